@@ -1,0 +1,1 @@
+//! Attention over the paged cache: one call serves prompt chunks and single tokens alike.

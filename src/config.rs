@@ -1,0 +1,1 @@
+//! Flags, environment and `lantern.toml`, resolved once into validated configuration.

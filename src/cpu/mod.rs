@@ -1,0 +1,1 @@
+//! CPU kernels behind run-time detection, and the thread pool they share.

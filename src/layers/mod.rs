@@ -1,0 +1,1 @@
+//! The layers a decoder is made of. They call `ops` only.

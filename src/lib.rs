@@ -1,0 +1,23 @@
+//! Lantern serves Llama, Qwen and DeepSeek models, and embeds them in Rust programs.
+
+mod attention;
+pub mod config;
+mod cpu;
+pub mod device;
+pub mod engine;
+pub mod hub;
+mod kv_cache;
+mod layers;
+mod llm;
+mod models;
+mod ops;
+pub mod request;
+mod runner;
+mod sampling;
+pub mod scheduler;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod cli;
+pub mod tokenizer;
+mod weights;

@@ -1,0 +1,1 @@
+//! Text in, stream of text out: what embedders and the server use.

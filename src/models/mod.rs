@@ -1,0 +1,1 @@
+//! Model families: a configuration becomes a `DecoderSpec` and a table of tensor names; one decoder runs them all.
