@@ -1,6 +1,8 @@
 //! Lantern serves Llama, Qwen and DeepSeek models, and embeds them in Rust programs.
 
 mod attention;
+#[cfg(feature = "server")]
+pub mod cli;
 pub mod config;
 mod cpu;
 pub mod device;
@@ -17,7 +19,10 @@ mod sampling;
 pub mod scheduler;
 #[cfg(feature = "server")]
 pub mod server;
-#[cfg(feature = "server")]
-pub mod cli;
 pub mod tokenizer;
 mod weights;
+
+pub use llm::{
+    Answer, Chat, GenerateError, GenerateRequest, GeneratedToken, GenerationEvent, Message, ModelInfo, Prompt,
+    SamplingOptions,
+};

@@ -1,0 +1,30 @@
+//! What is loaded, where it runs, and how much fits: what start-up prints and `/health` tells.
+
+/// A loaded model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// Name under which it is served.
+    pub name: String,
+    /// Architecture, as in `llama`, `qwen2`, `qwen3`.
+    pub architecture: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// What the weights are stored as: `Q4_1`, `BF16`, or the most common of several.
+    pub format: String,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    /// Prompt and answer together, in tokens.
+    pub context_length: u32,
+    /// Where it runs, as in `CPU, 2 threads, AVX2`.
+    pub device: String,
+    /// Why it runs there.
+    pub device_reason: String,
+    /// Bytes of the KV cache.
+    pub kv_bytes: u64,
+    /// How many requests of `context_length` tokens the KV cache holds at once; at least 1.
+    pub full_contexts: u32,
+    /// Tokens the KV cache holds in all.
+    pub kv_tokens: u64,
+    /// When it was loaded, in seconds since 1970.
+    pub loaded_at_unix_s: u64,
+}
