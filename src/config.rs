@@ -1,1 +1,279 @@
 //! Flags, environment and `lantern.toml`, resolved once into validated configuration.
+//!
+//! Knows no command line: flags arrive as one layer of [`Settings`]. Nobody else reads the environment.
+
+mod address;
+mod engine;
+mod keep_alive;
+mod settings;
+mod size;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
+pub use engine::{EngineConfig, Lag, MAX_SEQUENCES};
+pub use keep_alive::{KeepAlive, KeepAliveError};
+pub use settings::{KEYS, Lookup, Settings};
+pub use size::{ByteSize, SizeError};
+
+/// Everything that can be set, resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Model to serve where none is named; `None`: the catalog's default.
+    pub model: Option<String>,
+    /// Where and how the server serves.
+    pub server: ServerConfig,
+    /// How the engine is sized.
+    pub engine: EngineConfig,
+    /// Where models come from and where they are kept.
+    pub hub: HubConfig,
+    /// What is logged, in the filter language of `tracing`: `info`, `lantern=debug`.
+    pub log: String,
+    /// How long an idle model stays loaded.
+    pub keep_alive: KeepAlive,
+}
+
+/// Where and how the server serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Where it listens: 127.0.0.1:11434 unless set, which only this machine reaches.
+    pub address: Address,
+    /// How long running requests may go on after the order to stop. 30 s: what process managers wait before they kill.
+    pub drain_timeout: Duration,
+    /// Most bytes of a request's body. 16 MiB: some four million tokens of text, more than any context.
+    pub max_body_bytes: usize,
+    /// Most levels of nesting in a request's JSON. 64: tool schemas nest about ten deep.
+    pub max_json_depth: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            address: Address::default(),
+            drain_timeout: Duration::from_secs(30),
+            max_body_bytes: 16 << 20,
+            max_json_depth: 64,
+        }
+    }
+}
+
+/// Where models come from and where they are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubConfig {
+    /// Folder that holds downloaded models.
+    pub models_dir: PathBuf,
+    /// Never use the network.
+    pub offline: bool,
+    /// Hub to ask instead of the public one (`HF_ENDPOINT`).
+    pub endpoint: Option<String>,
+    /// Token for gated models (`HF_TOKEN`).
+    pub token: Option<Secret>,
+    /// The hub's own folder (`HF_HOME`): its cache may hold the model, its `token` file the token.
+    pub hf_home: Option<PathBuf>,
+}
+
+impl HubConfig {
+    /// What an embedder gets without asking for more: the folders and the hub that the environment names.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoHome`] where no variable tells a folder to keep models in.
+    pub fn from_environment(lookup: Lookup<'_>) -> Result<Self, ConfigError> {
+        Self::resolve(&Settings::from_environment(lookup)?, lookup)
+    }
+
+    fn resolve(settings: &Settings, lookup: Lookup<'_>) -> Result<Self, ConfigError> {
+        let set = |name| lookup(name).filter(|value| !value.is_empty());
+        let home = || set("HOME").or_else(|| set("USERPROFILE")).map(PathBuf::from);
+        let data_home = || set("XDG_DATA_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".local/share")));
+        let models_dir = match &settings.models_dir {
+            Some(models_dir) => models_dir.clone(),
+            None => data_home().ok_or(ConfigError::NoHome)?.join("lantern/models"),
+        };
+        Ok(Self {
+            models_dir,
+            offline: settings.offline.unwrap_or(false),
+            endpoint: set("HF_ENDPOINT"),
+            token: set("HF_TOKEN").map(Secret),
+            hf_home: set("HF_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".cache/huggingface"))),
+        })
+    }
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `text` from being printed.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, to be sent where it belongs.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Why the settings are not valid.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A variable does not parse.
+    #[error("the environment variable {name} is not valid")]
+    Environment {
+        /// Its name.
+        name: &'static str,
+        /// Why it does not parse.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file cannot be read or is not valid.
+    #[error("{} is not valid", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file holds a key that nothing reads.
+    #[error("{}: there is no key `{key}`; {hint}", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it may have been meant as.
+        hint: String,
+    },
+    /// A number is outside its range.
+    #[error("{name} is {value}, outside {low} to {high}")]
+    OutOfRange {
+        /// Name of the setting.
+        name: &'static str,
+        /// What it is.
+        value: u64,
+        /// The least it may be.
+        low: u64,
+        /// The most it may be.
+        high: u64,
+    },
+    /// There is no folder to keep models in.
+    #[error("no folder to keep models in: HOME is not set; give one with --models-dir or LANTERN_MODELS")]
+    NoHome,
+}
+
+/// Looks up a variable of this process's environment: what [`Config::resolve`] is given outside tests.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Reads a file that need not be there: what [`Config::resolve`] is given outside tests.
+///
+/// # Errors
+/// Any but [`io::ErrorKind::NotFound`], which is `None`.
+pub fn read_if_there(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Config {
+    /// Lays `flags` over the environment over `lantern.toml` over the defaults, and checks the result.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names the setting and where it stands.
+    pub fn resolve(
+        flags: Settings,
+        lookup: Lookup<'_>,
+        read: &dyn Fn(&Path) -> io::Result<Option<String>>,
+    ) -> Result<Self, ConfigError> {
+        let layers = [flags, Settings::from_environment(lookup)?, from_files(lookup, read)?];
+        let address = resolve_address(&layers);
+        let settings = layers.into_iter().reduce(Settings::or).unwrap_or_default();
+        let config = Self {
+            hub: HubConfig::resolve(&settings, lookup)?,
+            server: resolve_server(&settings, address)?,
+            engine: resolve_engine(&settings),
+            model: settings.model,
+            log: settings.log.unwrap_or_else(|| "info".to_owned()),
+            keep_alive: settings.keep_alive.unwrap_or_default(),
+        };
+        config.engine.validate()?;
+        Ok(config)
+    }
+}
+
+/// The settings of `./lantern.toml`, else of the one in the user's configuration folder, else none.
+fn from_files(lookup: Lookup<'_>, read: &dyn Fn(&Path) -> io::Result<Option<String>>) -> Result<Settings, ConfigError> {
+    let set = |name| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config_home = set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")));
+    let places = [Some(PathBuf::from("lantern.toml")), config_home.map(|folder| folder.join("lantern/lantern.toml"))];
+    for path in places.into_iter().flatten() {
+        let text = read(&path).map_err(|source| ConfigError::File { path: path.clone(), source: Box::new(source) })?;
+        if let Some(text) = text {
+            return Settings::from_toml(&path, &text);
+        }
+    }
+    Ok(Settings::default())
+}
+
+/// The highest host wins, and the highest port. The port inside a host that lost is lost with it: an address is one
+/// thing.
+fn resolve_address(layers: &[Settings]) -> Address {
+    let mut host = None;
+    let mut port = None;
+    for layer in layers {
+        port = port.or(layer.port);
+        if let (None, Some(text)) = (host, &layer.host) {
+            host = Some(text.host.as_deref());
+            port = port.or(text.port);
+        }
+    }
+    let default = Address::default();
+    Address { host: host.flatten().map_or(default.host, str::to_owned), port: port.unwrap_or(default.port) }
+}
+
+fn resolve_server(settings: &Settings, address: Address) -> Result<ServerConfig, ConfigError> {
+    let default = ServerConfig::default();
+    let drain_timeout_s = settings.drain_timeout_s.unwrap_or(default.drain_timeout.as_secs());
+    let max_body = settings.max_body.map_or(default.max_body_bytes as u64, |size| size.0);
+    engine::within("drain_timeout_s", drain_timeout_s, 0, 86_400)?;
+    engine::within("max_body", max_body, 1 << 10, 1 << 30)?;
+    Ok(ServerConfig {
+        address,
+        drain_timeout: Duration::from_secs(drain_timeout_s),
+        max_body_bytes: max_body as usize,
+        ..default
+    })
+}
+
+fn resolve_engine(settings: &Settings) -> EngineConfig {
+    let default = EngineConfig::default();
+    let max_sequences = settings.max_sequences.unwrap_or(default.max_sequences);
+    EngineConfig {
+        threads: settings.threads,
+        context_length: settings.context,
+        kv_cache_bytes: settings.kv_cache.map(|size| size.0),
+        max_sequences,
+        // Whoever asks for more sequences alone means that a step holds them all.
+        max_step_tokens: settings.max_step_tokens.unwrap_or(default.max_step_tokens.max(max_sequences)),
+        max_prompt_chunk_while_decoding: settings
+            .max_prompt_chunk_while_decoding
+            .unwrap_or(default.max_prompt_chunk_while_decoding),
+        max_waiting: settings.max_waiting.unwrap_or(default.max_waiting),
+        prefix_cache: settings.prefix_cache.unwrap_or(default.prefix_cache),
+        lag: default.lag,
+    }
+}
+
+#[cfg(test)]
+mod tests;

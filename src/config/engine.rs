@@ -1,0 +1,122 @@
+//! How the engine is sized. An embedder builds one by hand; the command line resolves one from its settings.
+//!
+//! Knows no source of settings and no machine: what is `None` is decided when a model is loaded.
+
+use std::num::NonZeroUsize;
+
+use super::ConfigError;
+
+/// Most sequences that one step may be configured to hold.
+pub const MAX_SEQUENCES: u32 = 4096;
+
+/// How many steps lie between computing a token and committing it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Lag {
+    /// A step is committed before the next one is scheduled: what a CPU wants, which computes where it schedules.
+    #[default]
+    Zero,
+    /// The next step is scheduled, over a placeholder, while this one still runs: what keeps a GPU busy.
+    One,
+}
+
+/// Sizes and limits of one engine. Resolved once; nothing changes it after start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Threads that compute, the engine's own among them. `None`: one for each core that this process may use.
+    pub threads: Option<NonZeroUsize>,
+    /// Most tokens of prompt and answer together. `None`: what the model was made for, or what fits if that is less.
+    pub context_length: Option<u32>,
+    /// Bytes of the KV cache. `None`: planned from the memory that is free.
+    pub kv_cache_bytes: Option<u64>,
+    /// Sequences in one step, 1 to [`MAX_SEQUENCES`]. 64: beyond it a CPU's step grows about as fast as its rows.
+    pub max_sequences: u32,
+    /// Tokens in one step, at least `max_sequences`. 512: large enough that a prompt's matrix products reach full
+    /// speed, small enough that the workspace stays some tens of megabytes.
+    pub max_step_tokens: u32,
+    /// Prompt tokens in one step while somebody decodes, at least 1. 128: a long prompt of one person delays the next
+    /// token of another by no more than a fraction of a second on a small CPU.
+    pub max_prompt_chunk_while_decoding: u32,
+    /// Requests that wait besides those that run; one more is refused. 256: minutes of work, not hours.
+    pub max_waiting: u32,
+    /// Keep the blocks of what was computed, and use them again where a prompt begins the same.
+    pub prefix_cache: bool,
+    /// How late tokens are committed. [`Lag::Zero`], since this build computes on the CPU.
+    pub lag: Lag,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            context_length: None,
+            kv_cache_bytes: None,
+            max_sequences: 64,
+            max_step_tokens: 512,
+            max_prompt_chunk_while_decoding: 128,
+            max_waiting: 256,
+            prefix_cache: true,
+            lag: Lag::Zero,
+        }
+    }
+}
+
+impl EngineConfig {
+    /// Holds every number against its range.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] for the first number outside its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(threads) = self.threads {
+            within("threads", threads.get() as u64, 1, 1024)?;
+        }
+        if let Some(context) = self.context_length {
+            within("context", context.into(), 16, 1 << 24)?;
+        }
+        if let Some(bytes) = self.kv_cache_bytes {
+            within("kv_cache", bytes, 1 << 20, 1 << 50)?;
+        }
+        within("max_sequences", self.max_sequences.into(), 1, MAX_SEQUENCES.into())?;
+        within("max_step_tokens", self.max_step_tokens.into(), self.max_sequences.max(16).into(), 1 << 20)?;
+        within("max_prompt_chunk_while_decoding", self.max_prompt_chunk_while_decoding.into(), 1, 1 << 20)?;
+        within("max_waiting", self.max_waiting.into(), 0, 1 << 20)
+    }
+}
+
+/// Whether `value` lies in `low..=high`.
+pub(super) fn within(name: &'static str, value: u64, low: u64, high: u64) -> Result<(), ConfigError> {
+    if (low..=high).contains(&value) { Ok(()) } else { Err(ConfigError::OutOfRange { name, value, low, high }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        EngineConfig::default().validate().expect("defaults");
+    }
+
+    #[test]
+    fn a_step_must_have_a_token_for_each_sequence() {
+        let config = EngineConfig { max_sequences: 600, ..EngineConfig::default() };
+        let error = config.validate().expect_err("600 sequences do not fit into 512 tokens").to_string();
+        assert_eq!(error, "max_step_tokens is 512, outside 600 to 1048576");
+    }
+
+    #[test]
+    fn numbers_outside_their_range_are_named() {
+        let base = EngineConfig::default();
+        let cases = [
+            (EngineConfig { max_sequences: 0, ..base.clone() }, "max_sequences is 0, outside 1 to 4096"),
+            (EngineConfig { context_length: Some(3), ..base.clone() }, "context is 3, outside 16 to 16777216"),
+            (
+                EngineConfig { max_prompt_chunk_while_decoding: 0, ..base.clone() },
+                "max_prompt_chunk_while_decoding is 0, outside 1 to 1048576",
+            ),
+            (EngineConfig { threads: NonZeroUsize::new(5000), ..base }, "threads is 5000, outside 1 to 1024"),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(config.validate().expect_err(expected).to_string(), expected);
+        }
+    }
+}
