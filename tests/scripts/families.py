@@ -1,0 +1,120 @@
+"""The tiny models: one per decoder family and RoPE scaling, as transformers configs.
+
+Knows no weights. `classic` in an entry holds what the classic config.json says beyond, or other than, what
+follows from the transformers 5 form; None removes a key, as hubs' older files often lack it.
+"""
+
+from tiny_tokenizer import BOS, EOS, VOCAB_SIZE
+
+COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "initializer_range": 0.02,
+}
+LENGTHS = {"one": 1, "short": 17, "medium": 70, "long": 200}
+
+FAMILIES = {
+    # Llama 2: as many key heads as query heads; the oldest files say neither head_dim nor rope_theta.
+    "llama2": {
+        "type": "llama",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "max_position_embeddings": 256,
+                   "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        "classic": {"head_dim": None, "rope_theta": None, "num_key_value_heads": None, "attention_bias": None,
+                    "mlp_bias": None},
+    },
+    # Llama 3.1 and 3.2: grouped heads, tied embeddings, several ends.
+    "llama3": {
+        "type": "llama",
+        "config": {"intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+                   "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+                   "tie_word_embeddings": True, "eos_token_id": [EOS, EOS + 3],
+                   "rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
+                                       "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                       "original_max_position_embeddings": 64}},
+        "classic": {},
+    },
+    "llama_linear": {
+        "type": "llama",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 1,
+                   "max_position_embeddings": 256, "attention_bias": True,
+                   "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        "classic": {"rope_type_key": "type"},
+    },
+    # The frequencies depend on the length once it is past max_position_embeddings: `long` is past it.
+    "llama_dynamic": {
+        "type": "llama",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+                   "max_position_embeddings": 128,
+                   "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+        "classic": {"rope_type_key": "type"},
+        "length_dependent": True,
+    },
+    "llama_yarn": {
+        "type": "llama",
+        "config": {"intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1,
+                   "max_position_embeddings": 256,
+                   "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                                       "beta_fast": 16.0, "beta_slow": 2.0,
+                                       "original_max_position_embeddings": 64}},
+        "classic": {},
+    },
+    # Short factors up to 64 tokens, long factors past them: `medium` and `long` are past.
+    "llama_longrope": {
+        "type": "llama",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+                   "max_position_embeddings": 256,
+                   "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0,
+                                       "short_factor": [1.0, 1.0, 1.1, 1.1, 1.2, 1.3, 1.5, 1.6],
+                                       "long_factor": [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0],
+                                       "original_max_position_embeddings": 64}},
+        "classic": {},
+        "length_dependent": True,
+    },
+    "qwen2": {
+        "type": "qwen2",
+        "config": {"intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+                   "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        # A window that use_sliding_window turns off: it must not be applied.
+        "classic": {"sliding_window": 16, "max_window_layers": 1, "layer_types": None},
+    },
+    # As Qwen2.5's own instructions for long texts: max_position_embeddings stays the original one.
+    "qwen2_5_yarn": {
+        "type": "qwen2",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 1,
+                   "max_position_embeddings": 64,
+                   "rope_parameters": {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0,
+                                       "original_max_position_embeddings": 64}},
+        "classic": {"rope_type_key": "type", "sliding_window": 16, "max_window_layers": 2, "layer_types": None},
+    },
+    # Norms over each head of q and k; heads wider than hidden_size / heads. Saved in three shards.
+    "qwen3": {
+        "type": "qwen3",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+                   "max_position_embeddings": 256, "tie_word_embeddings": False,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None},
+        "shard_size": "120KB",
+    },
+}
+
+
+def classic_config(modern, changes):
+    """The classic form of `modern`, a config.json as transformers 5 writes it (both are dicts)."""
+    changes = dict(changes)
+    type_key = changes.pop("rope_type_key", "rope_type")
+    classic = {key: value for key, value in modern.items() if key not in ("rope_parameters", "dtype")}
+    rope = dict(modern["rope_parameters"])
+    classic["rope_theta"] = rope.pop("rope_theta")
+    rope_type = rope.pop("rope_type")
+    classic["rope_scaling"] = None if rope_type == "default" else {**rope, type_key: rope_type}
+    classic["torch_dtype"] = modern["dtype"]
+    classic["transformers_version"] = "4.43.0"
+    for key, value in changes.items():
+        classic.pop(key, None)
+        if value is not None:
+            classic[key] = value
+    return dict(sorted(classic.items()))
