@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
-pub use engine::{EngineConfig, Lag, MAX_SEQUENCES};
+pub use engine::{DeviceWish, DeviceWishError, EngineConfig, Lag, MAX_SEQUENCES};
 pub use keep_alive::{KeepAlive, KeepAliveError};
 pub use settings::{KEYS, Lookup, Settings};
 pub use size::{ByteSize, SizeError};
@@ -27,7 +27,7 @@ pub struct Config {
     pub server: ServerConfig,
     /// How the engine is sized.
     pub engine: EngineConfig,
-    /// Where models come from and where they are kept.
+    /// Where models are kept and whether they may be fetched. How the hub is spoken to is the hub's own matter.
     pub hub: HubConfig,
     /// What is logged, in the filter language of `tracing`: `info`, `lantern=debug`.
     pub log: String,
@@ -59,23 +59,17 @@ impl Default for ServerConfig {
     }
 }
 
-/// Where models come from and where they are kept.
+/// Where models are kept and whether they may be fetched. How the hub is spoken to is the hub's own matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubConfig {
     /// Folder that holds downloaded models.
     pub models_dir: PathBuf,
     /// Never use the network.
     pub offline: bool,
-    /// Hub to ask instead of the public one (`HF_ENDPOINT`).
-    pub endpoint: Option<String>,
-    /// Token for gated models (`HF_TOKEN`).
-    pub token: Option<Secret>,
-    /// The hub's own folder (`HF_HOME`): its cache may hold the model, its `token` file the token.
-    pub hf_home: Option<PathBuf>,
 }
 
 impl HubConfig {
-    /// What an embedder gets without asking for more: the folders and the hub that the environment names.
+    /// What an embedder gets without asking for more: the folder that the environment names.
     ///
     /// # Errors
     /// [`ConfigError::NoHome`] where no variable tells a folder to keep models in.
@@ -91,35 +85,7 @@ impl HubConfig {
             Some(models_dir) => models_dir.clone(),
             None => data_home().ok_or(ConfigError::NoHome)?.join("lantern/models"),
         };
-        Ok(Self {
-            models_dir,
-            offline: settings.offline.unwrap_or(false),
-            endpoint: set("HF_ENDPOINT"),
-            token: set("HF_TOKEN").map(Secret),
-            hf_home: set("HF_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".cache/huggingface"))),
-        })
-    }
-}
-
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Keeps `text` from being printed.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, to be sent where it belongs.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(..)")
+        Ok(Self { models_dir, offline: settings.offline.unwrap_or(false) })
     }
 }
 
@@ -272,6 +238,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         max_waiting: settings.max_waiting.unwrap_or(default.max_waiting),
         prefix_cache: settings.prefix_cache.unwrap_or(default.prefix_cache),
         lag: default.lag,
+        device: settings.device.unwrap_or(default.device),
     }
 }
 

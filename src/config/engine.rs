@@ -3,6 +3,7 @@
 //! Knows no source of settings and no machine: what is `None` is decided when a model is loaded.
 
 use std::num::NonZeroUsize;
+use std::str::FromStr;
 
 use super::ConfigError;
 
@@ -19,9 +20,50 @@ pub enum Lag {
     One,
 }
 
+/// Where a model is to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub enum DeviceWish {
+    /// The first GPU that can be used, else the CPU, which says why.
+    #[default]
+    Auto,
+    /// The CPU, whatever else is here.
+    Cpu,
+    /// A GPU, or an error that says why not.
+    Cuda,
+}
+
+/// Why a text is no device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no device; auto, cpu and cuda are")]
+pub struct DeviceWishError(String);
+
+impl FromStr for DeviceWish {
+    type Err = DeviceWishError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceWishError> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" | "gpu" => Ok(Self::Cuda),
+            _ => Err(DeviceWishError(text.to_owned())),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceWish {
+    type Error = DeviceWishError;
+
+    fn try_from(text: String) -> Result<Self, DeviceWishError> {
+        text.parse()
+    }
+}
+
 /// Sizes and limits of one engine. Resolved once; nothing changes it after start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
+    /// Where the model runs.
+    pub device: DeviceWish,
     /// Threads that compute, the engine's own among them. `None`: one for each core that this process may use.
     pub threads: Option<NonZeroUsize>,
     /// Most tokens of prompt and answer together. `None`: what the model was made for, or what fits if that is less.
@@ -47,6 +89,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            device: DeviceWish::Auto,
             threads: None,
             context_length: None,
             kv_cache_bytes: None,

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{ByteSize, ConfigError, HostText, KeepAlive};
+use super::{ByteSize, ConfigError, DeviceWish, HostText, KeepAlive};
 
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -27,6 +27,8 @@ pub struct Settings {
     pub offline: Option<bool>,
     /// How long an idle model stays loaded.
     pub keep_alive: Option<KeepAlive>,
+    /// See [`super::EngineConfig::device`].
+    pub device: Option<DeviceWish>,
     /// See [`super::EngineConfig::threads`].
     pub threads: Option<NonZeroUsize>,
     /// See [`super::EngineConfig::context_length`].
@@ -52,13 +54,14 @@ pub struct Settings {
 }
 
 /// The keys of `lantern.toml`.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "model",
     "host",
     "port",
     "models_dir",
     "offline",
     "keep_alive",
+    "device",
     "threads",
     "context",
     "kv_cache",
@@ -86,6 +89,7 @@ impl Settings {
             models_dir: read.first(&["LANTERN_MODELS", "OLLAMA_MODELS"])?,
             offline: read.switch("LANTERN_OFFLINE")?,
             keep_alive: read.first(&["LANTERN_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE"])?,
+            device: read.first(&["LANTERN_DEVICE"])?,
             threads: read.first(&["LANTERN_THREADS"])?,
             context: read.first(&["LANTERN_CONTEXT"])?,
             kv_cache: read.first(&["LANTERN_KV_CACHE"])?,
@@ -123,6 +127,7 @@ impl Settings {
             models_dir: self.models_dir.or(below.models_dir),
             offline: self.offline.or(below.offline),
             keep_alive: self.keep_alive.or(below.keep_alive),
+            device: self.device.or(below.device),
             threads: self.threads.or(below.threads),
             context: self.context.or(below.context),
             kv_cache: self.kv_cache.or(below.kv_cache),

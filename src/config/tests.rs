@@ -22,7 +22,6 @@ fn nothing_set_gives_the_defaults() {
     assert_eq!(config.engine, EngineConfig::default());
     assert_eq!(config.server.address.to_string(), "127.0.0.1:11434");
     assert_eq!(config.hub.models_dir, Path::new("/home/ada/.local/share/lantern/models"));
-    assert_eq!(config.hub.hf_home.as_deref(), Some(Path::new("/home/ada/.cache/huggingface")));
     assert_eq!((config.model, config.log.as_str(), config.keep_alive), (None, "info", KeepAlive::Forever));
 }
 
@@ -89,8 +88,7 @@ fn sizes_durations_and_switches_reach_their_places() {
         ("LANTERN_MAX_BODY", "1MiB"),
         ("LANTERN_DRAIN_TIMEOUT_S", "5"),
         ("OLLAMA_KEEP_ALIVE", "5m"),
-        ("HF_TOKEN", "hf_secret"),
-        ("HF_ENDPOINT", "http://mirror"),
+        ("LANTERN_DEVICE", "CPU"),
     ];
     let config = resolve(Settings::default(), variables, &[]).expect("valid");
     assert_eq!(config.engine.kv_cache_bytes, Some(2 << 30));
@@ -100,9 +98,7 @@ fn sizes_durations_and_switches_reach_their_places() {
     assert_eq!(config.server.max_body_bytes, 1 << 20);
     assert_eq!(config.server.drain_timeout, Duration::from_secs(5));
     assert_eq!(config.keep_alive, KeepAlive::For(Duration::from_secs(300)));
-    assert_eq!(config.hub.endpoint.as_deref(), Some("http://mirror"));
-    assert_eq!(config.hub.token.as_ref().map(Secret::expose), Some("hf_secret"));
-    assert!(!format!("{config:?}").contains("hf_secret"), "a token was printed");
+    assert_eq!(config.engine.device, DeviceWish::Cpu);
 }
 
 #[test]

@@ -1,1 +1,119 @@
-//! What hardware is here, what it can run, which to use and why.
+//! What this machine has, and where a model runs on it and why.
+//!
+//! Plain facts and one pure decision: knows no models, no tensors and, in this build, no CUDA.
+
+mod choose;
+mod gpu;
+mod memory;
+
+use std::path::Path;
+
+pub use choose::{Device, DeviceChoice, DeviceError, choose};
+pub use gpu::NvidiaFacts;
+pub use memory::Memory;
+
+/// Facts about this machine. What cannot be found out is `None` or empty, never an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// Cores that this process may use, with its affinity and its container's quota counted in; at least 1.
+    pub cores: usize,
+    /// Name of the processor.
+    pub processor: Option<String>,
+    /// SIMD extensions that kernels exist for, the best last: `AVX2`, `AVX-512`.
+    pub simd: Vec<&'static str>,
+    /// Main memory, or what this process's container allows of it.
+    pub memory: Option<Memory>,
+    /// What is seen of NVIDIA GPUs.
+    pub nvidia: NvidiaFacts,
+}
+
+impl Hardware {
+    /// Looks at this machine.
+    pub fn detect() -> Self {
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            simd: detect_simd(),
+            ..Self::read_under(Path::new("/"))
+        }
+    }
+
+    /// The facts that the files under `root` tell, so that a test can lay out a machine of its own.
+    fn read_under(root: &Path) -> Self {
+        Self {
+            cores: 1,
+            processor: processor_name(root),
+            simd: Vec::new(),
+            memory: Memory::read_under(root),
+            nvidia: NvidiaFacts::read_under(root),
+        }
+    }
+
+    /// The CPU in a few words: `CPU, 2 threads, AVX2`.
+    pub fn describe_cpu(&self, threads: usize) -> String {
+        let simd = self.simd.last().copied().unwrap_or("no SIMD kernels");
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("CPU, {threads} thread{plural}, {simd}")
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect_simd() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        found.push("AVX2");
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+            found.push("AVX-512");
+        }
+    }
+    found
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect_simd() -> Vec<&'static str> {
+    Vec::new()
+}
+
+fn processor_name(root: &Path) -> Option<String> {
+    let cpuinfo = std::fs::read_to_string(root.join("proc/cpuinfo")).ok()?;
+    let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_a_core_and_more_memory_than_is_free() {
+        let hardware = Hardware::detect();
+        assert!(hardware.cores >= 1);
+        if let Some(memory) = hardware.memory {
+            assert!(memory.available_bytes <= memory.total_bytes, "{memory:?}");
+            assert!(memory.total_bytes > 0);
+        }
+    }
+
+    #[test]
+    fn a_machine_without_proc_is_unknown_and_no_error() {
+        let empty = tempfile::tempdir().expect("a folder");
+        let hardware = Hardware::read_under(empty.path());
+        assert_eq!(hardware, Hardware { cores: 1, ..Hardware::default() });
+    }
+
+    #[test]
+    fn the_processor_is_named() {
+        let root = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(root.path().join("proc")).expect("a folder");
+        let cpuinfo = "processor\t: 0\nmodel name\t: Some CPU @ 3.00GHz\n\nprocessor\t: 1\nmodel name\t: Some CPU\n";
+        std::fs::write(root.path().join("proc/cpuinfo"), cpuinfo).expect("a file");
+        assert_eq!(processor_name(root.path()).as_deref(), Some("Some CPU @ 3.00GHz"));
+    }
+
+    #[test]
+    fn a_cpu_is_described_by_its_best_kernels() {
+        let with = |simd: &[&'static str]| Hardware { cores: 2, simd: simd.to_vec(), ..Hardware::default() };
+        assert_eq!(with(&["AVX2"]).describe_cpu(2), "CPU, 2 threads, AVX2");
+        assert_eq!(with(&["AVX2", "AVX-512"]).describe_cpu(1), "CPU, 1 thread, AVX-512");
+        assert_eq!(with(&[]).describe_cpu(4), "CPU, 4 threads, no SIMD kernels");
+    }
+}
