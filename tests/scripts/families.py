@@ -14,7 +14,6 @@ COMMON = {
     "eos_token_id": EOS,
     "initializer_range": 0.02,
 }
-LENGTHS = {"one": 1, "short": 17, "medium": 70, "long": 200}
 
 FAMILIES = {
     # Llama 2: as many key heads as query heads; the oldest files say neither head_dim nor rope_theta.

@@ -11,19 +11,13 @@ import shutil
 import sys
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import reference
 import tiny_tokenizer
-from families import COMMON, FAMILIES, LENGTHS, classic_config
-
-GREEDY_STEPS = 24
-LEAST_MARGIN = 0.02  # A seed whose greedy path has a closer call than this is passed over.
-LEAST_DISTINCT = 3  # ... and one with fewer different tokens in a continuation, or fewer than
-LEAST_DISTINCT_IN_ALL = 12  # ... this many in all continuations: models that only repeat themselves.
+import tiny_values
+from families import COMMON, FAMILIES, classic_config
 
 
 def random_weights(model, seed):
@@ -42,20 +36,6 @@ def random_weights(model, seed):
             gain = 2.0 if "q_proj" in name or "lm_head" in name else 1.0
             value = gain * noise / parameter.shape[1] ** 0.5
         parameter.data.copy_(value.to(torch.bfloat16).float())
-
-
-def prompts(seed):
-    """{name: ids}: uniformly random ids, special ones included."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randint(tiny_tokenizer.VOCAB_SIZE, (length,), generator=generator).tolist()
-        for name, length in LENGTHS.items()
-    }
-
-
-def logit_positions(length):
-    """The positions whose logits are kept: a few inner ones around block and chunk edges, and the last."""
-    return sorted({p for p in (0, 15, 16, 31, 63, 64, 127, 128) if p < length - 1} | {length - 1})
 
 
 def write_model(folder, family, seed):
@@ -93,53 +73,15 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def expected_values(folder, family, seed):
-    """(what goes to expected.json, arrays for expected.safetensors, whether the seed is a good one)."""
-    arrays, entries = {}, []
-    for name, ids in prompts(seed + 1).items():
-        model = load(folder)  # Afresh: dynamic scaling keeps state from one prompt to the next.
-        positions = logit_positions(len(ids))
-        logits = reference.prompt_logits(model, ids)
-        arrays[f"{name}.logits"] = logits[positions].contiguous()
-        if len(ids) > 1:
-            arrays[f"{name}.prompt_logprobs"] = reference.prompt_logprobs(logits, ids)
-        tokens, margins = reference.greedy(load(folder), ids, GREEDY_STEPS)
-        entry = {"name": name, "ids": ids, "logit_positions": positions, "greedy": tokens, "margins": margins}
-        if FAMILIES[family].get("length_dependent"):
-            entry["greedy_uncached"] = reference.greedy_uncached(load(folder), ids, GREEDY_STEPS)
-        entries.append(entry)
-    about = {
-        "family": family,
-        "seed": seed,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "prompts": entries,
-    }
-    return about, arrays, is_telling(entries)
-
-
-def is_telling(entries):
-    """Whether the greedy paths are clear of ties and go somewhere."""
-    clear = all(min(entry["margins"]) >= LEAST_MARGIN for entry in entries)
-    kinds = [set(entry["greedy"]) for entry in entries]
-    return clear and min(map(len, kinds)) >= LEAST_DISTINCT and len(set.union(*kinds)) >= LEAST_DISTINCT_IN_ALL
-
-
 def make(root, family):
-    """Tries seeds in order until the greedy paths have clear margins, and leaves that one's folder."""
+    """One family's folder."""
     folder = root / family
-    for seed in range(1000, 1200, 2):
-        write_model(folder, family, seed)
-        about, arrays, good = expected_values(folder, family, seed)
-        if good:
-            break
-    else:
-        raise SystemExit(f"{family}: no seed gives clear margins")
-    (folder / "expected.json").write_text(json.dumps(about) + "\n")
-    safetensors.torch.save_file(arrays, folder / "expected.safetensors")
-    least = min(min(entry["margins"]) for entry in about["prompts"])
-    spread = float(arrays["long.logits"].std())
-    print(f"{family}: seed {seed}, least margin {least:.3f}, logits spread {spread:.2f}", flush=True)
+    tiny_values.search(
+        folder,
+        write=lambda seed: write_model(folder, family, seed),
+        load=lambda: load(folder),
+        length_dependent=FAMILIES[family].get("length_dependent", False),
+    )
 
 
 if __name__ == "__main__":

@@ -6,18 +6,8 @@ Needs only numpy and gguf. Knows no torch and no transformers; knows the `llama`
 import numpy as np
 from gguf import GGUFReader, dequantize
 
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+from gguf_names import halves_from_pairs, hugging_face_name
+
 CONTROL = 3  # tokenizer.ggml.token_type of a special token
 
 
@@ -66,16 +56,11 @@ class Gguf:
         for tensor in self.reader.tensors:
             values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
             values = values.reshape(tensor.shape.tolist()[::-1])
-            stem, kind = tensor.name.rsplit(".", 1)
-            if stem.startswith("blk."):
-                _, layer, part = stem.split(".")
-                name = f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
-                if part in ("attn_q", "attn_k"):
-                    heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
-                    values = halves_from_pairs(values, heads)
-            else:
-                name = f"{OUTER_NAMES[stem]}.{kind}"
-            yield name, values
+            if ".attn_q." in tensor.name:
+                values = halves_from_pairs(values, config["num_attention_heads"])
+            elif ".attn_k." in tensor.name:
+                values = halves_from_pairs(values, config["num_key_value_heads"])
+            yield hugging_face_name(tensor.name), values
 
     def chat_template(self):
         """The Jinja source of the chat template."""
@@ -121,13 +106,3 @@ class Gguf:
     def token(self, role):
         """The text of the token that `tokenizer.ggml.{role}_token_id` names."""
         return self.get("tokenizer.ggml.tokens")[self.get(f"tokenizer.ggml.{role}_token_id")]
-
-
-def halves_from_pairs(rows, heads):
-    """Undoes llama.cpp's order of q and k rows.
-
-    It rotates neighbours (0, 1), (2, 3) ... of a head; transformers rotates i with i + head_dim / 2. So in the
-    file a head's rows lie interleaved: 0, d/2, 1, d/2 + 1, ...
-    """
-    head_dim = rows.shape[0] // heads
-    return rows.reshape(heads, head_dim // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
