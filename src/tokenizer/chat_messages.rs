@@ -22,10 +22,7 @@ pub(super) fn normalise(messages: &[Value], expected: Expectations) -> Result<Va
     let messages: Result<Vec<Value>, String> = messages
         .iter()
         .map(|message| {
-            let mut message = message
-                .as_object()
-                .cloned()
-                .ok_or_else(|| "a message is not an object".to_owned())?;
+            let mut message = message.as_object().cloned().ok_or_else(|| "a message is not an object".to_owned())?;
             normalise_content(&mut message, expected)?;
             if expected.object_arguments {
                 parse_arguments(&mut message);
@@ -38,10 +35,7 @@ pub(super) fn normalise(messages: &[Value], expected: Expectations) -> Result<Va
     messages.map(Value::Array)
 }
 
-fn normalise_content(
-    message: &mut Map<String, Value>,
-    expected: Expectations,
-) -> Result<(), String> {
+fn normalise_content(message: &mut Map<String, Value>, expected: Expectations) -> Result<(), String> {
     let content = match message.get("content") {
         Some(Value::Array(parts)) => Value::String(join_parts(parts)?),
         None | Some(Value::Null) if expected.text_content => Value::String(String::new()),
@@ -128,9 +122,7 @@ mod tests {
 
     #[test]
     fn arguments_take_the_expected_form() {
-        let call = |arguments: Value| {
-            json!({"content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]})
-        };
+        let call = |arguments: Value| json!({"content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]});
         let objects = Expectations { object_arguments: true, ..Expectations::default() };
         let (text, object) = (json!("{\"x\": 1}"), json!({"x": 1}));
         assert_eq!(one(call(text.clone()), objects).unwrap(), call(object.clone()));

@@ -138,8 +138,7 @@ mod tests {
                         .collect();
                     let whole = String::from_utf8_lossy(&whole_bytes);
                     let strips = tokenizer.strips_leading_space();
-                    let expected =
-                        if strips { whole.strip_prefix(' ').unwrap_or(&whole) } else { &whole };
+                    let expected = if strips { whole.strip_prefix(' ').unwrap_or(&whole) } else { &whole };
                     let mut decoder = IncrementalDecoder::new(&tokenizer, skip_special);
                     let mut pieces: Vec<String> = ids.iter().map(|&id| decoder.push(id)).collect();
                     assert!(decoder.pending.len() <= 3, "seed {seed}");
@@ -156,8 +155,7 @@ mod tests {
         let tokenizer = sentence_piece();
         let byte = |byte: u8| u32::from(byte) + 3;
         let mut decoder = IncrementalDecoder::new(&tokenizer, true);
-        let texts: Vec<String> =
-            "🙂é".bytes().map(|value| decoder.push(byte(value))).collect();
+        let texts: Vec<String> = "🙂é".bytes().map(|value| decoder.push(byte(value))).collect();
         assert_eq!(texts, ["", "", "", "🙂", "", "é"]);
         assert_eq!(decoder.push(byte(0xE4)), "");
         assert_eq!(decoder.push(byte(0xBD)), "");

@@ -45,9 +45,8 @@ impl Tokenizer {
             .map_err(|error| invalid(error.to_string()))?;
         let config_path = path.with_file_name("tokenizer_config.json");
         let config = if config_path.exists() {
-            serde_json::from_slice(&read(&config_path)?).map_err(|error| {
-                TokenizerError::Invalid { path: config_path, reason: error.to_string() }
-            })?
+            serde_json::from_slice(&read(&config_path)?)
+                .map_err(|error| TokenizerError::Invalid { path: config_path, reason: error.to_string() })?
         } else {
             Value::Null
         };
@@ -93,8 +92,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's own failures; none is known for a vocabulary that could be loaded.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding =
-            self.inner.encoder.encode_fast(text, false).map_err(TokenizerError::Failed)?;
+        let encoding = self.inner.encoder.encode_fast(text, false).map_err(TokenizerError::Failed)?;
         if !add_special || (self.inner.prefix.is_empty() && self.inner.suffix.is_empty()) {
             return Ok(encoding.get_ids().to_vec());
         }
@@ -176,15 +174,12 @@ fn token_text(token: &Value) -> Option<&str> {
 
 /// The table of what each id of a tokenizer.json stands for.
 fn pieces_of(encoder: &tokenizers::Tokenizer) -> Result<PieceTable, TokenizerError> {
-    let decoder = serde_json::to_value(encoder.get_decoder())
-        .map_err(|error| TokenizerError::Failed(error.into()))?;
+    let decoder = serde_json::to_value(encoder.get_decoder()).map_err(|error| TokenizerError::Failed(error.into()))?;
     let (spelling, strips_leading_space) = spelling_of_decoder(&decoder)?;
     let vocabulary = encoder.get_vocab(true);
     let count = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
     if count == 0 || count > MAX_VOCAB_SIZE {
-        return Err(TokenizerError::Vocabulary(format!(
-            "{count} ids; 1 to {MAX_VOCAB_SIZE} are supported"
-        )));
+        return Err(TokenizerError::Vocabulary(format!("{count} ids; 1 to {MAX_VOCAB_SIZE} are supported")));
     }
     let mut texts: Vec<Option<&str>> = vec![None; count];
     for (text, &id) in &vocabulary {

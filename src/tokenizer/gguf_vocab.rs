@@ -126,8 +126,7 @@ impl GgufVocab {
         if let Some(unk) = unk {
             builder = builder.unk_token(self.tokens[unk as usize].clone());
         }
-        let model =
-            builder.vocab_and_merges(ids, merges).build().map_err(TokenizerError::Failed)?;
+        let model = builder.vocab_and_merges(ids, merges).build().map_err(TokenizerError::Failed)?;
         let mut encoder = tokenizers::Tokenizer::new(model);
         let prefixes_space = self.add_space_prefix.unwrap_or(true);
         let mut steps: Vec<NormalizerWrapper> = Vec::new();
@@ -164,10 +163,7 @@ impl GgufVocab {
 
     /// The merges as the file lists them. Both halves and their union must be tokens: the
     /// merging code relies on it.
-    fn listed_merges(
-        &self,
-        ids: &Vocab,
-    ) -> Result<Vec<(String, String)>, TokenizerError> {
+    fn listed_merges(&self, ids: &Vocab) -> Result<Vec<(String, String)>, TokenizerError> {
         let mut merges = Vec::with_capacity(self.merges.len());
         for (rank, merge) in self.merges.iter().enumerate() {
             let pair = merge.split_once(' ').filter(|(left, right)| {
@@ -189,10 +185,7 @@ impl GgufVocab {
     ///
     /// Source: Kudo and Richardson, "SentencePiece", 2018: BPE merges the pair whose union has
     /// the highest score. The order among equals is that of the Hugging Face conversion.
-    fn scored_merges(
-        &self,
-        ids: &Vocab,
-    ) -> Result<Vec<(String, String)>, TokenizerError> {
+    fn scored_merges(&self, ids: &Vocab) -> Result<Vec<(String, String)>, TokenizerError> {
         if self.scores.len() != self.tokens.len() {
             return Err(TokenizerError::Vocabulary(format!(
                 "{} tokens but {} scores",
@@ -224,9 +217,7 @@ impl GgufVocab {
         }
         merges.sort_by(|(score_a, (left_a, right_a)), (score_b, (left_b, right_b))| {
             let lengths = |left: &str, right: &str| (left.chars().count(), right.chars().count());
-            score_b
-                .total_cmp(score_a)
-                .then_with(|| lengths(left_b, right_b).cmp(&lengths(left_a, right_a)))
+            score_b.total_cmp(score_a).then_with(|| lengths(left_b, right_b).cmp(&lengths(left_a, right_a)))
         });
         Ok(merges.into_iter().map(|(_, (left, right))| (left.into(), right.into())).collect())
     }
@@ -244,11 +235,7 @@ impl GgufVocab {
         Ok(())
     }
 
-    fn pieces(
-        &self,
-        spelling: Spelling,
-        strips_leading_space: bool,
-    ) -> Result<PieceTable, TokenizerError> {
+    fn pieces(&self, spelling: Spelling, strips_leading_space: bool) -> Result<PieceTable, TokenizerError> {
         let pieces = self.tokens.iter().enumerate().map(|(index, text)| {
             let kind = self.type_of(index);
             (kind != token_type::UNUSED).then_some(Piece {

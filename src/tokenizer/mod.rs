@@ -21,9 +21,7 @@ pub use encode::Tokenizer;
 pub use gguf_vocab::{GgufVocab, MAX_PIECE_BYTES};
 pub use pieces::MAX_VOCAB_SIZE;
 pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopError, StopMatcher, StopOutcome};
-pub use template::{
-    CHATML_TEMPLATE, ChatTemplate, MAX_RENDERED_BYTES, MAX_TEMPLATE_STEPS, TemplateError,
-};
+pub use template::{CHATML_TEMPLATE, ChatTemplate, MAX_RENDERED_BYTES, MAX_TEMPLATE_STEPS, TemplateError};
 
 /// Why a tokenizer could not be built, or a text not be encoded.
 #[derive(Debug, thiserror::Error)]

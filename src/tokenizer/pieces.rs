@@ -51,9 +51,7 @@ impl PieceTable {
     ) -> Result<Self, TokenizerError> {
         let count = pieces.len();
         if count > MAX_VOCAB_SIZE {
-            return Err(TokenizerError::Vocabulary(format!(
-                "{count} tokens; at most {MAX_VOCAB_SIZE} are supported"
-            )));
+            return Err(TokenizerError::Vocabulary(format!("{count} tokens; at most {MAX_VOCAB_SIZE} are supported")));
         }
         let mut table = PieceTable {
             bytes: Vec::with_capacity(count.saturating_mul(8)),

@@ -35,13 +35,8 @@ const DEEPSEEK_LLM: &[&str] = &[
     r"\p{N}+",
 ];
 /// Source: as [`DEEPSEEK_LLM`], for `deepseek-coder`.
-const DEEPSEEK_CODER: &[&str] = &[
-    r"[\r\n]",
-    r"\s?\p{L}+",
-    r"\s?\p{P}+",
-    r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+",
-    r"\p{N}",
-];
+const DEEPSEEK_CODER: &[&str] =
+    &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+", r"\p{N}"];
 
 /// Source: the published encoder of GPT-2.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -97,8 +92,7 @@ impl PreTokenization {
         let mut steps = Vec::with_capacity(self.patterns.len() + 1);
         for pattern in self.patterns {
             let pattern = SplitPattern::Regex((*pattern).to_owned());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-                .map_err(TokenizerError::Failed)?;
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(TokenizerError::Failed)?;
             steps.push(PreTokenizerWrapper::from(split));
         }
         steps.push(ByteLevel::new(false, true, false).into());
@@ -112,8 +106,15 @@ mod tests {
     use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
     const NAMES: &[&str] = &[
-        "default", "llama-bpe", "qwen2", "deepseek-r1-qwen", "deepseek-v3", "deepseek-llm",
-        "deepseek-coder", "gpt-2", "smollm",
+        "default",
+        "llama-bpe",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "deepseek-v3",
+        "deepseek-llm",
+        "deepseek-coder",
+        "gpt-2",
+        "smollm",
     ];
 
     fn words(name: &str, text: &str) -> Vec<String> {

@@ -19,12 +19,7 @@ pub(super) struct Style {
 
 impl Default for Style {
     fn default() -> Self {
-        Style {
-            indent: None,
-            ensure_ascii: false,
-            item_separator: ", ".into(),
-            key_separator: ": ".into(),
-        }
+        Style { indent: None, ensure_ascii: false, item_separator: ", ".into(), key_separator: ": ".into() }
     }
 }
 
@@ -82,11 +77,7 @@ impl Formatter for PythonFormatter<'_> {
         self.close(writer, b"]")
     }
 
-    fn begin_array_value<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         self.separate(writer, first)
     }
 
@@ -103,11 +94,7 @@ impl Formatter for PythonFormatter<'_> {
         self.close(writer, b"}")
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         self.separate(writer, first)
     }
 
@@ -124,11 +111,7 @@ impl Formatter for PythonFormatter<'_> {
         writer.write_all(float(value).as_bytes())
     }
 
-    fn write_string_fragment<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         if !self.style.ensure_ascii || fragment.is_ascii() {
             return writer.write_all(fragment.as_bytes());
         }
@@ -144,11 +127,7 @@ impl Formatter for PythonFormatter<'_> {
         Ok(())
     }
 
-    fn write_char_escape<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        escape: CharEscape,
-    ) -> io::Result<()> {
+    fn write_char_escape<W: ?Sized + io::Write>(&mut self, writer: &mut W, escape: CharEscape) -> io::Result<()> {
         match escape {
             CharEscape::Quote => writer.write_all(b"\\\""),
             CharEscape::ReverseSolidus => writer.write_all(b"\\\\"),
@@ -196,12 +175,7 @@ mod tests {
 
     #[test]
     fn indent_and_ascii_are_as_in_python() {
-        let style = Style {
-            indent: Some(2),
-            item_separator: ",".into(),
-            ensure_ascii: true,
-            ..Style::default()
-        };
+        let style = Style { indent: Some(2), item_separator: ",".into(), ensure_ascii: true, ..Style::default() };
         let value = json!({"a": [], "b": [1, {"c": "é🙂"}], "d": {}});
         assert_eq!(
             dumps(&value, &style).unwrap(),
@@ -212,9 +186,17 @@ mod tests {
     #[test]
     fn floats_are_as_in_python() {
         let cases = [
-            (1.0, "1.0"), (0.1, "0.1"), (-2.5, "-2.5"), (1e15, "1000000000000000.0"),
-            (1e16, "1e+16"), (1.5e300, "1.5e+300"), (0.0001, "0.0001"), (0.00001, "1e-05"),
-            (1.25e-7, "1.25e-07"), (0.0, "0.0"), (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (-2.5, "-2.5"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.25e-7, "1.25e-07"),
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
         ];
         for (value, expected) in cases {
             assert_eq!(float(value), expected);

@@ -244,9 +244,8 @@ mod tests {
                 state ^= state << 17;
                 (state >> 20) as usize % below
             };
-            let stops: Vec<String> = (0..1 + next(3))
-                .map(|_| (0..1 + next(5)).map(|_| alphabet[next(3)]).collect())
-                .collect();
+            let stops: Vec<String> =
+                (0..1 + next(3)).map(|_| (0..1 + next(5)).map(|_| alphabet[next(3)]).collect()).collect();
             let text: Vec<char> = (0..next(40)).map(|_| alphabet[next(4)]).collect();
             let mut pieces = vec![String::new()];
             for character in &text {

@@ -65,9 +65,7 @@ impl ChatTemplate {
     /// [`TemplateError::Syntax`].
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TemplateError> {
         let mut environment = environment(MAX_TEMPLATE_STEPS).map_err(TemplateError::Failed)?;
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(TemplateError::Syntax)?;
+        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(TemplateError::Syntax)?;
         let mut template = ChatTemplate {
             environment,
             bos: bos.map(str::to_owned),
@@ -82,9 +80,8 @@ impl ChatTemplate {
     /// `{name, template}`, of which tools take `tool_use` and everything else `default`.
     pub fn pick(chat_template: &Value, with_tools: bool) -> Option<&str> {
         let Some(list) = chat_template.as_array() else { return chat_template.as_str() };
-        let named = |name: &str| {
-            list.iter().find(|entry| entry["name"] == name).and_then(|entry| entry["template"].as_str())
-        };
+        let named =
+            |name: &str| list.iter().find(|entry| entry["name"] == name).and_then(|entry| entry["template"].as_str());
         let tool_use = if with_tools { named("tool_use") } else { None };
         tool_use.or_else(|| named("default"))
     }
@@ -120,9 +117,7 @@ impl ChatTemplate {
         }
         let template = self.environment.get_template(NAME).map_err(classify)?;
         let mut out = Bounded::default();
-        template
-            .render_captured_to(Serde(&context), &mut out)
-            .map_err(classify)?;
+        template.render_captured_to(Serde(&context), &mut out).map_err(classify)?;
         Ok(String::from_utf8_lossy(&out.bytes).into_owned())
     }
 
@@ -150,9 +145,7 @@ impl ChatTemplate {
         let arguments = if object_arguments { object } else { json!("{}") };
         let text_content = match (render(&null, arguments.clone()), render(&text, arguments)) {
             (None, Some(_)) => true,
-            (Some(with_null), Some(with_text)) => {
-                with_null.contains("None") && !with_text.contains("None")
-            }
+            (Some(with_null), Some(with_text)) => with_null.contains("None") && !with_text.contains("None"),
             _ => false,
         };
         Expectations { text_content, object_arguments }

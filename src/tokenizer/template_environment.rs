@@ -50,9 +50,9 @@ fn tojson(value: Value, arguments: Kwargs) -> Result<Value, Error> {
     if value.is_undefined() {
         return Err(Error::new(ErrorKind::UndefinedError, "an undefined value has no JSON form"));
     }
-    let mut style = Style::default();
-    style.ensure_ascii = arguments.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    style.indent = arguments.get::<Option<usize>>("indent")?.map(|indent| indent.min(MAX_INDENT));
+    let indent = arguments.get::<Option<usize>>("indent")?.map(|indent| indent.min(MAX_INDENT));
+    let ensure_ascii = arguments.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let mut style = Style { indent, ensure_ascii, ..Style::default() };
     if style.indent.is_some() {
         style.item_separator = ",".into();
     }
@@ -86,8 +86,7 @@ pub(super) fn without_generation_tags(source: &str) -> String {
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let Some(length) = rest[start..].find("%}") else { break };
-        let (before, tag, after) =
-            (&rest[..start], &rest[start..start + length + 2], &rest[start + length + 2..]);
+        let (before, tag, after) = (&rest[..start], &rest[start..start + length + 2], &rest[start + length + 2..]);
         out.push_str(before);
         let name = tag[2..tag.len() - 2].trim_matches(['-', '+', ' ', '\t', '\n', '\r']);
         match name {

@@ -33,8 +33,7 @@ fn real_templates_render_as_in_transformers() {
     for case in cases {
         let name = case["template"].as_str().unwrap();
         let text = |key: &str| case[key].as_str();
-        let template =
-            ChatTemplate::new(source_of(name), text("bos_token"), text("eos_token")).unwrap();
+        let template = ChatTemplate::new(source_of(name), text("bos_token"), text("eos_token")).unwrap();
         let rendered = template.render(
             case["messages"].as_array().unwrap(),
             case.get("tools").filter(|tools| !tools.is_null()),
@@ -65,11 +64,9 @@ fn an_endless_template_ends_in_an_error() {
     let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = a %}{% endfor %}{% endfor %}";
     assert!(matches!(render(loops, json!([])), Err(TemplateError::TooManySteps)));
     let recursion = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
-    assert!(matches!(
-        render(recursion, json!([])),
-        Err(TemplateError::Failed(_) | TemplateError::TooManySteps)
-    ));
-    let growth = "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}";
+    assert!(matches!(render(recursion, json!([])), Err(TemplateError::Failed(_) | TemplateError::TooManySteps)));
+    let growth =
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}";
     assert!(matches!(render(growth, json!([])), Err(TemplateError::TooManySteps)));
     let long = "{% for a in range(40) %}{{ messages[0].content }}{% endfor %}";
     let message = json!([{"role": "user", "content": "x".repeat(1 << 20)}]);
@@ -111,10 +108,7 @@ fn extra_variables_cannot_replace_the_conversation() {
 #[test]
 fn chatml_stands_in_for_no_template() {
     let messages = json!([{"role": "user", "content": "Hi"}]);
-    assert_eq!(
-        render(CHATML_TEMPLATE, messages).unwrap(),
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    );
+    assert_eq!(render(CHATML_TEMPLATE, messages).unwrap(), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
 }
 
 #[test]
