@@ -24,39 +24,26 @@ pub struct Config {
     /// Model to serve where none is named; `None`: the catalog's default.
     pub model: Option<String>,
     /// Where and how the server serves.
-    pub server: ServerConfig,
+    pub server: ServeConfig,
     /// How the engine is sized.
     pub engine: EngineConfig,
     /// Where models are kept and whether they may be fetched. How the hub is spoken to is the hub's own matter.
     pub hub: HubConfig,
-    /// What is logged, in the filter language of `tracing`: `info`, `lantern=debug`.
-    pub log: String,
+    /// What is logged, in the filter language of `tracing`: `info`, `lantern=debug`. `None`: what suits the command.
+    pub log: Option<String>,
     /// How long an idle model stays loaded.
     pub keep_alive: KeepAlive,
 }
 
-/// Where and how the server serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerConfig {
+/// Where the server serves, and those of its limits that were set; the server knows its own defaults.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServeConfig {
     /// Where it listens: 127.0.0.1:11434 unless set, which only this machine reaches.
     pub address: Address,
-    /// How long running requests may go on after the order to stop. 30 s: what process managers wait before they kill.
-    pub drain_timeout: Duration,
-    /// Most bytes of a request's body. 16 MiB: some four million tokens of text, more than any context.
-    pub max_body_bytes: usize,
-    /// Most levels of nesting in a request's JSON. 64: tool schemas nest about ten deep.
-    pub max_json_depth: usize,
-}
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            address: Address::default(),
-            drain_timeout: Duration::from_secs(30),
-            max_body_bytes: 16 << 20,
-            max_json_depth: 64,
-        }
-    }
+    /// How long running requests may go on after the order to stop.
+    pub drain_timeout: Option<Duration>,
+    /// Most bytes of a request's body.
+    pub max_body_bytes: Option<usize>,
 }
 
 /// Where models are kept and whether they may be fetched. How the hub is spoken to is the hub's own matter.
@@ -170,7 +157,7 @@ impl Config {
             server: resolve_server(&settings, address)?,
             engine: resolve_engine(&settings),
             model: settings.model,
-            log: settings.log.unwrap_or_else(|| "info".to_owned()),
+            log: settings.log,
             keep_alive: settings.keep_alive.unwrap_or_default(),
         };
         config.engine.validate()?;
@@ -208,17 +195,17 @@ fn resolve_address(layers: &[Settings]) -> Address {
     Address { host: host.flatten().map_or(default.host, str::to_owned), port: port.unwrap_or(default.port) }
 }
 
-fn resolve_server(settings: &Settings, address: Address) -> Result<ServerConfig, ConfigError> {
-    let default = ServerConfig::default();
-    let drain_timeout_s = settings.drain_timeout_s.unwrap_or(default.drain_timeout.as_secs());
-    let max_body = settings.max_body.map_or(default.max_body_bytes as u64, |size| size.0);
-    engine::within("drain_timeout_s", drain_timeout_s, 0, 86_400)?;
-    engine::within("max_body", max_body, 1 << 10, 1 << 30)?;
-    Ok(ServerConfig {
+fn resolve_server(settings: &Settings, address: Address) -> Result<ServeConfig, ConfigError> {
+    if let Some(seconds) = settings.drain_timeout_s {
+        engine::within("drain_timeout_s", seconds, 0, 86_400)?;
+    }
+    if let Some(size) = settings.max_body {
+        engine::within("max_body", size.0, 1 << 10, 1 << 30)?;
+    }
+    Ok(ServeConfig {
         address,
-        drain_timeout: Duration::from_secs(drain_timeout_s),
-        max_body_bytes: max_body as usize,
-        ..default
+        drain_timeout: settings.drain_timeout_s.map(Duration::from_secs),
+        max_body_bytes: settings.max_body.and_then(|size| usize::try_from(size.0).ok()),
     })
 }
 

@@ -45,9 +45,9 @@ pub struct Settings {
     pub max_waiting: Option<u32>,
     /// See [`super::EngineConfig::prefix_cache`].
     pub prefix_cache: Option<bool>,
-    /// See [`super::ServerConfig::drain_timeout`], in seconds.
+    /// See [`super::ServeConfig::drain_timeout`], in seconds.
     pub drain_timeout_s: Option<u64>,
-    /// See [`super::ServerConfig::max_body_bytes`].
+    /// See [`super::ServeConfig::max_body_bytes`].
     pub max_body: Option<ByteSize>,
     /// See [`super::Config::log`].
     pub log: Option<String>,

@@ -18,11 +18,11 @@ fn flags(host: Option<&str>, port: Option<u16>) -> Settings {
 #[test]
 fn nothing_set_gives_the_defaults() {
     let config = resolve(Settings::default(), &[], &[]).expect("defaults");
-    assert_eq!(config.server, ServerConfig::default());
+    assert_eq!(config.server, ServeConfig::default());
     assert_eq!(config.engine, EngineConfig::default());
     assert_eq!(config.server.address.to_string(), "127.0.0.1:11434");
     assert_eq!(config.hub.models_dir, Path::new("/home/ada/.local/share/lantern/models"));
-    assert_eq!((config.model, config.log.as_str(), config.keep_alive), (None, "info", KeepAlive::Forever));
+    assert_eq!((config.model, config.log, config.keep_alive), (None, None, KeepAlive::Forever));
 }
 
 #[test]
@@ -95,8 +95,8 @@ fn sizes_durations_and_switches_reach_their_places() {
     assert_eq!(config.engine.context_length, Some(4096));
     assert!(!config.engine.prefix_cache);
     assert_eq!((config.engine.max_sequences, config.engine.max_step_tokens), (1000, 1000));
-    assert_eq!(config.server.max_body_bytes, 1 << 20);
-    assert_eq!(config.server.drain_timeout, Duration::from_secs(5));
+    assert_eq!(config.server.max_body_bytes, Some(1 << 20));
+    assert_eq!(config.server.drain_timeout, Some(Duration::from_secs(5)));
     assert_eq!(config.keep_alive, KeepAlive::For(Duration::from_secs(300)));
     assert_eq!(config.engine.device, DeviceWish::Cpu);
 }
