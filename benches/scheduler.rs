@@ -1,0 +1,106 @@
+//! What the scheduler itself costs: one step, schedule and commit, with 1,000 sequences that decode.
+//!
+//! `cargo bench --bench scheduler`. The bar: under 100 microseconds, whoever else waits.
+
+use std::sync::Arc;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use lantern::request::{Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId};
+use lantern::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutput};
+
+const RUNNING: u32 = 1000;
+const TENANTS: u32 = 100;
+/// Tokens of a prompt: 64 full blocks and a part of one.
+const PROMPT: u32 = 1030;
+
+fn request(number: u32) -> Request {
+    Request {
+        prompt: (0..PROMPT).map(|at| number.wrapping_mul(31) + at).collect(),
+        n: 1,
+        sampling: SamplingParams::default(),
+        stop: StopConditions {
+            max_tokens: 1_000_000,
+            min_tokens: 0,
+            ignore_eos: false,
+            eos_token_ids: Arc::from([2]),
+            stop_token_ids: Vec::new(),
+        },
+        tenant: Tenant::new(format!("tenant {}", number % TENANTS)),
+        cache_salt: None,
+    }
+}
+
+/// A scheduler and the buffers of an engine around it.
+struct Loop {
+    scheduler: Scheduler,
+    /// The step to fill next, and the one in flight.
+    outputs: [SchedulerOutput; 2],
+    sampled: Vec<(SeqId, TokenId)>,
+    events: Vec<SchedulerEvent>,
+}
+
+impl Loop {
+    /// 1,000 sequences past their prompts, and `waiting` more that find no room.
+    fn new(waiting: u32, lag: Lag) -> Self {
+        let config = SchedulerConfig {
+            block_size: 16,
+            num_blocks: 200_000,
+            max_sequences: RUNNING,
+            max_step_tokens: 8192,
+            max_prompt_chunk_while_decoding: 7000,
+            max_model_len: 1_000_000,
+            max_waiting: 10_000,
+            max_waiting_per_tenant: 10_000,
+            lag,
+        };
+        let mut scheduler = Scheduler::new(config, [5; 16]).expect("the limits agree");
+        for number in 0..RUNNING + waiting {
+            scheduler.add(RequestId(number.into()), &request(number)).expect("the queue is long");
+        }
+        let mut it = Self { scheduler, outputs: Default::default(), sampled: Vec::new(), events: Vec::new() };
+        if lag == Lag::One {
+            it.scheduler.schedule(&mut it.outputs[1]);
+        }
+        while it.outputs[1].samples.len() < RUNNING as usize {
+            it.step(lag);
+        }
+        it
+    }
+
+    fn step(&mut self, lag: Lag) {
+        let [next, done] = &mut self.outputs;
+        self.scheduler.schedule(next);
+        if lag == Lag::Zero {
+            std::mem::swap(next, done);
+        }
+        self.sampled.clear();
+        self.sampled.extend(done.samples.iter().map(|&seq| (seq, 9)));
+        self.events.clear();
+        self.scheduler.commit(done, &self.sampled, &mut self.events);
+        if lag == Lag::One {
+            std::mem::swap(next, done);
+        }
+    }
+}
+
+fn steps(criterion: &mut Criterion) {
+    for (name, waiting, lag) in [
+        ("1,000 running", 0, Lag::Zero),
+        ("1,000 running, 1,000 waiting", 1000, Lag::Zero),
+        ("1,000 running, 1,000 waiting, lag 1", 1000, Lag::One),
+    ] {
+        let mut it = Loop::new(waiting, lag);
+        criterion.bench_function(&format!("step: {name}"), |bencher| {
+            // Every step grows each sequence by a token: a bounded number of them measures contexts of one size.
+            bencher.iter_batched(|| (), |()| it.step(lag), BatchSize::SmallInput);
+        });
+        assert_eq!(it.outputs[1].rows.len(), RUNNING as usize, "everybody decodes in every step");
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(50).measurement_time(std::time::Duration::from_millis(200)).warm_up_time(std::time::Duration::from_millis(50));
+    targets = steps
+}
+criterion_main!(benches);
