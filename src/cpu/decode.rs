@@ -1,0 +1,232 @@
+//! What the bytes of each [`Format`] mean: 32 weights at a time, as vectors of floats.
+//!
+//! Every kernel gets its weights from here, so that all see the same bits. The integer part of each weight times its
+//! scale is exact in single precision for every format, so the order of those products does not matter; an offset is
+//! added with one rounding. Source: ggml's `dequantize_row_*`.
+
+mod k_quants;
+
+use super::format::Format;
+use super::simd::{GROUP, Lanes};
+pub use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+
+/// A format that yields groups of [`GROUP`] weights.
+pub trait Decoder: 'static {
+    /// The format that it reads.
+    const FORMAT: Format;
+
+    /// Weights `group * 32 ..` of a row: the first `L::VECS` vectors; the others are 0.
+    ///
+    /// # Safety
+    /// `row` must hold the group, and the machine must have the instructions of `L`.
+    unsafe fn group<L: Lanes>(row: *const u8, group: usize) -> [L::V; 4];
+}
+
+/// Runs `$body` with `$decoder` standing for the decoder of `$format`.
+macro_rules! with_decoder {
+    ($format:expr, $decoder:ident => $body:expr) => {{
+        use $crate::cpu::decode as d;
+        use $crate::cpu::format::Format as F;
+        macro_rules! arm {
+            ($type:ty) => {{
+                type $decoder = $type;
+                $body
+            }};
+        }
+        match $format {
+            F::F32 => arm!(d::F32),
+            F::F16 => arm!(d::F16),
+            F::Bf16 => arm!(d::Bf16),
+            F::Q4_0 => arm!(d::Q4_0),
+            F::Q4_1 => arm!(d::Q4_1),
+            F::Q5_0 => arm!(d::Q5_0),
+            F::Q5_1 => arm!(d::Q5_1),
+            F::Q8_0 => arm!(d::Q8_0),
+            F::Q2K => arm!(d::Q2K),
+            F::Q3K => arm!(d::Q3K),
+            F::Q4K => arm!(d::Q4K),
+            F::Q5K => arm!(d::Q5K),
+            F::Q6K => arm!(d::Q6K),
+        }
+    }};
+}
+pub(crate) use with_decoder;
+
+/// Start of block `group` of a format whose blocks are one group.
+#[inline(always)]
+unsafe fn block<D: Decoder>(row: *const u8, group: usize) -> *const u8 {
+    debug_assert!(D::FORMAT.block_len() == GROUP);
+    // SAFETY: the caller promises that the row holds the group.
+    unsafe { row.add(group.wrapping_mul(D::FORMAT.block_bytes())) }
+}
+
+/// Nibbles of 16 bytes as integers: the low ones are weights 0 to 15, the high ones 16 to 31. Vector `j` of them.
+#[inline(always)]
+unsafe fn nibbles<L: Lanes>(p: *const u8, j: usize) -> L::I {
+    let half = L::VECS / 2;
+    // SAFETY: `p` holds 16 bytes, and vector `j` covers `N` of them from a multiple of `N`.
+    unsafe {
+        if j < half {
+            L::and(L::load_u8(p.add(j * L::N)), 15)
+        } else {
+            L::shr::<4>(L::load_u8(p.add((j - half) * L::N)))
+        }
+    }
+}
+
+/// [`nibbles`] with a fifth bit each, bit `i` of the word at `high` for weight `i`.
+#[inline(always)]
+unsafe fn fifths<L: Lanes>(p: *const u8, high: *const u8, j: usize) -> L::I {
+    // SAFETY: the caller passes four bytes at `high` and 16 at `p`.
+    unsafe {
+        let word = u32::from_le_bytes(high.cast::<[u8; 4]>().read());
+        L::or(nibbles::<L>(p, j), L::shl::<4>(L::bits(word, j * L::N)))
+    }
+}
+
+macro_rules! decoder {
+    ($(#[$doc:meta])* $name:ident, $format:expr, |$lanes:ident, $row:ident, $group:ident, $out:ident| $body:block) => {
+        $(#[$doc])*
+        pub struct $name;
+        impl Decoder for $name {
+            const FORMAT: Format = $format;
+            #[inline(always)]
+            unsafe fn group<$lanes: Lanes>($row: *const u8, $group: usize) -> [$lanes::V; 4] {
+                // SAFETY: offsets stay inside the group's bytes, which the caller promises.
+                unsafe {
+                    let mut $out = [$lanes::splat(0.0); 4];
+                    $body
+                    $out
+                }
+            }
+        }
+    };
+}
+pub(crate) use decoder;
+
+decoder!(
+    /// Single precision.
+    F32, Format::F32, |L, row, group, out| {
+        let p = row.add(group.wrapping_mul(4 * GROUP)).cast::<f32>();
+        for j in 0..L::VECS {
+            out[j] = L::load(p.add(j * L::N));
+        }
+    }
+);
+decoder!(
+    /// Half precision.
+    F16, Format::F16, |L, row, group, out| {
+        let p = row.add(group.wrapping_mul(2 * GROUP));
+        for j in 0..L::VECS {
+            out[j] = L::load_f16(p.add(j * 2 * L::N));
+        }
+    }
+);
+decoder!(
+    /// bfloat16.
+    Bf16, Format::Bf16, |L, row, group, out| {
+        let p = row.add(group.wrapping_mul(2 * GROUP));
+        for j in 0..L::VECS {
+            out[j] = L::load_bf16(p.add(j * 2 * L::N));
+        }
+    }
+);
+decoder!(
+    /// Nibbles around 8.
+    Q4_0, Format::Q4_0, |L, row, group, out| {
+        let p = block::<Self>(row, group);
+        let scale = L::splat_f16(p);
+        let offset = L::mul(scale, L::splat(-8.0));
+        for j in 0..L::VECS {
+            out[j] = L::fma(scale, L::to_f32(nibbles::<L>(p.add(2), j)), offset);
+        }
+    }
+);
+decoder!(
+    /// Nibbles with an offset.
+    Q4_1, Format::Q4_1, |L, row, group, out| {
+        let p = block::<Self>(row, group);
+        let (scale, offset) = L::splat_f16_pair(p);
+        for j in 0..L::VECS {
+            out[j] = L::fma(scale, L::to_f32(nibbles::<L>(p.add(4), j)), offset);
+        }
+    }
+);
+decoder!(
+    /// Five bits around 16.
+    Q5_0, Format::Q5_0, |L, row, group, out| {
+        let p = block::<Self>(row, group);
+        let scale = L::splat_f16(p);
+        let offset = L::mul(scale, L::splat(-16.0));
+        for j in 0..L::VECS {
+            out[j] = L::fma(scale, L::to_f32(fifths::<L>(p.add(6), p.add(2), j)), offset);
+        }
+    }
+);
+decoder!(
+    /// Five bits with an offset.
+    Q5_1, Format::Q5_1, |L, row, group, out| {
+        let p = block::<Self>(row, group);
+        let (scale, offset) = L::splat_f16_pair(p);
+        for j in 0..L::VECS {
+            out[j] = L::fma(scale, L::to_f32(fifths::<L>(p.add(8), p.add(4), j)), offset);
+        }
+    }
+);
+decoder!(
+    /// Signed bytes.
+    Q8_0, Format::Q8_0, |L, row, group, out| {
+        let p = block::<Self>(row, group);
+        let scale = L::splat_f16(p);
+        for j in 0..L::VECS {
+            out[j] = L::mul(scale, L::to_f32(L::load_i8(p.add(2 + j * L::N))));
+        }
+    }
+);
+
+/// Most bytes that [`GROUP`] weights of a dense format take.
+const TAIL_BYTES: usize = 4 * GROUP;
+
+/// The last `len < 32` weights of a dense row that starts at weight `from`; zeros follow them.
+///
+/// # Safety
+/// `row` must hold `from + len` weights of a dense format, and the machine must have the instructions of `L`.
+#[inline(always)]
+pub unsafe fn tail<L: Lanes, D: Decoder>(row: *const u8, from: usize, len: usize) -> [L::V; 4] {
+    let bytes = D::FORMAT.block_bytes();
+    assert!(D::FORMAT.block_len() == 1 && len < GROUP, "only dense rows have a tail");
+    let mut buffer = [0_u8; TAIL_BYTES];
+    // SAFETY: the row holds the bytes, and `len * bytes` is below the buffer's length.
+    unsafe {
+        std::ptr::copy_nonoverlapping(row.add(from * bytes), buffer.as_mut_ptr(), len * bytes);
+        D::group::<L>(buffer.as_ptr(), 0)
+    }
+}
+
+/// Writes weights `from..from + len` of a row to `out`; `from` is a multiple of 32. The last vector is written whole,
+/// filled up with zeros.
+///
+/// # Safety
+/// `row` must hold the weights, `out` room for `len` rounded up to a multiple of `L::N`, and the machine must have the
+/// instructions of `L`.
+#[inline(always)]
+pub unsafe fn decode_row<L: Lanes, D: Decoder>(row: *const u8, from: usize, len: usize, out: *mut f32) {
+    // SAFETY: groups and tail stay within `from + len` weights and `len` floats rounded up to whole vectors.
+    unsafe {
+        let first = from / GROUP;
+        let whole = len / GROUP;
+        for g in 0..whole {
+            let weights = D::group::<L>(row, first.wrapping_add(g));
+            for j in 0..L::VECS {
+                L::store(out.add(g.wrapping_mul(GROUP) + j * L::N), weights[j]);
+            }
+        }
+        let left = len % GROUP;
+        if left > 0 {
+            let weights = tail::<L, D>(row, from + whole * GROUP, left);
+            for (j, weight) in weights.iter().enumerate().take(left.div_ceil(L::N)) {
+                L::store(out.add(whole * GROUP + j * L::N), *weight);
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! One row of activations: weights are decoded in registers and read once.
+
+use super::{PANEL, Piece};
+use crate::cpu::SharedMut;
+use crate::cpu::decode::{self, Decoder, with_decoder};
+use crate::cpu::simd::{GROUP, Kernel, Lanes};
+
+/// Outputs computed side by side, so that their chains of additions hide each other's latency.
+const SIDE: usize = 4;
+
+/// The outputs of one piece for one row of activations.
+pub struct Gemv<'a> {
+    /// `[columns]`.
+    pub x: &'a [f32],
+    pub piece: Piece<'a>,
+    /// `[n]`.
+    pub bias: Option<&'a [f32]>,
+    /// `[n]`.
+    pub out: SharedMut<'a>,
+}
+
+impl Kernel for Gemv<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: the caller of `run` vouches for the instructions.
+        with_decoder!(self.piece.part.format(), D => unsafe { self.decode::<L, D>() });
+    }
+}
+
+impl Gemv<'_> {
+    #[inline(always)]
+    unsafe fn decode<L: Lanes, D: Decoder>(self) {
+        let Self { x, piece, bias, out } = self;
+        let part = piece.part;
+        let (data, row_bytes) = (part.data().as_ptr(), part.row_bytes());
+        for from in (piece.from..piece.to).step_by(SIDE) {
+            // Where fewer than four are left, the last is computed again and dropped.
+            // SAFETY: the matrix holds row `from + r`, which is below `to`.
+            let rows: [*const u8; SIDE] =
+                std::array::from_fn(|r| unsafe { data.add((from + r).min(piece.to - 1) * row_bytes) });
+            // SAFETY: each row holds as many weights as `x`.
+            let sums = unsafe { dots::<L, D>(x, rows) };
+            for (r, sum) in sums.into_iter().enumerate().take(piece.to - from) {
+                let output = piece.offset + from + r;
+                // SAFETY: each output belongs to one piece, hence to one task.
+                unsafe { out.write(output, bias.map_or(sum, |bias| sum + bias[output])) };
+            }
+        }
+    }
+}
+
+/// Products of `x` with four rows.
+#[inline(always)]
+unsafe fn dots<L: Lanes, D: Decoder>(x: &[f32], rows: [*const u8; SIDE]) -> [f32; SIDE] {
+    let mut totals = [0.0; SIDE];
+    let mut from = 0;
+    // SAFETY: groups and tail stay below `x.len()` weights of each row and floats of `x`.
+    unsafe {
+        while from < x.len() {
+            let len = (x.len() - from).min(PANEL);
+            let mut lanes = [L::splat(0.0); SIDE];
+            let first = from / GROUP;
+            for g in first..first.wrapping_add(len / GROUP) {
+                let x = x.as_ptr().add(g.wrapping_mul(GROUP));
+                for r in 0..SIDE {
+                    let weights = D::group::<L>(rows[r], g);
+                    for j in 0..L::VECS {
+                        lanes[r] = L::fma(weights[j], L::load(x.add(j * L::N)), lanes[r]);
+                    }
+                }
+            }
+            let left = len % GROUP;
+            if left > 0 {
+                let at = from + len - left;
+                let mut last = [0.0_f32; GROUP];
+                last[..left].copy_from_slice(&x[at..]);
+                for r in 0..SIDE {
+                    let weights = decode::tail::<L, D>(rows[r], at, left);
+                    for (j, weight) in weights.iter().enumerate().take(left.div_ceil(L::N)) {
+                        lanes[r] = L::fma(*weight, L::load(last.as_ptr().add(j * L::N)), lanes[r]);
+                    }
+                }
+            }
+            let sums = L::sum4(lanes);
+            for r in 0..SIDE {
+                totals[r] = if from == 0 { sums[r] } else { totals[r] + sums[r] };
+            }
+            from += len;
+        }
+    }
+    totals
+}

@@ -1,0 +1,190 @@
+//! The cache of one layer as tensors, and what writes and reads it.
+
+use super::tensors::{Source, expect_shape, shape2, write_f32};
+use super::{AttentionRef, Compute, HeadShape, KvLayout, RopeTable};
+use crate::cpu::{KvLayerMut, KvLayerRef, QkNorms};
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// K and V of one layer in f32, each in a storage of its own: K `[blocks, kv_heads, head_dim, 16]`, V
+/// `[blocks, kv_heads, 16, head_dim]`. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct KvLayer {
+    layout: KvLayout,
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl KvLayer {
+    /// A cache of `blocks`, zeroed.
+    ///
+    /// # Errors
+    /// If a head is no multiple of 8 elements, or the memory cannot be had.
+    pub fn zeros(layout: KvLayout, blocks: usize) -> Result<Self> {
+        let KvLayout { kv_heads, head_dim } = layout;
+        if kv_heads == 0 || head_dim == 0 || !head_dim.is_multiple_of(8) {
+            bail!("a cache of {kv_heads} heads of {head_dim}: heads must have a multiple of 8 elements");
+        }
+        let size = KvLayout::BLOCK_SIZE;
+        let keys = Tensor::zeros((blocks, kv_heads, head_dim, size), DType::F32, &Device::Cpu)?;
+        let values = Tensor::zeros((blocks, kv_heads, size, head_dim), DType::F32, &Device::Cpu)?;
+        Ok(Self { layout, keys, values })
+    }
+
+    /// Shape of a block.
+    pub fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    /// Blocks of the cache.
+    pub fn blocks(&self) -> usize {
+        self.keys.dims()[0]
+    }
+
+    /// Bytes of K and V.
+    pub fn bytes(&self) -> usize {
+        (self.keys.elem_count() + self.values.elem_count()) * size_of::<f32>()
+    }
+
+    /// Calls `write` with K and V.
+    fn write(
+        &self,
+        op: &'static str,
+        sources: &[&Tensor],
+        write: impl FnOnce(KvLayerMut<'_>) -> Result<()>,
+    ) -> Result<()> {
+        write_f32(&self.keys, op, sources, |keys| {
+            write_f32(&self.values, op, sources, |values| write(KvLayerMut { layout: self.layout, keys, values }))
+        })
+    }
+}
+
+/// Where the new tokens of a step stand.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenSlots<'a> {
+    /// Position of each token in its sequence, `[t]`.
+    pub positions: &'a [u32],
+    /// Place of each token in the cache, block * 16 + place in the block, `[t]`.
+    pub slots: &'a [u32],
+}
+
+/// Weights of the RMS norms of q and k heads.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNormTensors<'a> {
+    /// `[head_dim]`, f32.
+    pub q: &'a Tensor,
+    /// `[head_dim]`, f32.
+    pub k: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// Norms (where `norms`) and rotates the q and k heads of `qkv [t, (q_heads + 2 kv_heads) * head_dim]` in place, then
+/// writes k and v into the cache.
+///
+/// # Errors
+/// If shapes or dtypes do not fit, a position is outside the table, or a slot outside the cache.
+#[allow(clippy::too_many_arguments)] // one pass over the row; each is a different thing
+pub fn rope_and_cache(
+    compute: &Compute,
+    qkv: &Tensor,
+    heads: HeadShape,
+    tokens: TokenSlots<'_>,
+    rope: &RopeTable,
+    norms: Option<QkNormTensors<'_>>,
+    kv: &KvLayer,
+) -> Result<()> {
+    const OP: &str = "rope_and_cache";
+    let TokenSlots { positions, slots } = tokens;
+    expect_shape(qkv, OP, "qkv", &[positions.len(), heads.row_len()])?;
+    check_heads(OP, heads, kv)?;
+    if slots.len() != positions.len() {
+        bail!("{OP}: {} slots for {} tokens", slots.len(), positions.len());
+    }
+    if rope.rotary_dim() > heads.head_dim {
+        bail!("{OP}: {} of {} elements of a head would be rotated", rope.rotary_dim(), heads.head_dim);
+    }
+    if let Some(position) = positions.iter().find(|&&position| position as usize >= rope.max_positions()) {
+        bail!("{OP}: position {position} is outside a table of {}", rope.max_positions());
+    }
+    let end = kv.blocks() * KvLayout::BLOCK_SIZE;
+    if let Some(slot) = slots.iter().find(|&&slot| slot as usize >= end) {
+        bail!("{OP}: slot {slot} is outside a cache of {end}");
+    }
+    if let Some(norms) = norms {
+        expect_shape(norms.q, OP, "the norm of q", &[heads.head_dim])?;
+        expect_shape(norms.k, OP, "the norm of k", &[heads.head_dim])?;
+    }
+    let weights = match norms {
+        Some(norms) => {
+            Some((Source::new(norms.q, OP, "the norm of q")?, Source::new(norms.k, OP, "the norm of k")?, norms.eps))
+        }
+        None => None,
+    };
+    let norms = weights.as_ref().map(|(q, k, eps)| QkNorms { q, k, eps: *eps });
+    write_f32(qkv, OP, &[], |qkv| {
+        kv.write(OP, &[], |kv| {
+            compute.cpu().rope_and_cache(qkv, heads, positions, slots, rope, norms, kv);
+            Ok(())
+        })
+    })
+}
+
+/// Attention of each new token over its sequence's cache up to itself: q of `qkv [t, (q_heads + 2 kv_heads) * head_dim]`,
+/// `dst [t, q_heads * head_dim]`. With a `sliding_window` of `w` the token at position `p` sees `p - w + 1 ..= p` only.
+///
+/// # Errors
+/// If shapes or dtypes do not fit.
+///
+/// # Panics
+/// If `inputs` does not fit itself or the cache: a wrong block table would show one user another's text.
+#[allow(clippy::too_many_arguments)] // each is a different thing
+pub fn attention(
+    compute: &Compute,
+    qkv: &Tensor,
+    heads: HeadShape,
+    kv: &KvLayer,
+    inputs: AttentionRef<'_>,
+    scale: f32,
+    sliding_window: Option<u32>,
+    dst: &Tensor,
+) -> Result<()> {
+    const OP: &str = "attention";
+    let (tokens, _) = shape2(qkv, OP, "qkv")?;
+    expect_shape(qkv, OP, "qkv", &[tokens, heads.row_len()])?;
+    expect_shape(dst, OP, "the destination", &[tokens, heads.q_heads * heads.head_dim])?;
+    check_heads(OP, heads, kv)?;
+    if sliding_window == Some(0) {
+        bail!("{OP}: a window of 0 tokens");
+    }
+    write_f32(dst, OP, &[qkv, &kv.keys, &kv.values], |out| {
+        let (qkv, keys, values) =
+            (Source::new(qkv, OP, "qkv")?, Source::new(&kv.keys, OP, "K")?, Source::new(&kv.values, OP, "V")?);
+        let layer = KvLayerRef { layout: kv.layout, keys: &keys, values: &values };
+        compute.cpu().attention(&qkv, heads, layer, inputs, scale, sliding_window, out);
+        Ok(())
+    })
+}
+
+/// Copies whole blocks of the cache, `(from, to)`, in order.
+///
+/// # Errors
+/// If a block is outside the cache.
+pub fn copy_blocks(compute: &Compute, kv: &KvLayer, copies: &[(u32, u32)]) -> Result<()> {
+    const OP: &str = "copy_blocks";
+    let blocks = kv.blocks();
+    if let Some((from, to)) = copies.iter().find(|(from, to)| *from.max(to) as usize >= blocks) {
+        bail!("{OP}: blocks {from} and {to} are not both inside a cache of {blocks}");
+    }
+    kv.write(OP, &[], |kv| {
+        compute.cpu().copy_blocks(kv, copies);
+        Ok(())
+    })
+}
+
+fn check_heads(op: &'static str, heads: HeadShape, kv: &KvLayer) -> Result<()> {
+    let own = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim };
+    if kv.layout != own || !heads.q_heads.is_multiple_of(heads.kv_heads) {
+        bail!("{op}: {heads:?} does not fit a cache of {:?}", kv.layout);
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Weights as an owned handle: format, shape, and a range of bytes that somebody keeps alive, mapped or in memory.
+//!
+//! Does not know where the bytes came from.
+
+use crate::cpu::{CpuError, Format, MatrixRef};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes that live as long as the handle.
+pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Why a matrix was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MatrixError {
+    /// The bytes do not fit the shape.
+    #[error(transparent)]
+    Shape(#[from] CpuError),
+    /// The range lies outside the bytes.
+    #[error("bytes {start}..{end} are outside the {len} that are there")]
+    Range {
+        /// First byte.
+        start: usize,
+        /// One past the last byte.
+        end: usize,
+        /// Bytes that are there.
+        len: usize,
+    },
+    /// The rows lie outside the matrix.
+    #[error("rows {start}..{end} are outside a matrix of {rows}")]
+    Rows {
+        /// First row.
+        start: usize,
+        /// One past the last row.
+        end: usize,
+        /// Rows of the matrix.
+        rows: usize,
+    },
+}
+
+/// Weights `[rows = outputs, columns = inputs]`, row-major, in a [`Format`]. Cloning shares the bytes.
+#[derive(Clone)]
+pub struct Matrix {
+    format: Format,
+    rows: usize,
+    columns: usize,
+    data: Bytes,
+    range: Range<usize>,
+}
+
+impl Matrix {
+    /// A matrix over `range` of `data`.
+    ///
+    /// # Errors
+    /// If the range is outside the data, or its length is not what format and shape take.
+    pub fn new(
+        format: Format,
+        rows: usize,
+        columns: usize,
+        data: Bytes,
+        range: Range<usize>,
+    ) -> Result<Self, MatrixError> {
+        let bytes = (*data).as_ref();
+        let outside = MatrixError::Range { start: range.start, end: range.end, len: bytes.len() };
+        MatrixRef::new(format, rows, columns, bytes.get(range.clone()).ok_or(outside)?)?;
+        Ok(Self { format, rows, columns, data, range })
+    }
+
+    /// A matrix that owns a copy of `values [rows, columns]`.
+    ///
+    /// # Errors
+    /// If their number is not `rows * columns`.
+    pub fn from_f32(rows: usize, columns: usize, values: &[f32]) -> Result<Self, MatrixError> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let range = 0..bytes.len();
+        Self::new(Format::F32, rows, columns, Arc::new(bytes), range)
+    }
+
+    /// Element format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Rows: outputs of a linear layer, entries of an embedding table.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: inputs of a linear layer, width of an embedding.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The matrix's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &(*self.data).as_ref()[self.range.clone()]
+    }
+
+    /// The matrix as the kernels take it.
+    ///
+    /// # Panics
+    /// If the owner of the bytes has given others than when the matrix was made.
+    pub fn as_matrix_ref(&self) -> MatrixRef<'_> {
+        MatrixRef::new(self.format, self.rows, self.columns, self.bytes()).expect("checked when it was made")
+    }
+
+    /// Some of the rows, over the same bytes.
+    ///
+    /// # Errors
+    /// If they are outside the matrix.
+    pub fn rows_range(&self, rows: Range<usize>) -> Result<Self, MatrixError> {
+        if rows.start > rows.end || rows.end > self.rows {
+            return Err(MatrixError::Rows { start: rows.start, end: rows.end, rows: self.rows });
+        }
+        let row_bytes = self.as_matrix_ref().row_bytes();
+        let start = self.range.start + rows.start * row_bytes;
+        let range = start..start + rows.len() * row_bytes;
+        Ok(Self { rows: rows.len(), range, data: self.data.clone(), ..*self })
+    }
+}
+
+impl fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Matrix({} [{}, {}])", self.format, self.rows, self.columns)
+    }
+}

@@ -1,0 +1,131 @@
+//! The operations over tensors: checks, start offsets, aliasing.
+
+use super::*;
+use candle_core::{DType, Device};
+
+fn compute() -> Compute {
+    Compute::new(NonZeroUsize::new(2))
+}
+
+fn tensor(rows: usize, columns: usize) -> Tensor {
+    let values: Vec<f32> = (0..rows * columns).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("shape fits")
+}
+
+fn zeros(rows: usize, columns: usize) -> Tensor {
+    Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).expect("small")
+}
+
+fn values(tensor: &Tensor) -> Vec<Vec<f32>> {
+    tensor.to_vec2().expect("two dimensions")
+}
+
+fn weights(rows: usize, columns: usize) -> Matrix {
+    let values = values(&tensor(rows, columns)).concat();
+    Matrix::from_f32(rows, columns, &values).expect("shape fits")
+}
+
+#[test]
+fn linear_writes_into_the_rows_it_is_given() -> Result<()> {
+    let (x, matrix) = (tensor(3, 40), weights(5, 40));
+    let bias = tensor(1, 5).reshape(5)?;
+    let whole = zeros(9, 5);
+    linear(&compute(), &x, &[matrix], Some(&bias), &whole.narrow(0, 2, 3)?)?;
+    let expected = x.matmul(&tensor(5, 40).t()?)?.broadcast_add(&bias)?;
+    let found = values(&whole);
+    for (found, expected) in found[2..5].iter().zip(values(&expected)) {
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?} {expected:?}");
+    }
+    assert!(
+        found.iter().enumerate().all(|(i, row)| (2..5).contains(&i) || *row == [0.0; 5]),
+        "other rows are untouched"
+    );
+    Ok(())
+}
+
+#[test]
+fn wrong_inputs_are_errors() -> Result<()> {
+    let compute = compute();
+    let (x, matrix) = (tensor(3, 8), weights(5, 8));
+    let message = |result: Result<()>| result.expect_err("must be refused").to_string();
+    assert!(message(linear(&compute, &x, &[matrix.clone()], None, &zeros(3, 4))).contains("linear: the destination"));
+    assert!(message(linear(&compute, &x.t()?, &[weights(5, 3)], None, &zeros(8, 5))).contains("not contiguous"));
+    assert!(message(linear(&compute, &tensor(3, 9), &[matrix.clone()], None, &zeros(3, 5))).contains("columns"));
+    let halves = x.to_dtype(DType::F64)?;
+    assert!(message(linear(&compute, &halves, &[matrix.clone()], None, &zeros(3, 5))).contains("not F32"));
+    assert!(message(silu_mul(&compute, &x, &x.narrow(0, 0, 3)?)).contains("gate_up"));
+    assert!(message(gather_rows(&compute, &x, &[0, 3], &zeros(2, 8))).contains("row 3"));
+    assert!(message(embed(&compute, &matrix, &[5], &zeros(1, 8))).contains("token id 5"));
+    let norm = tensor(1, 8).reshape(8)?;
+    assert!(message(rms_norm(&compute, &x, &norm, 1e-5, &x)).contains("shares its storage"));
+    Ok(())
+}
+
+#[test]
+fn rows_are_gathered_and_embedded() -> Result<()> {
+    let x = tensor(6, 7);
+    let (gathered, embedded) = (zeros(3, 7), zeros(3, 7));
+    gather_rows(&compute(), &x, &[4, 0, 4], &gathered)?;
+    embed(&compute(), &weights(6, 7), &[4, 0, 4], &embedded)?;
+    let rows = values(&x);
+    let expected = vec![rows[4].clone(), rows[0].clone(), rows[4].clone()];
+    assert_eq!(values(&gathered), expected);
+    assert_eq!(values(&embedded), expected);
+    Ok(())
+}
+
+#[test]
+fn the_residual_is_added_in_place() -> Result<()> {
+    let (residual, x, dst) = (tensor(2, 8), tensor(2, 8), zeros(2, 8));
+    let sum = (&residual + &x)?;
+    let weight = tensor(1, 8).reshape(8)?;
+    add_rms_norm(&compute(), &residual, &x, &weight, 1e-5, &dst)?;
+    assert_eq!(values(&residual), values(&sum));
+    let normed = zeros(2, 8);
+    rms_norm(&compute(), &sum, &weight, 1e-5, &normed)?;
+    assert_eq!(values(&dst), values(&normed));
+    Ok(())
+}
+
+#[test]
+fn a_token_that_sees_itself_alone_gets_its_own_value() -> Result<()> {
+    let compute = compute();
+    let heads = HeadShape { q_heads: 2, kv_heads: 1, head_dim: 8 };
+    let kv = KvLayer::zeros(KvLayout { kv_heads: 1, head_dim: 8 }, 3)?;
+    let rope = RopeTable::new(RopeLayout::Halves, 8, vec![1.0; 4], vec![0.0; 4]).map_err(Error::wrap)?;
+    let (qkv, dst) = (tensor(1, heads.row_len()), zeros(1, 16));
+    let v = values(&qkv)[0][24..].to_vec();
+    rope_and_cache(&compute, &qkv, heads, TokenSlots { positions: &[0], slots: &[20] }, &rope, None, &kv)?;
+    copy_blocks(&compute, &kv, &[(1, 2)])?;
+    for block in [1, 2] {
+        let inputs = AttentionRef {
+            cu_seqlens_q: &[0, 1],
+            context_lens: &[1],
+            block_tables: &[block],
+            block_table_offsets: &[0, 1],
+        };
+        attention(&compute, &qkv, heads, &kv, inputs, 1.0, None, &dst)?;
+        // The token was written at place 4 of its block, so that place 0, which the context begins with, is still zero.
+        assert_eq!(values(&dst)[0], [0.0; 16], "block {block}");
+    }
+    rope_and_cache(&compute, &qkv, heads, TokenSlots { positions: &[0], slots: &[0] }, &rope, None, &kv)?;
+    let inputs =
+        AttentionRef { cu_seqlens_q: &[0, 1], context_lens: &[1], block_tables: &[0], block_table_offsets: &[0, 1] };
+    attention(&compute, &qkv, heads, &kv, inputs, 1.0, None, &dst)?;
+    assert_eq!(values(&dst)[0], [v.clone(), v].concat());
+    let outside = TokenSlots { positions: &[0], slots: &[48] };
+    assert!(rope_and_cache(&compute, &qkv, heads, outside, &rope, None, &kv).is_err());
+    assert!(copy_blocks(&compute, &kv, &[(0, 3)]).is_err());
+    Ok(())
+}
+
+#[test]
+fn a_range_of_rows_is_over_the_same_bytes() {
+    let matrix = weights(6, 4);
+    let part = matrix.rows_range(2..4).expect("inside");
+    assert_eq!(part.bytes(), &matrix.bytes()[2 * 16..4 * 16]);
+    assert!(matches!(matrix.rows_range(5..7), Err(MatrixError::Rows { rows: 6, .. })));
+    let bytes: Bytes = Arc::new(vec![0_u8; 10]);
+    assert!(matches!(Matrix::new(Format::F16, 1, 4, bytes.clone(), 4..12), Err(MatrixError::Range { len: 10, .. })));
+    assert!(matches!(Matrix::new(Format::F16, 1, 4, bytes, 4..10), Err(MatrixError::Shape(_))));
+}
