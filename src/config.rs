@@ -15,7 +15,7 @@ use std::time::Duration;
 pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
 pub use engine::{DeviceWish, DeviceWishError, EngineConfig, Lag, MAX_SEQUENCES};
 pub use keep_alive::{KeepAlive, KeepAliveError};
-pub use settings::{KEYS, Lookup, Settings};
+pub use settings::{KEYS, Lookup, Origins, Settings};
 pub use size::{ByteSize, SizeError};
 
 /// Everything that can be set, resolved.
@@ -44,6 +44,8 @@ pub struct ServeConfig {
     pub drain_timeout: Option<Duration>,
     /// Most bytes of a request's body.
     pub max_body_bytes: Option<usize>,
+    /// Web pages of which origins may call, besides those of this machine; `*` is all.
+    pub origins: Vec<String>,
 }
 
 /// Where models are kept and whether they may be fetched. How the hub is spoken to is the hub's own matter.
@@ -80,10 +82,12 @@ impl HubConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A variable does not parse.
-    #[error("the environment variable {name} is not valid")]
+    #[error("the environment variable {name} is `{value}`, which is not valid")]
     Environment {
         /// Its name.
         name: &'static str,
+        /// What it is set to.
+        value: String,
         /// Why it does not parse.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -206,6 +210,7 @@ fn resolve_server(settings: &Settings, address: Address) -> Result<ServeConfig, 
         address,
         drain_timeout: settings.drain_timeout_s.map(Duration::from_secs),
         max_body_bytes: settings.max_body.and_then(|size| usize::try_from(size.0).ok()),
+        origins: settings.origins.clone().unwrap_or_default().0,
     })
 }
 

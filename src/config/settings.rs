@@ -49,12 +49,28 @@ pub struct Settings {
     pub drain_timeout_s: Option<u64>,
     /// See [`super::ServeConfig::max_body_bytes`].
     pub max_body: Option<ByteSize>,
+    /// See [`super::ServeConfig::origins`].
+    pub origins: Option<Origins>,
     /// See [`super::Config::log`].
     pub log: Option<String>,
 }
 
+/// Web pages' origins: a list in `lantern.toml`, text with commas in the environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Origins(pub Vec<String>);
+
+impl FromStr for Origins {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let origins = text.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+        Ok(Self(origins.map(str::to_owned).collect()))
+    }
+}
+
 /// The keys of `lantern.toml`.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 19] = [
     "model",
     "host",
     "port",
@@ -72,6 +88,7 @@ pub const KEYS: [&str; 18] = [
     "prefix_cache",
     "drain_timeout_s",
     "max_body",
+    "origins",
     "log",
 ];
 
@@ -100,6 +117,7 @@ impl Settings {
             prefix_cache: read.switch("LANTERN_PREFIX_CACHE")?,
             drain_timeout_s: read.first(&["LANTERN_DRAIN_TIMEOUT_S"])?,
             max_body: read.first(&["LANTERN_MAX_BODY"])?,
+            origins: read.first(&["LANTERN_ORIGINS", "OLLAMA_ORIGINS"])?,
             log: read.first(&["LANTERN_LOG"])?,
         })
     }
@@ -140,6 +158,7 @@ impl Settings {
             prefix_cache: self.prefix_cache.or(below.prefix_cache),
             drain_timeout_s: self.drain_timeout_s.or(below.drain_timeout_s),
             max_body: self.max_body.or(below.max_body),
+            origins: self.origins.or(below.origins),
             log: self.log.or(below.log),
         }
     }
@@ -156,8 +175,10 @@ impl Variables<'_> {
     {
         for &name in names {
             if let Some(text) = (self.0)(name).filter(|text| !text.trim().is_empty()) {
-                let parsed = text.parse();
-                return parsed.map(Some).map_err(|source| ConfigError::Environment { name, source: Box::new(source) });
+                return match text.parse() {
+                    Ok(value) => Ok(Some(value)),
+                    Err(source) => Err(ConfigError::Environment { name, value: text, source: Box::new(source) }),
+                };
             }
         }
         Ok(None)
@@ -216,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_file_is_read_with_sizes_and_hosts_as_text() {
-        let text = "model = 'qwen3:8b'\nhost = '0.0.0.0:8080'\nkv_cache = '8GiB'\nmax_body = 1024\nkeep_alive = '5m'\n\
+        let text = "origins = ['https://a.example', '*']\nmodel = 'qwen3:8b'\nhost = '0.0.0.0:8080'\nkv_cache = '8GiB'\nmax_body = 1024\nkeep_alive = '5m'\n\
                     offline = true\nthreads = 4\n";
         let settings = Settings::from_toml(Path::new("lantern.toml"), text).expect("valid settings");
         assert_eq!(settings.host, Some(HostText { host: Some("0.0.0.0".into()), port: Some(8080) }));
@@ -225,6 +246,7 @@ mod tests {
         assert_eq!(settings.keep_alive, "5m".parse().ok());
         assert_eq!(settings.offline, Some(true));
         assert_eq!(settings.threads, NonZeroUsize::new(4));
+        assert_eq!(settings.origins, "https://a.example,*".parse().ok());
         assert_eq!(settings.port, None);
     }
 
@@ -268,7 +290,7 @@ mod tests {
         for (name, value, expected) in cases {
             let lookup = |asked: &str| (asked == name).then(|| value.to_owned());
             let error = Settings::from_environment(&lookup).expect_err(name);
-            assert_eq!(error.to_string(), format!("the environment variable {name} is not valid"));
+            assert_eq!(error.to_string(), format!("the environment variable {name} is `{value}`, which is not valid"));
             assert_eq!(std::error::Error::source(&error).expect("a cause").to_string(), expected);
         }
     }

@@ -89,6 +89,7 @@ fn sizes_durations_and_switches_reach_their_places() {
         ("LANTERN_DRAIN_TIMEOUT_S", "5"),
         ("OLLAMA_KEEP_ALIVE", "5m"),
         ("LANTERN_DEVICE", "CPU"),
+        ("OLLAMA_ORIGINS", "https://a.example, https://b.example:8443,"),
     ];
     let config = resolve(Settings::default(), variables, &[]).expect("valid");
     assert_eq!(config.engine.kv_cache_bytes, Some(2 << 30));
@@ -99,6 +100,7 @@ fn sizes_durations_and_switches_reach_their_places() {
     assert_eq!(config.server.drain_timeout, Some(Duration::from_secs(5)));
     assert_eq!(config.keep_alive, KeepAlive::For(Duration::from_secs(300)));
     assert_eq!(config.engine.device, DeviceWish::Cpu);
+    assert_eq!(config.server.origins, ["https://a.example", "https://b.example:8443"]);
 }
 
 #[test]
