@@ -51,6 +51,7 @@ impl Loop {
             max_model_len: 1_000_000,
             max_waiting: 10_000,
             max_waiting_per_tenant: 10_000,
+            prefix_cache: true,
             lag,
         };
         let mut scheduler = Scheduler::new(config, [5; 16]).expect("the limits agree");

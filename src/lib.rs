@@ -1,4 +1,36 @@
-//! Lantern serves Llama, Qwen and DeepSeek models, and embeds them in Rust programs.
+//! Lantern serves Llama, Qwen and DeepSeek models to everyone on a network, and embeds them in Rust programs.
+//!
+//! ```no_run
+//! use lantern::{GenerateRequest, Llm, Message};
+//!
+//! let llm = Llm::builder().model("smollm2:135m").load_blocking()?;
+//! let answers = llm.generate(GenerateRequest::chat([Message::user("Why is the sky blue?")]))?.collect_blocking()?;
+//! println!("{}", answers[0].text);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The house
+//!
+//! One room a noun, and imports go down only (`tests/tidy.rs` holds the list):
+//!
+//! | room | what it is for |
+//! |---|---|
+//! | `cli`, `server` | the command line; HTTP. Feature `server` |
+//! | [`Llm`] | text in, stream of text out |
+//! | [`hub`], [`tokenizer`] | names, downloads, the store; text to ids and back, templates |
+//! | [`engine`] | the loop on one OS thread: schedule, execute, commit |
+//! | [`scheduler`], [`kv_cache`] | what each step computes; blocks and the prefix index. No tensors |
+//! | `runner`, `sampling` | one step on a model; logits to tokens |
+//! | `models`, `layers`, `attention`, `weights` | a configuration becomes a decoder; files become matrices |
+//! | `ops`, `cpu` | the operations a step is made of; kernels and threads |
+//! | [`device`], [`config`], [`request`] | what is here; settings; plain data that every room may name |
+//!
+//! # What always holds
+//!
+//! - What a request gets does not depend on who else is in the batch: on the CPU every value is summed in one order,
+//!   whatever the rows, the chunk or the threads, so alone = batched = chunked = cached = preempted, bitwise.
+//! - Every limit has a name, a default and an error of its own; nothing is cut silently.
+//! - One request's fault ends that request alone. A broken invariant ends the engine, and its status says so.
 
 mod attention;
 #[cfg(feature = "server")]
@@ -8,7 +40,7 @@ mod cpu;
 pub mod device;
 pub mod engine;
 pub mod hub;
-mod kv_cache;
+pub mod kv_cache;
 mod layers;
 mod llm;
 mod models;
@@ -23,6 +55,8 @@ pub mod tokenizer;
 mod weights;
 
 pub use llm::{
-    Answer, Chat, GenerateError, GenerateRequest, GeneratedToken, GenerationEvent, Message, ModelInfo, Prompt,
-    SamplingOptions,
+    Answer, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Llm,
+    LlmBuilder, LoadError, Message, ModelInfo, Prompt, SamplingOptions,
 };
+pub use runner::{ModelError, PlanError, RunnerError};
+pub use weights::LoadError as FileError;

@@ -2,10 +2,21 @@
 //!
 //! Knows no HTTP and no tensors: it encodes, submits to the engine, and decodes what comes back.
 
+mod builder;
 mod generate;
+mod generation;
+mod handle;
 mod info;
+mod load;
+#[cfg(test)]
+mod tests;
 
+pub use builder::{DEFAULT_MODEL, LlmBuilder};
 pub use generate::{
     Answer, Chat, GenerateError, GenerateRequest, GeneratedToken, GenerationEvent, Message, Prompt, SamplingOptions,
 };
+pub use generation::Generation;
+pub use handle::Llm;
+pub(crate) use handle::LlmParts;
 pub use info::ModelInfo;
+pub use load::LoadError;

@@ -20,6 +20,16 @@ pub enum Lag {
     One,
 }
 
+impl Lag {
+    /// Steps that may be executed and not committed when the next one is scheduled.
+    pub fn steps(self) -> usize {
+        match self {
+            Self::Zero => 0,
+            Self::One => 1,
+        }
+    }
+}
+
 /// Where a model is to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(try_from = "String")]

@@ -3,8 +3,9 @@
 //! Knows no scheduler and no model: a test puts a thread of its own behind the [`EngineInbox`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
+use std::task::{Context, Poll};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -101,7 +102,7 @@ struct Shared {
     status: RwLock<EngineStatus>,
     metrics: EngineMetrics,
     permits: Arc<Semaphore>,
-    next_id: std::sync::atomic::AtomicU64,
+    next_id: AtomicU64,
 }
 
 /// Submits requests; cheap to clone.
@@ -126,7 +127,7 @@ pub(crate) fn channel(limits: EngineLimits) -> (EngineHandle, EngineInbox) {
         permits: Arc::new(Semaphore::new(capacity)),
         status: RwLock::new(EngineStatus::Ready),
         metrics: EngineMetrics::default(),
-        next_id: std::sync::atomic::AtomicU64::new(1),
+        next_id: AtomicU64::new(1),
         limits,
     });
     (EngineHandle { commands: sender, shared: shared.clone() }, EngineInbox { commands: receiver, shared })
@@ -211,11 +212,6 @@ impl EngineInbox {
         self.commands.blocking_recv()
     }
 
-    /// Whether every handle is gone.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.commands.is_closed()
-    }
-
     /// Counters and gauges to write.
     pub(crate) fn metrics(&self) -> &EngineMetrics {
         &self.shared.metrics
@@ -244,6 +240,11 @@ impl RequestStream {
     /// was too slow or the engine stopped.
     pub async fn next(&mut self) -> Option<RequestEvent> {
         self.events.recv().await
+    }
+
+    /// As [`Self::next`], for a caller that polls.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<RequestEvent>> {
+        self.events.poll_recv(context)
     }
 
     /// The next event, for callers outside an async runtime.

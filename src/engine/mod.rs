@@ -1,8 +1,19 @@
 //! The loop that turns requests into tokens, on one OS thread of its own. Knows no HTTP and no text.
 
 mod handle;
+mod load;
 mod metrics;
+mod run;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use handle::{Command, EngineInbox, Submission, channel};
+pub(crate) use crate::runner::{GgufVocab as VocabFields, TokenizerSource};
+pub(crate) use handle::channel;
+#[cfg(test)]
+pub(crate) use handle::{Command, EngineInbox, Submission};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};
+pub use load::StartError;
+pub(crate) use load::start;
 pub use metrics::{EngineMetrics, MetricsSnapshot};
+#[cfg(test)]
+pub(crate) use run::spawn;

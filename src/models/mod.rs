@@ -1,1 +1,28 @@
 //! Model families: a configuration becomes a `DecoderSpec` and a table of tensor names; one decoder runs them all.
+//!
+//! Knows no engine: a model is opened, described and computed here, never scheduled.
+
+mod decoder;
+mod dimensions;
+mod fields;
+mod generation;
+mod llama;
+mod qwen;
+mod registry;
+pub mod rope;
+mod source;
+pub mod spec;
+#[cfg(test)]
+mod tests;
+mod vocab;
+mod workspace;
+
+pub(crate) use crate::layers::StepTokens;
+pub(crate) use decoder::Decoder;
+pub use decoder::DecoderError;
+pub use generation::GenerationDefaults;
+pub use rope::{RopeAngles, RopeLayout, RopeScaling, RopeSpec};
+pub use source::{ModelSource, TokenizerSource};
+pub use spec::DecoderSpec;
+pub use vocab::{GgufVocab, SpecialTokens};
+pub(crate) use workspace::Workspace;

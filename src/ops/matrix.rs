@@ -2,8 +2,9 @@
 //!
 //! Does not know where the bytes came from.
 
-use crate::cpu::{CpuError, Format, MatrixRef};
+use crate::cpu::{Cpu, CpuError, Format, MatrixRef};
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -102,6 +103,15 @@ impl Matrix {
     /// If the owner of the bytes has given others than when the matrix was made.
     pub fn as_matrix_ref(&self) -> MatrixRef<'_> {
         MatrixRef::new(self.format, self.rows, self.columns, self.bytes()).expect("checked when it was made")
+    }
+
+    /// All elements as f32 `[rows, columns]`. For vectors and tests: matrices are computed with as they are stored.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.columns];
+        let rows: Vec<u32> = (0..self.rows as u32).collect();
+        let read = Cpu::new(Some(NonZeroUsize::MIN)).embed(self.as_matrix_ref(), &rows, &mut values);
+        read.expect("every row is inside the matrix");
+        values
     }
 
     /// Some of the rows, over the same bytes.

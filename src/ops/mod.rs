@@ -19,7 +19,8 @@ pub use matrix::{Bytes, Matrix, MatrixError};
 use candle_core::{Error, Result, Tensor, bail};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use tensors::{Source, expect_shape, shape2, write_f32};
+pub use tensors::Source;
+use tensors::{expect_shape, shape2, write_f32};
 
 /// What computes: handed down by reference, cheap to clone.
 #[derive(Clone)]

@@ -1,1 +1,21 @@
 //! Runs one step of the model: input batch, KV storage, memory plan.
+//!
+//! Knows what a step is, not why it was planned so.
+
+mod batch;
+#[cfg(test)]
+mod golden;
+mod load;
+mod model_runner;
+mod plan;
+mod step;
+
+pub(crate) use crate::models::{GgufVocab, TokenizerSource};
+pub(crate) use crate::ops::KvLayout;
+pub(crate) use crate::sampling::random_seed;
+pub use load::ModelError;
+pub(crate) use load::{LoadedModel, load};
+pub(crate) use model_runner::ModelRunner;
+pub use plan::PlanError;
+pub use step::RunnerError;
+pub(crate) use step::{StepOutput, StepRunner};

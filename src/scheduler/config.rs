@@ -2,23 +2,7 @@
 
 use thiserror::Error;
 
-/// How many steps may be uncommitted when the next one is scheduled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lag {
-    /// None: schedule, execute, commit.
-    Zero,
-    /// One: step N+1 is scheduled, over placeholder tokens, before step N is committed.
-    One,
-}
-
-impl Lag {
-    pub(super) fn steps(self) -> usize {
-        match self {
-            Self::Zero => 0,
-            Self::One => 1,
-        }
-    }
-}
+use crate::config::Lag;
 
 /// Limits of one scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +23,8 @@ pub struct SchedulerConfig {
     pub max_waiting: u32,
     /// Most requests of one tenant that wait, so that nobody fills the queue alone.
     pub max_waiting_per_tenant: u32,
+    /// Look for a prompt's beginning among the blocks that others have left.
+    pub prefix_cache: bool,
     /// How far scheduling runs ahead.
     pub lag: Lag,
 }
@@ -121,6 +107,7 @@ mod tests {
             max_model_len: 64,
             max_waiting: 1,
             max_waiting_per_tenant: 1,
+            prefix_cache: true,
             lag: Lag::One,
         };
         assert_eq!(good.validate(), Ok(()));

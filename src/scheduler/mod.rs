@@ -27,8 +27,9 @@ mod tests;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
+pub use crate::config::Lag;
 pub use admission::AdmitError;
-pub use config::{ConfigError, Lag, SchedulerConfig};
+pub use config::{ConfigError, SchedulerConfig};
 pub use event::{SchedulerEvent, SchedulerStats, TenantStats};
 pub use output::{BlockCopy, ScheduledRow, SchedulerOutput};
 

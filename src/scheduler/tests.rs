@@ -15,6 +15,7 @@ fn config() -> SchedulerConfig {
         max_model_len: 128,
         max_waiting: 256,
         max_waiting_per_tenant: 200,
+        prefix_cache: true,
         lag: Lag::Zero,
     }
 }

@@ -89,6 +89,7 @@ impl Scenario {
             max_model_len,
             max_waiting: random.between(2, 30),
             max_waiting_per_tenant: random.between(1, 30),
+            prefix_cache: true,
             lag,
         };
         let prefixes: Vec<Vec<TokenId>> =

@@ -1,0 +1,67 @@
+//! From files to a running engine: a runner for the model, a scheduler for its plan, a thread for both.
+//!
+//! Knows no names of models and no text.
+
+use std::path::Path;
+
+use crate::config::EngineConfig;
+use crate::runner::{self, KvLayout, LoadedModel, ModelError};
+use crate::scheduler::{ConfigError, Scheduler, SchedulerConfig};
+
+use super::handle::{EngineHandle, EngineLimits, channel};
+use super::run::spawn;
+
+/// Why an engine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The model could not be loaded.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model's plan and the settings give no valid scheduler.
+    #[error("the settings do not fit the model: {0}")]
+    Scheduler(#[from] ConfigError),
+    /// The operating system refuses a thread.
+    #[error("the engine's thread could not be started")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Loads the model in `path` into at most `free_bytes` and starts an engine on it.
+///
+/// # Errors
+/// [`StartError`].
+pub(crate) fn start(
+    path: &Path,
+    config: &EngineConfig,
+    free_bytes: u64,
+) -> Result<(EngineHandle, LoadedModel), StartError> {
+    let (runner, model) = runner::load(path, config, free_bytes)?;
+    let scheduler = SchedulerConfig {
+        block_size: KvLayout::BLOCK_SIZE as u32,
+        num_blocks: model.plan.blocks,
+        max_sequences: config.max_sequences,
+        max_step_tokens: config.max_step_tokens,
+        max_prompt_chunk_while_decoding: config.max_prompt_chunk_while_decoding,
+        max_model_len: model.plan.context_length,
+        max_waiting: config.max_waiting + config.max_sequences,
+        max_waiting_per_tenant: config.max_waiting + config.max_sequences,
+        lag: config.lag,
+        prefix_cache: config.prefix_cache,
+    };
+    let scheduler = Scheduler::new(scheduler, random_key())?;
+    let (handle, inbox) = channel(EngineLimits {
+        max_context: model.plan.context_length,
+        max_sequences: config.max_sequences,
+        max_waiting: config.max_waiting,
+        vocab_size: model.vocab,
+    });
+    spawn(scheduler, runner, inbox).map_err(StartError::Thread)?;
+    Ok((handle, model))
+}
+
+/// Key of the prefix index, so that nobody can make two prompts collide on purpose.
+fn random_key() -> [u8; 16] {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&runner::random_seed().to_le_bytes());
+    key[8..].copy_from_slice(&runner::random_seed().to_le_bytes());
+    key
+}

@@ -1,0 +1,323 @@
+//! The engine's thread: take requests, schedule, execute, commit, tell; again.
+//!
+//! Knows what a step is, and neither how it is planned nor how it is computed.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::request::{FinishReason, RequestEvent, RequestId, SeqId, TokenLogprobs};
+use crate::runner::{RunnerError, StepOutput, StepRunner};
+use crate::scheduler::{AdmitError, Scheduler, SchedulerEvent, SchedulerOutput};
+
+use super::handle::{Command, EngineInbox, Submission};
+
+/// A request that the scheduler has.
+struct Live {
+    submission: Submission,
+    sequences: Vec<SeqId>,
+    /// Choices that have not ended.
+    unfinished: usize,
+    /// What the prompt's chunks have given so far.
+    prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// A step that was executed and is not committed.
+struct Executed {
+    planned: SchedulerOutput,
+    result: StepOutput,
+}
+
+/// Everything the engine's thread owns.
+pub(crate) struct Engine<R> {
+    scheduler: Scheduler,
+    runner: R,
+    inbox: EngineInbox,
+    /// Steps that may be executed before the oldest of them is committed, less one: 0 or 1.
+    lag: usize,
+    live: HashMap<RequestId, Live>,
+    owners: HashMap<SeqId, RequestId>,
+    uncommitted: VecDeque<Executed>,
+    /// Outputs whose memory is used again.
+    spare: Vec<SchedulerOutput>,
+    events: Vec<SchedulerEvent>,
+}
+
+/// Whether the loop goes on.
+enum Flow {
+    Continue,
+    Stop(Arc<str>),
+}
+
+/// Runs an engine on an OS thread of its own until its handles are gone, it is shut down, or it breaks.
+///
+/// # Errors
+/// If the operating system refuses the thread.
+pub(crate) fn spawn<R: StepRunner + 'static>(
+    scheduler: Scheduler,
+    runner: R,
+    inbox: EngineInbox,
+) -> std::io::Result<JoinHandle<()>> {
+    let lag = scheduler.config().lag.steps();
+    let mut engine = Engine {
+        scheduler,
+        runner,
+        inbox,
+        lag,
+        live: HashMap::new(),
+        owners: HashMap::new(),
+        uncommitted: VecDeque::new(),
+        spare: Vec::new(),
+        events: Vec::new(),
+    };
+    std::thread::Builder::new().name("lantern-engine".into()).spawn(move || {
+        let ended = catch_unwind(AssertUnwindSafe(|| engine.run()));
+        let reason = match ended {
+            Ok(Ok(reason)) => reason,
+            Ok(Err(error)) => format!("a step failed: {error}").into(),
+            Err(panic) => format!("an invariant is broken: {}", panic_message(&*panic)).into(),
+        };
+        tracing::info!(%reason, "the engine has ended");
+        engine.end_all(reason);
+    })
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message")
+}
+
+impl<R: StepRunner> Engine<R> {
+    fn run(&mut self) -> Result<Arc<str>, RunnerError> {
+        loop {
+            if let Flow::Stop(reason) = self.take_commands() {
+                return Ok(reason);
+            }
+            self.drop_abandoned();
+            self.step()?;
+            self.publish();
+        }
+    }
+
+    /// Takes what has arrived; waits for it where there is nothing to do.
+    fn take_commands(&mut self) -> Flow {
+        if self.live.is_empty() && self.scheduler.is_idle() {
+            match self.inbox.wait() {
+                Some(command) => {
+                    if let Flow::Stop(reason) = self.take(command) {
+                        return Flow::Stop(reason);
+                    }
+                }
+                None => return Flow::Stop("nobody holds it any more".into()),
+            }
+        }
+        while let Some(command) = self.inbox.try_next() {
+            if let Flow::Stop(reason) = self.take(command) {
+                return Flow::Stop(reason);
+            }
+        }
+        Flow::Continue
+    }
+
+    fn take(&mut self, command: Command) -> Flow {
+        match command {
+            Command::Submit(submission) => self.admit(submission),
+            Command::Shutdown(reason) => return Flow::Stop(reason),
+        }
+        Flow::Continue
+    }
+
+    fn admit(&mut self, submission: Submission) {
+        let id = submission.id;
+        match self.scheduler.add(id, &submission.request) {
+            Ok(sequences) => {
+                let seed = submission.request.sampling.seed.unwrap_or_else(crate::runner::random_seed);
+                let request = Arc::new(submission.request.clone());
+                for (choice, seq) in sequences.iter().enumerate() {
+                    self.runner.start(*seq, request.clone(), choice as u32, seed);
+                    self.owners.insert(*seq, id);
+                }
+                let unfinished = sequences.len();
+                self.live.insert(id, Live { submission, sequences, unfinished, prompt_logprobs: Vec::new() });
+            }
+            Err(error) => refuse(&submission, &error),
+        }
+    }
+
+    /// Cancels what nobody reads any more, and ends the choices whose readers have found a stop string.
+    fn drop_abandoned(&mut self) {
+        let mut abandoned = Vec::new();
+        for (id, live) in &self.live {
+            if live.submission.events.is_closed() {
+                abandoned.push(*id);
+                continue;
+            }
+            for (seq, ended) in live.sequences.iter().zip(live.submission.ended.iter()) {
+                if ended.load(Relaxed) {
+                    self.scheduler.finish(*seq, FinishReason::Stop, &mut self.events);
+                }
+            }
+        }
+        for id in abandoned {
+            self.cancel(id);
+        }
+        self.tell_all(&mut StepOutput::default());
+    }
+
+    /// One step: plan and execute the next, commit the one that is `lag` steps old.
+    fn step(&mut self) -> Result<(), RunnerError> {
+        let started = Instant::now();
+        let mut planned = self.spare.pop().unwrap_or_default();
+        self.scheduler.schedule(&mut planned);
+        for seq in &planned.released {
+            self.runner.release(*seq);
+        }
+        let empty = planned.is_empty();
+        if empty {
+            self.spare.push(planned);
+        } else {
+            let result = self.runner.execute(&planned)?;
+            self.inbox.metrics().model_nanoseconds.fetch_add(result.model_time.as_nanos() as u64, Relaxed);
+            self.uncommitted.push_back(Executed { planned, result });
+        }
+        let keep = if empty { 0 } else { self.lag };
+        while self.uncommitted.len() > keep
+            && let Some(executed) = self.uncommitted.pop_front()
+        {
+            self.commit(executed);
+        }
+        if !empty {
+            let metrics = self.inbox.metrics();
+            metrics.steps.fetch_add(1, Relaxed);
+            metrics.step_nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, executed: Executed) {
+        let Executed { planned, mut result } = executed;
+        for (seq, reason) in std::mem::take(&mut result.failed) {
+            if let Some(id) = self.owners.get(&seq).copied() {
+                self.fail(id, reason.into());
+            }
+        }
+        for (seq, start, logprobs) in std::mem::take(&mut result.prompt_logprobs) {
+            if let Some(live) = self.owners.get(&seq).and_then(|id| self.live.get_mut(id)) {
+                // A preempted prompt comes again from its first token: what it gives now replaces what it gave.
+                live.prompt_logprobs.truncate(start as usize);
+                live.prompt_logprobs.extend(logprobs);
+            }
+        }
+        let sampled: Vec<_> = result.sampled.iter().map(|sampled| (sampled.seq, sampled.token)).collect();
+        self.scheduler.commit(&planned, &sampled, &mut self.events);
+        // Before anybody hears of it, so that who has its answer sees gauges without it.
+        self.publish();
+        self.tell_all(&mut result);
+        self.spare.push(planned);
+    }
+
+    /// Passes the scheduler's events on; sending them may cancel requests, which gives more events.
+    fn tell_all(&mut self, result: &mut StepOutput) {
+        while !self.events.is_empty() {
+            for event in std::mem::take(&mut self.events) {
+                self.tell(event, result);
+            }
+        }
+    }
+
+    /// Passes one event on to whom it concerns.
+    fn tell(&mut self, event: SchedulerEvent, result: &mut StepOutput) {
+        let (id, event) = match event {
+            SchedulerEvent::PromptDone { request, cached_tokens } => {
+                let Some(live) = self.live.get_mut(&request) else { return };
+                let logprobs = std::mem::take(&mut live.prompt_logprobs);
+                let tokens = live.submission.request.prompt.len() as u64;
+                self.inbox.metrics().prompt_tokens.fetch_add(tokens, Relaxed);
+                (request, RequestEvent::Prompt { cached_tokens, logprobs })
+            }
+            SchedulerEvent::Token { request, choice, seq, token } => {
+                self.inbox.metrics().generated_tokens.fetch_add(1, Relaxed);
+                let drawn = result.sampled.iter_mut().find(|sampled| sampled.seq == seq);
+                let logprobs = drawn.and_then(|sampled| sampled.logprobs.take());
+                (request, RequestEvent::Token { choice, token, logprobs })
+            }
+            SchedulerEvent::Finished { request, choice, reason, .. } => {
+                (request, RequestEvent::Finished { choice, reason })
+            }
+        };
+        let Some(live) = self.live.get_mut(&id) else { return };
+        if matches!(event, RequestEvent::Finished { .. }) {
+            live.unfinished -= 1;
+        }
+        let (over, sent) = (live.unfinished == 0, live.submission.events.try_send(event));
+        if let Err(TrySendError::Full(_)) = &sent {
+            tracing::warn!(request = id.0, "its reader is too slow; the request is ended");
+        }
+        if over {
+            self.forget(id);
+        } else if sent.is_err() {
+            self.cancel(id);
+        }
+    }
+
+    fn fail(&mut self, id: RequestId, reason: Arc<str>) {
+        if let Some(live) = self.live.get(&id) {
+            // Where even this does not fit, the closed channel says it.
+            let _ = live.submission.events.try_send(RequestEvent::Failed(reason));
+        }
+        self.cancel(id);
+    }
+
+    /// Ends a request that gets no further event.
+    fn cancel(&mut self, id: RequestId) {
+        self.forget(id);
+        self.scheduler.cancel(id, &mut self.events);
+    }
+
+    fn forget(&mut self, id: RequestId) {
+        if let Some(live) = self.live.remove(&id) {
+            for seq in &live.sequences {
+                self.owners.remove(seq);
+            }
+        }
+    }
+
+    /// Writes the gauges.
+    fn publish(&self) {
+        let metrics = self.inbox.metrics();
+        let stats = self.scheduler.stats();
+        metrics.running.store(stats.running as u64, Relaxed);
+        metrics.waiting.store(stats.waiting as u64, Relaxed);
+        metrics.blocks_total.store(stats.blocks_total as u64, Relaxed);
+        metrics.blocks_used.store(stats.blocks_used as u64, Relaxed);
+        metrics.preemptions.store(stats.preemptions, Relaxed);
+        metrics.prefix_queries.store(stats.prefix_queried_tokens, Relaxed);
+        metrics.prefix_hits.store(stats.prefix_hit_tokens, Relaxed);
+    }
+
+    /// Tells every request that is left why it ends, and takes no more.
+    fn end_all(&mut self, reason: Arc<str>) {
+        self.inbox.set_dead(reason.clone());
+        for live in self.live.values() {
+            let _ = live.submission.events.try_send(RequestEvent::Failed(reason.clone()));
+        }
+        self.live.clear();
+        while let Some(command) = self.inbox.try_next() {
+            if let Command::Submit(submission) = command {
+                let _ = submission.events.try_send(RequestEvent::Failed(reason.clone()));
+            }
+        }
+    }
+}
+
+fn refuse(submission: &Submission, error: &AdmitError) {
+    let _ = submission.events.try_send(RequestEvent::Failed(error.to_string().into()));
+}

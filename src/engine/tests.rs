@@ -1,0 +1,249 @@
+//! The engine's loop against a runner that counts: what readers see when all goes well and when it does not.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::request::{FinishReason, Request, RequestEvent, SamplingParams, SeqId, StopConditions, Tenant};
+use crate::runner::{RunnerError, StepOutput, StepRunner};
+use crate::sampling::Sampled;
+use crate::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerOutput};
+
+use super::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, SubmitError, channel, spawn};
+
+/// Every token is 7, until a prompt holds [`POISON`] or [`BREAK`].
+struct Sevens {
+    /// One message a step; a step waits for it where the test holds the other end.
+    gate: Option<mpsc::Receiver<()>>,
+    poisoned: Vec<SeqId>,
+    released: mpsc::Sender<SeqId>,
+}
+
+const POISON: u32 = 66;
+const BREAK: u32 = 13;
+
+impl StepRunner for Sevens {
+    fn start(&mut self, seq: SeqId, request: Arc<Request>, _choice: u32, _seed: u64) {
+        if request.prompt.contains(&POISON) {
+            self.poisoned.push(seq);
+        }
+        assert!(!request.prompt.contains(&BREAK), "a test breaks the engine");
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        let _ = self.released.send(seq);
+    }
+
+    fn execute(&mut self, planned: &SchedulerOutput) -> Result<StepOutput, RunnerError> {
+        if let Some(gate) = &self.gate {
+            let _ = gate.recv_timeout(Duration::from_secs(10));
+        }
+        let mut output = StepOutput::default();
+        for seq in &planned.samples {
+            if self.poisoned.contains(seq) {
+                output.failed.push((*seq, "no finite logit".into()));
+            }
+            output.sampled.push(Sampled { seq: *seq, token: 7, logprobs: None });
+        }
+        Ok(output)
+    }
+}
+
+struct Setup {
+    engine: EngineHandle,
+    released: mpsc::Receiver<SeqId>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+fn engine(lag: Lag, max_waiting: u32, gate: Option<mpsc::Receiver<()>>) -> Setup {
+    let config = SchedulerConfig {
+        block_size: 16,
+        num_blocks: 512,
+        max_sequences: 4,
+        max_step_tokens: 64,
+        max_prompt_chunk_while_decoding: 16,
+        max_model_len: 4096,
+        max_waiting: 64,
+        max_waiting_per_tenant: 64,
+        lag,
+        prefix_cache: true,
+    };
+    let scheduler = Scheduler::new(config, [1; 16]).expect("a valid configuration");
+    let limits = EngineLimits { max_context: 4096, max_sequences: 4, max_waiting, vocab_size: 100 };
+    let (engine, inbox) = channel(limits);
+    let (sender, released) = mpsc::channel();
+    let runner = Sevens { gate, poisoned: Vec::new(), released: sender };
+    let thread = spawn(scheduler, runner, inbox).expect("a thread");
+    Setup { engine, released, thread }
+}
+
+fn request(prompt: &[u32], max_tokens: u32) -> Request {
+    Request {
+        prompt: prompt.into(),
+        n: 1,
+        sampling: SamplingParams::greedy(),
+        stop: StopConditions {
+            max_tokens,
+            min_tokens: 0,
+            ignore_eos: false,
+            eos_token_ids: Arc::from([2]),
+            stop_token_ids: Vec::new(),
+        },
+        tenant: Tenant::default(),
+        cache_salt: None,
+    }
+}
+
+fn tokens(engine: &EngineHandle, prompt: &[u32], max_tokens: u32) -> Vec<RequestEvent> {
+    let mut stream = engine.submit(request(prompt, max_tokens)).expect("taken");
+    std::iter::from_fn(move || stream.blocking_next()).collect()
+}
+
+#[test]
+fn a_request_gets_its_events_in_order_with_either_lag() {
+    for lag in [Lag::Zero, Lag::One] {
+        let setup = engine(lag, 4, None);
+        let events = tokens(&setup.engine, &[1, 2, 3], 3);
+        let token = RequestEvent::Token { choice: 0, token: 7, logprobs: None };
+        let expected = [
+            RequestEvent::Prompt { cached_tokens: 0, logprobs: Vec::new() },
+            token.clone(),
+            token.clone(),
+            token,
+            RequestEvent::Finished { choice: 0, reason: FinishReason::Length },
+        ];
+        assert_eq!(events, expected, "{lag:?}");
+        let counted = setup.engine.metrics().snapshot();
+        assert_eq!((counted.prompt_tokens, counted.generated_tokens), (3, 3));
+    }
+}
+
+#[test]
+fn dropping_a_stream_frees_its_sequence_and_its_blocks() {
+    let setup = engine(Lag::Zero, 4, None);
+    let mut stream = setup.engine.submit(request(&[1, 2], 900)).expect("taken");
+    assert!(stream.blocking_next().is_some());
+    drop(stream);
+    setup.released.recv_timeout(Duration::from_secs(10)).expect("the sequence is released");
+    assert_eq!(tokens(&setup.engine, &[1; 900], 2).len(), 4);
+}
+
+#[test]
+fn a_stop_string_ends_one_choice_alone() {
+    let (gate, held) = mpsc::channel();
+    let setup = engine(Lag::One, 4, Some(held));
+    let mut both = request(&[1, 2], 500);
+    both.n = 2;
+    let mut stream = setup.engine.submit(both).expect("taken");
+    // Three steps run, then the engine waits until the stop string is found.
+    (0..3).for_each(|_| gate.send(()).expect("the engine runs"));
+    let mut gate = Some(gate);
+    let mut counts = [0, 0];
+    let mut reasons = [None, None];
+    while let Some(event) = stream.blocking_next() {
+        match event {
+            RequestEvent::Token { choice, .. } => {
+                counts[choice as usize] += 1;
+                stream.end_choice(0);
+                gate = None;
+            }
+            RequestEvent::Finished { choice, reason } => reasons[choice as usize] = Some(reason),
+            _ => {}
+        }
+    }
+    assert_eq!(reasons, [Some(FinishReason::Stop), Some(FinishReason::Length)]);
+    assert_eq!(counts[1], 500);
+    assert!(counts[0] <= 4, "choice 0 went on for {} tokens", counts[0]);
+    assert!(gate.is_none());
+}
+
+#[test]
+fn what_one_row_cannot_do_ends_that_request_alone() {
+    let setup = engine(Lag::Zero, 4, None);
+    let mut good = setup.engine.submit(request(&[1], 200)).expect("taken");
+    let bad = tokens(&setup.engine, &[POISON], 200);
+    assert_eq!(bad, [RequestEvent::Failed("no finite logit".into())]);
+    let events: Vec<_> = std::iter::from_fn(|| good.blocking_next()).collect();
+    assert_eq!(events.len(), 202);
+}
+
+#[test]
+fn a_broken_invariant_ends_the_engine_and_says_so() {
+    let setup = engine(Lag::Zero, 4, None);
+    let mut good = setup.engine.submit(request(&[1], 1000)).expect("taken");
+    let bad = tokens(&setup.engine, &[BREAK], 5);
+    setup.thread.join().expect("the engine's thread ends in order");
+    let EngineStatus::Dead(reason) = setup.engine.status() else { panic!("{:?}", setup.engine.status()) };
+    assert!(reason.contains("a test breaks the engine"), "{reason}");
+    assert!(bad.len() <= 1, "{bad:?}");
+    let last = std::iter::from_fn(|| good.blocking_next()).last().expect("at least the failure");
+    assert_eq!(last, RequestEvent::Failed(reason.clone()));
+    assert_eq!(setup.engine.submit(request(&[1], 1)).err(), Some(SubmitError::Dead(reason)));
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_finished_request_makes_room() {
+    let (gate, held) = mpsc::channel();
+    let setup = engine(Lag::Zero, 1, Some(held));
+    let mut streams: Vec<_> = (0..5).map(|_| setup.engine.submit(request(&[1], 1)).expect("there is room")).collect();
+    let Err(SubmitError::Busy { max_waiting: 1, retry_after_s }) = setup.engine.submit(request(&[1], 1)) else {
+        panic!("the sixth request was not refused");
+    };
+    assert!(retry_after_s >= 1);
+    drop(gate);
+    for stream in &mut streams {
+        assert!(std::iter::from_fn(|| stream.blocking_next()).count() == 3);
+    }
+    assert!(setup.engine.submit(request(&[1], 1)).is_ok());
+}
+
+#[test]
+fn a_reader_that_is_too_slow_is_ended_and_holds_nobody() {
+    let setup = engine(Lag::Zero, 4, None);
+    let mut slow = setup.engine.submit(request(&[1], 4000)).expect("taken");
+    // Nobody reads until the engine has given up on it.
+    setup.released.recv_timeout(Duration::from_secs(10)).expect("the sequence is released");
+    let events: Vec<_> = std::iter::from_fn(|| slow.blocking_next()).collect();
+    assert_eq!(events.len(), EVENT_CAPACITY);
+    assert!(!events.iter().any(|event| matches!(event, RequestEvent::Finished { .. })));
+    assert_eq!(tokens(&setup.engine, &[1], 3).len(), 5, "others go on");
+}
+
+#[test]
+fn draining_finishes_what_runs_and_shutdown_tells_the_rest() {
+    let setup = engine(Lag::Zero, 4, None);
+    let mut running = setup.engine.submit(request(&[1], 50)).expect("taken");
+    setup.engine.drain();
+    assert_eq!(setup.engine.submit(request(&[1], 1)).err(), Some(SubmitError::Draining));
+    assert_eq!(std::iter::from_fn(|| running.blocking_next()).count(), 52);
+
+    let (gate, held) = mpsc::channel();
+    let setup = engine(Lag::Zero, 4, Some(held));
+    let mut running = setup.engine.submit(request(&[1], 1000)).expect("taken");
+    setup.engine.shutdown("the machine goes down");
+    drop(gate);
+    setup.thread.join().expect("the engine's thread ends in order");
+    let last = std::iter::from_fn(|| running.blocking_next()).last();
+    assert_eq!(last, Some(RequestEvent::Failed("the machine goes down".into())));
+}
+
+#[test]
+fn bad_requests_are_refused_with_the_field_and_both_counts() {
+    let setup = engine(Lag::Zero, 4, None);
+    let refused = |change: &dyn Fn(&mut Request)| {
+        let mut bad = request(&[1], 1);
+        change(&mut bad);
+        setup.engine.submit(bad).err().expect("refused").to_string()
+    };
+    let too_long = refused(&|bad| bad.prompt = vec![1; 4096].into());
+    assert!(too_long.contains("4096 tokens") && too_long.contains("holds 4096"), "{too_long}");
+    assert!(refused(&|bad| bad.prompt = Vec::new().into()).starts_with("prompt"));
+    assert!(refused(&|bad| bad.prompt = vec![100].into()).contains("token id 100"));
+    assert!(refused(&|bad| bad.n = 5).starts_with("n: 5"));
+    assert!(refused(&|bad| bad.stop.max_tokens = 0).starts_with("max_tokens"));
+    assert!(refused(&|bad| bad.sampling.temperature = f32::NAN).starts_with("temperature"));
+    assert!(refused(&|bad| bad.sampling.top_p = 0.0).starts_with("top_p"));
+    assert!(refused(&|bad| bad.sampling.top_k = Some(0)).starts_with("top_k"));
+    assert!(refused(&|bad| bad.sampling.logit_bias = vec![(100, 1.0)]).contains("token id 100"));
+    assert!(refused(&|bad| bad.sampling.logprobs = Some(21)).starts_with("logprobs"));
+}

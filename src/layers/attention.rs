@@ -1,0 +1,81 @@
+//! The self-attention block: fused QKV, optional head norms, rotary embedding, paged attention, output projection.
+//!
+//! Knows no model family: what differs between them is data.
+
+use candle_core::{Result, Tensor};
+
+use crate::attention::AttentionInputs;
+use crate::ops::{self, Compute, HeadShape, KvLayer, QkNormTensors, RopeTable, TokenSlots};
+
+use super::Linear;
+
+/// Weights of the norms over each head.
+pub(crate) struct HeadNorms {
+    /// `[head_dim]`, f32.
+    pub(crate) q: Tensor,
+    /// `[head_dim]`, f32.
+    pub(crate) k: Tensor,
+    /// Added to the mean of squares.
+    pub(crate) eps: f32,
+}
+
+/// The tokens of a step and where they stand.
+#[derive(Clone, Copy)]
+pub(crate) struct StepTokens<'a> {
+    /// `[T]`: vocabulary ids.
+    pub(crate) ids: &'a [u32],
+    /// `[T]`: each token's place in its sequence.
+    pub(crate) positions: &'a [u32],
+    /// The rows.
+    pub(crate) attention: &'a AttentionInputs,
+}
+
+/// Weights and constants of one layer's attention.
+pub(crate) struct SelfAttention {
+    /// `[(q_heads + 2 kv_heads) * head_dim, H]`: q, then k, then v.
+    pub(crate) qkv: Linear,
+    /// `[H, q_heads * head_dim]`.
+    pub(crate) output: Linear,
+    /// RMSNorm over each head of q and of k, before the rotary embedding.
+    pub(crate) head_norms: Option<HeadNorms>,
+    /// How many heads of what size.
+    pub(crate) heads: HeadShape,
+    /// Multiplies the scores.
+    pub(crate) scale: f32,
+    /// A token sees this many tokens, itself included; `None`: all.
+    pub(crate) sliding_window: Option<u32>,
+}
+
+/// Where a block of attention writes; all f32.
+pub(crate) struct AttentionBuffers<'a> {
+    /// `[T, (q_heads + 2 kv_heads) * head_dim]`.
+    pub(crate) qkv: &'a Tensor,
+    /// `[T, q_heads * head_dim]`.
+    pub(crate) heads: &'a Tensor,
+    /// `[T, H]`.
+    pub(crate) out: &'a Tensor,
+}
+
+impl SelfAttention {
+    /// `x [T, H]` -> `buffers.out [T, H]`; writes the tokens' keys and values to `kv` at `tokens.attention.slot_mapping`.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub(crate) fn forward(
+        &self,
+        compute: &Compute,
+        x: &Tensor,
+        tokens: StepTokens<'_>,
+        rope: &RopeTable,
+        kv: &KvLayer,
+        buffers: &AttentionBuffers<'_>,
+    ) -> Result<()> {
+        self.qkv.forward(compute, x, buffers.qkv)?;
+        let norms = self.head_norms.as_ref().map(|norms| QkNormTensors { q: &norms.q, k: &norms.k, eps: norms.eps });
+        let slots = TokenSlots { positions: tokens.positions, slots: &tokens.attention.slot_mapping };
+        ops::rope_and_cache(compute, buffers.qkv, self.heads, slots, rope, norms, kv)?;
+        let (inputs, window) = (tokens.attention.as_ref(), self.sliding_window);
+        ops::attention(compute, buffers.qkv, self.heads, kv, inputs, self.scale, window, buffers.heads)?;
+        self.output.forward(compute, buffers.heads, buffers.out)
+    }
+}

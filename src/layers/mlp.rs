@@ -1,0 +1,39 @@
+//! The gated feed-forward block.
+//!
+//! Source: Shazeer, "GLU Variants Improve Transformer", 2020 (SwiGLU).
+
+use candle_core::{Result, Tensor};
+
+use crate::ops::{self, Compute};
+
+use super::Linear;
+
+/// y = W_down (silu(W_gate x) * (W_up x)).
+pub(crate) struct GatedMlp {
+    gate_up: Linear,
+    down: Linear,
+}
+
+impl GatedMlp {
+    /// A block from gate and up as one layer `[2F, H]`, gate first, and down `[H, F]`.
+    pub(crate) fn new(gate_up: Linear, down: Linear) -> Self {
+        Self { gate_up, down }
+    }
+
+    /// `x [T, H]` -> `out [T, H]` by way of `gate_up [T, 2F]` and `product [T, F]`; all f32.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub(crate) fn forward(
+        &self,
+        compute: &Compute,
+        x: &Tensor,
+        gate_up: &Tensor,
+        product: &Tensor,
+        out: &Tensor,
+    ) -> Result<()> {
+        self.gate_up.forward(compute, x, gate_up)?;
+        ops::silu_mul(compute, gate_up, product)?;
+        self.down.forward(compute, product, out)
+    }
+}

@@ -1,0 +1,115 @@
+//! Says which model to load and how, finds its files, fetches them where they are missing, and loads it.
+//!
+//! Reads the environment through `config` only, and only for what the caller has not set.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use crate::config::{EngineConfig, HubConfig};
+
+use super::handle::Llm;
+use super::load::{LoadError, load_path};
+
+/// The model that is loaded where none is named.
+pub const DEFAULT_MODEL: &str = "smollm2:135m";
+
+/// A model to be loaded. Everything is optional.
+#[derive(Default)]
+pub struct LlmBuilder {
+    model: Option<String>,
+    served_name: Option<String>,
+    engine: EngineConfig,
+    hub: Option<HubConfig>,
+}
+
+impl LlmBuilder {
+    /// What to load: a name of the catalog (`smollm2:135m`), a repository (`org/name`), a folder or a `.gguf` file.
+    /// [`DEFAULT_MODEL`] unless set.
+    pub fn model(mut self, name_or_path: impl Into<String>) -> Self {
+        self.model = Some(name_or_path.into());
+        self
+    }
+
+    /// The name under which it is served; unless set, the one it is known by.
+    pub fn served_name(mut self, name: impl Into<String>) -> Self {
+        self.served_name = Some(name.into());
+        self
+    }
+
+    /// Folder that holds downloaded models; unless set, the one that LANTERN_MODELS or the system names.
+    pub fn models_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        let offline = self.hub.as_ref().is_some_and(|hub| hub.offline);
+        self.hub = Some(HubConfig { models_dir: folder.into(), offline });
+        self
+    }
+
+    /// Where models are kept and whether they may be fetched.
+    pub fn hub_config(mut self, config: HubConfig) -> Self {
+        self.hub = Some(config);
+        self
+    }
+
+    /// All sizes and limits at once.
+    pub fn engine_config(mut self, config: EngineConfig) -> Self {
+        self.engine = config;
+        self
+    }
+
+    /// Threads that compute. 0 is taken as 1.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.engine.threads = NonZeroUsize::new(threads.max(1));
+        self
+    }
+
+    /// Most tokens of prompt and answer together.
+    pub fn context_length(mut self, tokens: u32) -> Self {
+        self.engine.context_length = Some(tokens);
+        self
+    }
+
+    /// Bytes of the KV cache.
+    pub fn kv_cache_bytes(mut self, bytes: u64) -> Self {
+        self.engine.kv_cache_bytes = Some(bytes);
+        self
+    }
+
+    /// Sequences in one step.
+    pub fn max_sequences(mut self, sequences: u32) -> Self {
+        self.engine.max_sequences = sequences;
+        self
+    }
+
+    /// Requests that wait besides those that run.
+    pub fn max_waiting(mut self, requests: u32) -> Self {
+        self.engine.max_waiting = requests;
+        self
+    }
+
+    /// Loads the model; fetches it first where it is not here. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load_blocking(mut self) -> Result<Llm, LoadError> {
+        let path = self.locate()?;
+        let name = self.served_name.unwrap_or_else(|| path.display().to_string());
+        load_path(&path, &name, &self.engine)
+    }
+
+    /// As [`Self::load_blocking`], for async callers.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub async fn load(self) -> Result<Llm, LoadError> {
+        match tokio::task::spawn_blocking(|| self.load_blocking()).await {
+            Ok(loaded) => loaded,
+            Err(error) => Err(LoadError::BrokenOff(error.into())),
+        }
+    }
+
+    fn locate(&mut self) -> Result<PathBuf, LoadError> {
+        Ok(PathBuf::from(self.model.take().unwrap_or_else(|| DEFAULT_MODEL.to_owned())))
+    }
+}

@@ -1,0 +1,246 @@
+//! One running generation: token events from the engine become text, off the engine's thread.
+//!
+//! Knows no transport. Whoever polls it pays for detokenising and the search for stop strings.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+
+use crate::engine::{EngineHandle, EngineStatus, RequestStream};
+use crate::request::{FinishReason, RequestEvent, StopConditions, TokenId, TokenLogprobs};
+use crate::tokenizer::{IncrementalDecoder, StopMatcher};
+
+use super::generate::{Answer, GenerateError, GeneratedToken, GenerationEvent};
+
+/// A stream of [`GenerationEvent`]s. Dropping it cancels the request within one step.
+pub struct Generation {
+    engine: EngineHandle,
+    stream: RequestStream,
+    prompt: Arc<[TokenId]>,
+    choices: Vec<Choice>,
+    stops: Vec<String>,
+    ready: VecDeque<GenerationEvent>,
+    failed: bool,
+}
+
+/// The state of one answer.
+pub(super) struct Choice {
+    decoder: IncrementalDecoder,
+    stops: StopMatcher,
+    conditions: Arc<StopConditions>,
+    include_stop: bool,
+    generated: u32,
+    finished: bool,
+}
+
+impl Choice {
+    pub(super) fn new(
+        decoder: IncrementalDecoder,
+        stops: StopMatcher,
+        conditions: Arc<StopConditions>,
+        include_stop: bool,
+    ) -> Self {
+        Self { decoder, stops, conditions, include_stop, generated: 0, finished: false }
+    }
+
+    /// The text that `token` completes, and the stop string that it completes, if any.
+    fn push(&mut self, token: TokenId) -> (String, Option<usize>) {
+        self.generated += 1;
+        let ends = self.generated > self.conditions.min_tokens && self.conditions.is_stop(token);
+        if ends && !self.include_stop {
+            return (String::new(), None);
+        }
+        let text = self.decoder.push(token);
+        let outcome = self.stops.push(&text);
+        (outcome.emit, outcome.matched)
+    }
+
+    /// The text that was held back: incomplete characters and the beginning of a stop string.
+    fn flush(&mut self) -> (String, Option<usize>) {
+        let rest = self.decoder.clone().finish();
+        let outcome = self.stops.push(&rest);
+        let mut text = outcome.emit;
+        if outcome.matched.is_none() {
+            text.push_str(&self.stops.finish());
+        }
+        (text, outcome.matched)
+    }
+}
+
+impl Generation {
+    pub(super) fn new(
+        engine: EngineHandle,
+        stream: RequestStream,
+        prompt: Arc<[TokenId]>,
+        choices: Vec<Choice>,
+        stops: Vec<String>,
+    ) -> Self {
+        Self { engine, stream, prompt, choices, stops, ready: VecDeque::new(), failed: false }
+    }
+
+    /// The prompt as it was encoded.
+    pub fn prompt_tokens(&self) -> &[TokenId] {
+        &self.prompt
+    }
+
+    /// The next event; `None` after the last `Finished` or the first error.
+    pub async fn next(&mut self) -> Option<Result<GenerationEvent, GenerateError>> {
+        std::future::poll_fn(|context| self.poll(context)).await
+    }
+
+    /// As [`Self::next`], for callers outside an async runtime.
+    ///
+    /// # Panics
+    /// Inside an async runtime.
+    pub fn blocking_next(&mut self) -> Option<Result<GenerationEvent, GenerateError>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.is_over() {
+                return None;
+            }
+            let event = self.stream.blocking_next();
+            if let Err(error) = self.take(event) {
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// All answers, in order of choice.
+    ///
+    /// # Errors
+    /// The first [`GenerateError`]; what was generated until then is lost.
+    pub async fn collect(mut self) -> Result<Vec<Answer>, GenerateError> {
+        let mut answers = Answers::new(self.choices.len());
+        while let Some(event) = self.next().await {
+            answers.push(event?);
+        }
+        Ok(answers.0)
+    }
+
+    /// As [`Self::collect`], for callers outside an async runtime.
+    ///
+    /// # Errors
+    /// The first [`GenerateError`].
+    ///
+    /// # Panics
+    /// Inside an async runtime.
+    pub fn collect_blocking(mut self) -> Result<Vec<Answer>, GenerateError> {
+        let mut answers = Answers::new(self.choices.len());
+        while let Some(event) = self.blocking_next() {
+            answers.push(event?);
+        }
+        Ok(answers.0)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<GenerationEvent, GenerateError>>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if self.is_over() {
+                return Poll::Ready(None);
+            }
+            let Poll::Ready(event) = self.stream.poll_next(context) else {
+                return Poll::Pending;
+            };
+            if let Err(error) = self.take(event) {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.failed || self.choices.iter().all(|choice| choice.finished)
+    }
+
+    /// Turns one event of the engine's into what is ready to be told.
+    fn take(&mut self, event: Option<RequestEvent>) -> Result<(), GenerateError> {
+        match event {
+            Some(RequestEvent::Prompt { cached_tokens, logprobs }) => {
+                self.ready.push_back(GenerationEvent::Started { cached_tokens, prompt_logprobs: logprobs });
+            }
+            Some(RequestEvent::Token { choice, token, logprobs }) => self.take_token(choice, token, logprobs),
+            Some(RequestEvent::Finished { choice, reason }) => self.take_finish(choice, reason),
+            Some(RequestEvent::Failed(reason)) => {
+                self.failed = true;
+                return Err(GenerateError::Failed(reason));
+            }
+            None => {
+                self.failed = true;
+                return Err(match self.engine.status() {
+                    EngineStatus::Dead(reason) => GenerateError::Failed(reason),
+                    _ => GenerateError::TooSlow,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn take_token(&mut self, choice: u32, token: TokenId, logprobs: Option<TokenLogprobs>) {
+        let Some(state) = self.choices.get_mut(choice as usize).filter(|state| !state.finished) else {
+            // Computed past a stop string that the engine had not heard of yet.
+            return;
+        };
+        let (text, matched) = state.push(token);
+        let tokens = vec![GeneratedToken { token, logprobs }];
+        self.ready.push_back(GenerationEvent::Delta { choice, text, tokens });
+        if let Some(index) = matched {
+            let stop = self.stops.get(index).cloned();
+            state.finished = true;
+            self.stream.end_choice(choice);
+            self.ready.push_back(GenerationEvent::Finished { choice, reason: FinishReason::Stop, stop });
+        }
+    }
+
+    fn take_finish(&mut self, choice: u32, reason: FinishReason) {
+        let Some(state) = self.choices.get_mut(choice as usize).filter(|state| !state.finished) else {
+            return;
+        };
+        state.finished = true;
+        let (text, matched) = state.flush();
+        if !text.is_empty() {
+            self.ready.push_back(GenerationEvent::Delta { choice, text, tokens: Vec::new() });
+        }
+        let stop = matched.and_then(|index| self.stops.get(index)).cloned();
+        let reason = if stop.is_some() { FinishReason::Stop } else { reason };
+        self.ready.push_back(GenerationEvent::Finished { choice, reason, stop });
+    }
+}
+
+impl Stream for Generation {
+    type Item = Result<GenerationEvent, GenerateError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll(context)
+    }
+}
+
+/// Whole answers put together from events.
+struct Answers(Vec<Answer>);
+
+impl Answers {
+    fn new(count: usize) -> Self {
+        let empty = Answer { text: String::new(), tokens: Vec::new(), reason: FinishReason::Cancelled, stop: None };
+        Self(vec![empty; count])
+    }
+
+    fn push(&mut self, event: GenerationEvent) {
+        match event {
+            GenerationEvent::Started { .. } => {}
+            GenerationEvent::Delta { choice, text, tokens } => {
+                let answer = &mut self.0[choice as usize];
+                answer.text.push_str(&text);
+                answer.tokens.extend(tokens);
+            }
+            GenerationEvent::Finished { choice, reason, stop } => {
+                let answer = &mut self.0[choice as usize];
+                (answer.reason, answer.stop) = (reason, stop);
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A loaded model: encodes prompts, submits them, and gives back what comes as text.
+//!
+//! Knows how a model is used, not how it was loaded.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::engine::EngineHandle;
+use crate::request::{Request, StopConditions, TokenId};
+use crate::tokenizer::{ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
+
+use super::builder::LlmBuilder;
+use super::generate::{Chat, GenerateError, GenerateRequest, Message, Prompt, SamplingOptions};
+use super::generation::{Choice, Generation};
+use super::info::ModelInfo;
+
+/// A loaded model. Cheap to clone; the engine stops when the last clone and the last [`Generation`] are gone.
+#[derive(Clone)]
+pub struct Llm {
+    parts: Arc<LlmParts>,
+}
+
+/// What an [`Llm`] is made of.
+pub(crate) struct LlmParts {
+    pub(crate) info: ModelInfo,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: ChatTemplate,
+    pub(crate) defaults: SamplingOptions,
+    pub(crate) eos_token_ids: Arc<[TokenId]>,
+    pub(crate) engine: EngineHandle,
+}
+
+impl Llm {
+    /// Says which model to load and how; [`LlmBuilder::load`] loads it.
+    pub fn builder() -> LlmBuilder {
+        LlmBuilder::default()
+    }
+
+    pub(crate) fn from_parts(parts: LlmParts) -> Self {
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// What is loaded, where it runs, and how much fits.
+    pub fn info(&self) -> &ModelInfo {
+        &self.parts.info
+    }
+
+    /// The engine: its state, its limits, its counters.
+    pub fn engine(&self) -> &EngineHandle {
+        &self.parts.engine
+    }
+
+    /// Submits a request. The prompt is encoded on the calling thread: some tens of milliseconds for a very long one.
+    ///
+    /// # Errors
+    /// [`GenerateError`]: the prompt cannot be made, a parameter is invalid, or the engine does not take it now.
+    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        let stops = StopMatcher::new(&request.stop, request.include_stop)
+            .map_err(|error| GenerateError::Stop(error.to_string()))?;
+        let prompt: Arc<[TokenId]> = self.prompt_tokens(&request.prompt)?.into();
+        let room = (self.engine().limits().max_context as usize).saturating_sub(prompt.len());
+        let conditions = StopConditions {
+            max_tokens: request.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX).max(1)),
+            min_tokens: request.min_tokens,
+            ignore_eos: request.ignore_eos,
+            eos_token_ids: self.parts.eos_token_ids.clone(),
+            stop_token_ids: request.stop_token_ids,
+        };
+        let decoder = match request.prompt {
+            Prompt::Chat(_) => IncrementalDecoder::new(&self.parts.tokenizer, true),
+            // What continues a text keeps the space that it begins with.
+            Prompt::Text(_) | Prompt::Tokens(_) => IncrementalDecoder::continuing(&self.parts.tokenizer, true),
+        };
+        let stream = self.engine().submit(Request {
+            prompt: prompt.clone(),
+            n: request.n,
+            sampling: request.sampling.over(&self.parts.defaults),
+            stop: conditions.clone(),
+            tenant: request.tenant,
+            cache_salt: request.cache_salt,
+        })?;
+        let conditions = Arc::new(conditions);
+        let choice = || Choice::new(decoder.clone(), stops.clone(), conditions.clone(), request.include_stop);
+        let choices = (0..request.n).map(|_| choice()).collect();
+        Ok(Generation::new(self.engine().clone(), stream, prompt, choices, request.stop))
+    }
+
+    /// The tokens of a prompt, as [`Self::generate`] makes them.
+    ///
+    /// # Errors
+    /// [`GenerateError::Prompt`].
+    pub fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<TokenId>, GenerateError> {
+        match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
+            Prompt::Text(text) => self.encode(text),
+            Prompt::Chat(chat) => {
+                let text = self.render(chat)?;
+                self.parts.tokenizer.encode(&text, false).map_err(|error| GenerateError::Prompt(error.into()))
+            }
+        }
+    }
+
+    /// The text that the model's template makes of a chat.
+    ///
+    /// # Errors
+    /// [`GenerateError::Prompt`]: the template refuses it or runs too long.
+    pub fn render(&self, chat: &Chat) -> Result<String, GenerateError> {
+        let messages: Vec<Value> = chat.messages.iter().map(message_json).collect();
+        let open_answer = !chat.continue_final_message;
+        let mut text = self
+            .parts
+            .template
+            .render(&messages, chat.tools.as_ref(), open_answer, &chat.template_variables)
+            .map_err(|error| GenerateError::Prompt(error.into()))?;
+        if chat.continue_final_message
+            && let Some(content) = chat.messages.last().and_then(|message| message.content.as_deref())
+            && let Some(start) = text.rfind(content.trim())
+        {
+            // What the template puts behind the last message would end it.
+            text.truncate(start + content.trim().len());
+        }
+        Ok(text)
+    }
+
+    /// The tokens of a text, with the model's own special tokens around it.
+    ///
+    /// # Errors
+    /// [`GenerateError::Prompt`].
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, GenerateError> {
+        self.parts.tokenizer.encode(text, true).map_err(|error| GenerateError::Prompt(error.into()))
+    }
+
+    /// The text of tokens, without special ones; what is no UTF-8 becomes U+FFFD.
+    pub fn decode(&self, tokens: &[TokenId]) -> String {
+        self.parts.tokenizer.decode(tokens, true)
+    }
+
+    /// The bytes that one token stands for; a part of a character, for some. Empty for an unknown id.
+    pub fn token_bytes(&self, token: TokenId) -> &[u8] {
+        self.parts.tokenizer.id_to_bytes(token)
+    }
+
+    /// The text of one token; what is no UTF-8 becomes U+FFFD.
+    pub fn token_text(&self, token: TokenId) -> String {
+        String::from_utf8_lossy(self.token_bytes(token)).into_owned()
+    }
+}
+
+/// A message as templates read it.
+fn message_json(message: &Message) -> Value {
+    let mut fields = Map::new();
+    fields.insert("role".into(), message.role.as_str().into());
+    fields.insert("content".into(), message.content.as_deref().map_or(Value::Null, Value::from));
+    for (name, value) in &message.extra {
+        fields.insert(name.clone(), value.clone());
+    }
+    Value::Object(fields)
+}

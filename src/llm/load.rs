@@ -1,0 +1,116 @@
+//! From files to an [`Llm`]: an engine on the weights, and the tokenizer and template beside it.
+//!
+//! Knows no names of models: what is loaded is a path.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::config::EngineConfig;
+use crate::device::{self, DeviceError, Hardware};
+use crate::engine::{self, StartError, TokenizerSource, VocabFields};
+use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate, GgufVocab, TemplateError, Tokenizer, TokenizerError};
+
+use super::generate::SamplingOptions;
+use super::handle::{Llm, LlmParts};
+use super::info::ModelInfo;
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The tokenizer cannot be built.
+    #[error("the tokenizer of {model} cannot be built")]
+    Tokenizer {
+        /// The model's name.
+        model: String,
+        /// What is wrong with it.
+        #[source]
+        source: TokenizerError,
+    },
+    /// The chat template cannot be used.
+    #[error("the chat template of {model} cannot be used")]
+    Template {
+        /// The model's name.
+        model: String,
+        /// What is wrong with it.
+        #[source]
+        source: TemplateError,
+    },
+    /// The device that was asked for cannot be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A setting is out of its range.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// Its files are not valid, it does not fit, or the engine does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The task that loads it was cancelled or broke.
+    #[error("the loading of the model was broken off")]
+    BrokenOff(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Loads the model in `path` (a folder or a GGUF file) and serves it as `name`.
+pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
+    config.validate()?;
+    let hardware = Hardware::detect();
+    let choice = device::choose(&hardware, config.device)?;
+    // Where the system does not say what is free, nothing is held back.
+    let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
+    let (engine, model) = engine::start(path, config, free_bytes)?;
+    let plan = &model.plan;
+    let info = ModelInfo {
+        name: name.to_owned(),
+        architecture: model.architecture,
+        parameters: model.parameters,
+        format: model.format,
+        weight_bytes: plan.weight_bytes,
+        context_length: plan.context_length,
+        device: hardware.describe_cpu(model.threads),
+        device_reason: choice.reason,
+        kv_bytes: plan.kv_bytes(),
+        kv_tokens: plan.kv_tokens(),
+        full_contexts: plan.full_contexts(),
+        loaded_at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    };
+    let tokens = &model.special_tokens;
+    let template = model.chat_template.as_deref().unwrap_or(CHATML_TEMPLATE);
+    let template = ChatTemplate::new(template, tokens.bos.as_deref(), tokens.eos.as_deref())
+        .map_err(|error| LoadError::Template { model: name.to_owned(), source: error })?;
+    let defaults = SamplingOptions {
+        temperature: model.defaults.temperature,
+        top_k: model.defaults.top_k,
+        top_p: model.defaults.top_p,
+        min_p: model.defaults.min_p,
+        repetition_penalty: model.defaults.repetition_penalty,
+        ..SamplingOptions::default()
+    };
+    let tokenizer = build_tokenizer(model.tokenizer, name)?;
+    let eos_token_ids = model.eos_token_ids.into();
+    Ok(Llm::from_parts(LlmParts { info, tokenizer, template, defaults, eos_token_ids, engine }))
+}
+
+fn build_tokenizer(source: TokenizerSource, model: &str) -> Result<Tokenizer, LoadError> {
+    let built = match source {
+        TokenizerSource::File(path) => Tokenizer::from_file(path),
+        TokenizerSource::Gguf(fields) => Tokenizer::from_gguf_vocab(vocab(fields)),
+    };
+    built.map_err(|error| LoadError::Tokenizer { model: model.to_owned(), source: error })
+}
+
+fn vocab(fields: VocabFields) -> GgufVocab {
+    GgufVocab {
+        model: fields.model,
+        pre: fields.pre,
+        tokens: fields.tokens,
+        token_types: fields.token_types,
+        merges: fields.merges,
+        scores: fields.scores,
+        bos: fields.bos_id,
+        eos: fields.eos_id,
+        unk: fields.unk_id,
+        pad: fields.pad_id,
+        add_bos: fields.add_bos,
+        add_eos: fields.add_eos,
+        add_space_prefix: fields.add_space_prefix,
+    }
+}

@@ -1,0 +1,167 @@
+//! The promise that an answer does not depend on company, on tiny models of every family through the real engine:
+//! alone = batched = chunked = prefix-cached = preempted = forked, to the last bit of every reported log-probability.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{EngineConfig, Lag};
+
+use super::load::load_path;
+use super::{Answer, GenerateError, GenerateRequest, GenerationEvent, Llm, Prompt};
+
+fn folder(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(family)
+}
+
+fn load(family: &str, change: impl FnOnce(&mut EngineConfig)) -> Llm {
+    let mut config = EngineConfig { threads: std::num::NonZeroUsize::new(1), ..EngineConfig::default() };
+    config.kv_cache_bytes = Some(8 << 20);
+    change(&mut config);
+    load_path(&folder(family), family, &config).expect("the fixture loads")
+}
+
+/// Prompts of 1 to 90 tokens, some of which begin alike.
+fn prompts() -> Vec<Vec<u32>> {
+    let shared: Vec<u32> = (0..40).map(|i| (i * 7 + 3) % 256).collect();
+    (0..12_u32)
+        .map(|index| {
+            let own = (0..1 + index * 4).map(|i| (i * i + index * 31) % 256);
+            if index % 3 == 0 { shared.iter().copied().chain(own).collect() } else { own.collect() }
+        })
+        .collect()
+}
+
+fn request(prompt: &[u32], seed: u64) -> GenerateRequest {
+    let mut request = GenerateRequest::new(Prompt::Tokens(prompt.to_vec())).max_tokens(60).temperature(0.9).seed(seed);
+    request.sampling.logprobs = Some(20);
+    request.sampling.repetition_penalty = Some(1.1);
+    request.ignore_eos = true;
+    request
+}
+
+fn one(llm: &Llm, prompt: &[u32], seed: u64) -> Answer {
+    llm.generate(request(prompt, seed)).expect("taken").collect_blocking().expect("answered").remove(0)
+}
+
+fn together(llm: &Llm) -> Vec<Answer> {
+    let prompts = prompts();
+    let running: Vec<_> =
+        (0..).zip(&prompts).map(|(seed, prompt)| llm.generate(request(prompt, seed)).expect("there is room")).collect();
+    running.into_iter().map(|generation| generation.collect_blocking().expect("answered").remove(0)).collect()
+}
+
+/// Every answer alone, in an engine that never saw the others.
+fn alone(family: &str) -> Vec<Answer> {
+    (0..)
+        .zip(&prompts())
+        .map(|(seed, prompt)| one(&load(family, |config| config.prefix_cache = false), prompt, seed))
+        .collect()
+}
+
+#[test]
+fn company_changes_no_bit_of_any_answer() {
+    for family in ["llama3", "qwen2", "qwen3"] {
+        let alone = alone(family);
+        assert_eq!(together(&load(family, |_| {})), alone, "{family} batched");
+        assert_eq!(together(&load(family, |config| config.lag = Lag::One)), alone, "{family} batched, lag 1");
+        let chunked = load(family, |config| {
+            (config.max_step_tokens, config.max_sequences, config.max_prompt_chunk_while_decoding) = (16, 16, 3);
+        });
+        assert_eq!(together(&chunked), alone, "{family} chunked");
+        let threaded = load(family, |config| config.threads = std::num::NonZeroUsize::new(3));
+        assert_eq!(together(&threaded), alone, "{family} in three threads");
+    }
+}
+
+#[test]
+fn the_prefix_cache_changes_no_bit_and_is_hit() {
+    let llm = load("llama3", |_| {});
+    let (first, again) = (together(&llm), together(&llm));
+    assert_eq!(first, again);
+    let counted = llm.engine().metrics().snapshot();
+    assert!(counted.prefix_hits > 12 * 16, "{counted:?}");
+    assert_eq!(counted.blocks_used, 0, "{counted:?}");
+}
+
+#[test]
+fn preemption_changes_no_bit_and_happens() {
+    let alone = alone("llama3");
+    for lag in [Lag::Zero, Lag::One] {
+        let small = load("llama3", |config| {
+            (config.kv_cache_bytes, config.lag, config.context_length) = (Some(1 << 20), lag, Some(160));
+            config.prefix_cache = false;
+        });
+        let running: Vec<_> = (0..3).map(|_| small.clone()).collect();
+        // Three times the same twelve: more than the cache holds at once.
+        let answers: Vec<Vec<Answer>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = running.iter().map(|llm| scope.spawn(|| together(llm))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        for answers in answers {
+            assert_eq!(answers, alone);
+        }
+        let counted = small.engine().metrics().snapshot();
+        assert!(counted.preemptions > 0, "{counted:?}");
+    }
+}
+
+#[test]
+fn choices_share_a_prompt_and_each_is_as_if_alone() {
+    let llm = load("qwen3", |_| {});
+    let prompt = &prompts()[9];
+    let mut four = request(prompt, 5);
+    four.n = 4;
+    let forked = llm.generate(four.clone()).expect("taken").collect_blocking().expect("answered");
+    assert_eq!(forked[0], one(&llm, prompt, 5), "the first choice is the request without the others");
+    assert!(forked[1..].iter().all(|answer| answer.tokens != forked[0].tokens), "each has a stream of its own");
+    // The same beside others, in another engine.
+    let busy = load("qwen3", |config| config.max_prompt_chunk_while_decoding = 5);
+    let neighbour = busy.generate(request(&prompts()[3], 1)).expect("taken");
+    assert_eq!(busy.generate(four).expect("taken").collect_blocking().expect("answered"), forked);
+    drop(neighbour);
+}
+
+#[test]
+fn prompt_logprobs_are_whole_whatever_the_chunks() {
+    let prompt = &prompts()[9];
+    let logprobs = |llm: &Llm| {
+        let mut asking = request(prompt, 1).max_tokens(1);
+        asking.sampling.prompt_logprobs = Some(3);
+        let mut generation = llm.generate(asking).expect("taken");
+        match generation.blocking_next() {
+            Some(Ok(GenerationEvent::Started { prompt_logprobs, cached_tokens })) => (prompt_logprobs, cached_tokens),
+            other => panic!("{other:?}"),
+        }
+    };
+    let llm = load("llama3", |_| {});
+    let (whole, _) = logprobs(&llm);
+    assert_eq!(whole.len(), prompt.len() - 1);
+    assert_eq!(logprobs(&llm), (whole.clone(), 0), "they skip the prefix cache");
+    let chunked = load("llama3", |config| (config.max_step_tokens, config.max_sequences) = (16, 4));
+    assert_eq!(logprobs(&chunked).0, whole);
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_is_refused_with_both_counts() {
+    let llm = load("llama3", |config| config.context_length = Some(64));
+    let Err(GenerateError::Submit(error)) = llm.generate(request(&[5; 64], 1)) else { panic!("it was taken") };
+    assert!(error.to_string().contains("has 64 tokens") && error.to_string().contains("holds 64"), "{error}");
+    let answer = one(&llm, &[5; 60], 1);
+    assert_eq!(answer.tokens.len(), 4, "the answer ends where the context does");
+    assert_eq!(answer.reason, crate::request::FinishReason::Length);
+}
+
+#[test]
+fn stop_strings_cut_the_text_wherever_tokens_cut_it() {
+    let llm = load("llama3", |_| {});
+    let whole = one(&llm, &[65, 66, 67], 3);
+    let middle = whole.text.char_indices().nth(whole.text.chars().count() / 2).expect("a text").0;
+    let stop: String = whole.text[middle..].chars().take(2).collect();
+    let mut asking = request(&[65, 66, 67], 3);
+    asking.stop = vec![stop.clone()];
+    let cut = llm.generate(asking.clone()).expect("taken").collect_blocking().expect("answered").remove(0);
+    assert_eq!(cut.text, whole.text.split(&stop).next().expect("a part"));
+    assert_eq!(cut.stop, Some(stop.clone()));
+    asking.include_stop = true;
+    let with = llm.generate(asking).expect("taken").collect_blocking().expect("answered").remove(0);
+    assert_eq!(with.text, cut.text + &stop);
+}

@@ -1,0 +1,65 @@
+//! Qwen2, Qwen2.5 and Qwen3 (dense): configuration to spec.
+//!
+//! Knows no weights beyond whether a GGUF file has biases.
+//!
+//! Source: `modeling_qwen2.py`, `modeling_qwen3.py` and their configurations in transformers.
+
+use super::dimensions;
+use super::fields::Fields;
+use super::rope::RopeLayout;
+use super::spec::{DecoderSpec, MAX_CONTEXT};
+use crate::weights::{LoadError, Metadata, Weights};
+
+/// `Qwen2ForCausalLM`: biases on q, k and v.
+pub fn qwen2_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
+    let spec = dimensions::from_config(config, "Qwen2ForCausalLM", None)?;
+    Ok(DecoderSpec { qkv_bias: true, sliding_window: windows(config, spec.layers)?, ..spec })
+}
+
+/// `Qwen3ForCausalLM`: norms over each head of q and k; heads of 128 where the file does not say.
+pub fn qwen3_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
+    let spec = dimensions::from_config(config, "Qwen3ForCausalLM", Some(128))?;
+    let attention_bias = config.flag("attention_bias")?.unwrap_or(false);
+    Ok(DecoderSpec {
+        qk_norm: true,
+        qkv_bias: attention_bias,
+        o_bias: attention_bias,
+        sliding_window: windows(config, spec.layers)?,
+        ..spec
+    })
+}
+
+/// GGUF architecture `qwen2`.
+pub fn qwen2_from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, LoadError> {
+    dimensions::from_gguf(weights, metadata, "qwen2", RopeLayout::Halves)
+}
+
+/// GGUF architecture `qwen3`.
+pub fn qwen3_from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, LoadError> {
+    Ok(DecoderSpec { qk_norm: true, ..dimensions::from_gguf(weights, metadata, "qwen3", RopeLayout::Halves)? })
+}
+
+/// The window of each layer. `use_sliding_window` switches all of them; which layers have one stands in `layer_types`, or
+/// follows from `max_window_layers`: the first so many have none.
+fn windows(config: Fields, layers: usize) -> Result<Vec<Option<u32>>, LoadError> {
+    if !config.flag("use_sliding_window")?.unwrap_or(false) {
+        return Ok(vec![None; layers]);
+    }
+    let window = match config.integer("sliding_window", 1..=u64::from(MAX_CONTEXT))? {
+        None if !config.has("sliding_window") => Some(4096),
+        window => window.map(|window| window as u32),
+    };
+    let Some(types) = config.list("layer_types")? else {
+        let first = config.integer("max_window_layers", 0..=u64::from(u32::MAX))?.unwrap_or(28) as usize;
+        return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
+    };
+    if types.len() != layers {
+        return Err(config.unexpected("layer_types", format_args!("{layers} entries"), types.len()));
+    }
+    let read = |kind: &serde_json::Value| match kind.as_str() {
+        Some("full_attention") => Ok(None),
+        Some("sliding_attention") => Ok(window),
+        _ => Err(config.unexpected("layer_types", "full_attention or sliding_attention", kind)),
+    };
+    types.iter().map(read).collect()
+}

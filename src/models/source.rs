@@ -1,0 +1,176 @@
+//! Everything that a loader needs of a model, from a folder in Hugging Face's form or from a GGUF file.
+//!
+//! Knows no tokenizer: it says where the tokenizer is or hands over its raw vocabulary.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::generation::{BoundaryTokens, GenerationDefaults};
+use super::registry;
+use super::spec::DecoderSpec;
+use super::vocab::{GgufVocab, SpecialTokens};
+use crate::request::TokenId;
+use crate::weights::{LoadError, Metadata, Weights, read_json, read_text};
+
+/// Longest config.json and generation_config.json, bytes.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Longest tokenizer_config.json, bytes: it may list every added token.
+const MAX_TOKENIZER_CONFIG_BYTES: u64 = 64 << 20;
+/// Longest chat template, bytes.
+const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
+
+/// Where the tokenizer comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenizerSource {
+    /// A tokenizer.json.
+    File(PathBuf),
+    /// The vocabulary in a GGUF file.
+    Gguf(GgufVocab),
+}
+
+/// A model on disk: its headers are read, its weights mapped.
+pub struct ModelSource {
+    /// The model's own name: the folder's, or what the GGUF file says of itself.
+    pub name: String,
+    /// What its decoder looks like.
+    pub spec: DecoderSpec,
+    /// Its weights.
+    pub weights: Weights,
+    /// Where its tokenizer comes from.
+    pub tokenizer: TokenizerSource,
+    /// Its chat template, in Jinja.
+    pub chat_template: Option<String>,
+    /// The texts of its special tokens, for the template.
+    pub special_tokens: SpecialTokens,
+    /// The token that starts a text.
+    pub bos_token_id: Option<TokenId>,
+    /// The tokens that end an answer; all below `spec.vocab`.
+    pub eos_token_ids: Vec<TokenId>,
+    /// What its makers recommend for sampling.
+    pub defaults: GenerationDefaults,
+}
+
+impl ModelSource {
+    /// Opens a folder (config.json, safetensors, tokenizer.json) or a GGUF file (or a folder with exactly one).
+    ///
+    /// # Errors
+    /// A file is missing, or one holds something else than it must.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let config = path.join("config.json");
+        // Read before the weights are opened: an unknown architecture is the better reason than an unknown file.
+        let json = if config.is_file() { Some(read_json(&config, MAX_CONFIG_BYTES)?) } else { None };
+        let spec = match &json {
+            Some(json) => Some(registry::from_config(Fields::root(&config, json)?)?),
+            None => None,
+        };
+        let weights = Weights::open(path)?;
+        match (weights.metadata().is_some(), json, spec) {
+            (true, ..) => Self::from_gguf(weights),
+            (false, Some(json), Some(spec)) => Self::from_folder(path, spec, weights, &config, &json),
+            (false, ..) => Err(missing(config, "config.json beside the weights")),
+        }
+    }
+
+    fn from_folder(
+        folder: &Path,
+        spec: DecoderSpec,
+        weights: Weights,
+        config: &Path,
+        json: &Value,
+    ) -> Result<Self, LoadError> {
+        let tokenizer = folder.join("tokenizer.json");
+        if !tokenizer.is_file() {
+            return Err(missing(tokenizer, "a tokenizer"));
+        }
+        let generation_file = folder.join("generation_config.json");
+        let generation_json = optional_json(&generation_file, MAX_CONFIG_BYTES)?;
+        let generation = generation_json.as_ref().map(|json| Fields::root(&generation_file, json)).transpose()?;
+        let defaults = generation.map(GenerationDefaults::read).transpose()?.unwrap_or_default();
+        let boundary = BoundaryTokens::from_configs(Fields::root(config, json)?, generation, spec.vocab)?;
+
+        let tokenizer_file = folder.join("tokenizer_config.json");
+        let tokenizer_json = optional_json(&tokenizer_file, MAX_TOKENIZER_CONFIG_BYTES)?;
+        let tokenizer_config = tokenizer_json.as_ref().map(|json| Fields::root(&tokenizer_file, json)).transpose()?;
+        let special_tokens = tokenizer_config.map(SpecialTokens::read).transpose()?.unwrap_or_default();
+        let template_file = folder.join("chat_template.jinja");
+        let chat_template = match tokenizer_config {
+            _ if template_file.is_file() => Some(read_text(&template_file, MAX_TEMPLATE_BYTES)?),
+            Some(config) => chat_template(config)?,
+            None => None,
+        };
+        Ok(Self {
+            name: file_name(folder),
+            spec,
+            weights,
+            tokenizer: TokenizerSource::File(tokenizer),
+            chat_template,
+            special_tokens,
+            bos_token_id: boundary.bos,
+            eos_token_ids: boundary.eos,
+            defaults,
+        })
+    }
+
+    fn from_gguf(weights: Weights) -> Result<Self, LoadError> {
+        let Some(metadata) = weights.metadata() else {
+            return Err(missing(weights.files().next().unwrap_or(Path::new("")).to_owned(), "GGUF metadata"));
+        };
+        let spec = registry::from_gguf(&weights, metadata)?;
+        let vocab = GgufVocab::read(metadata)?;
+        let boundary = BoundaryTokens::from_gguf(metadata, &vocab.tokens, &vocab.token_types)?;
+        Ok(Self {
+            name: gguf_name(metadata)?,
+            spec,
+            chat_template: metadata.get("tokenizer.chat_template")?,
+            special_tokens: vocab.special_tokens(),
+            tokenizer: TokenizerSource::Gguf(vocab),
+            bos_token_id: boundary.bos,
+            eos_token_ids: boundary.eos,
+            defaults: GenerationDefaults::default(),
+            weights,
+        })
+    }
+}
+
+/// What a GGUF file calls its model, else the file's name.
+fn gguf_name(metadata: &Metadata) -> Result<String, LoadError> {
+    let stated = metadata.get::<String>("general.name")?.filter(|name| !name.trim().is_empty());
+    Ok(stated.unwrap_or_else(|| file_name(metadata.file())))
+}
+
+/// The template of a tokenizer_config.json: a text, or a list of named ones of which `default` is meant.
+fn chat_template(config: Fields) -> Result<Option<String>, LoadError> {
+    let key = "chat_template";
+    let list = match config.value(key) {
+        None => return Ok(None),
+        Some(Value::String(template)) => return Ok(Some(template.clone())),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err(config.unexpected(key, "a text, or a list of {name, template}", "something else")),
+    };
+    let default = list.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+    let template = default.or_else(|| list.first().filter(|_| list.len() == 1)).and_then(|entry| entry.get("template"));
+    match template.and_then(Value::as_str) {
+        Some(template) => Ok(Some(template.to_owned())),
+        None => {
+            Err(config.unexpected(key, "a template named default", format_args!("a list of {} without it", list.len())))
+        }
+    }
+}
+
+/// The JSON of a file that need not be there.
+fn optional_json(file: &Path, limit_bytes: u64) -> Result<Option<Value>, LoadError> {
+    if file.is_file() { read_json(file, limit_bytes).map(Some) } else { Ok(None) }
+}
+
+fn missing(file: PathBuf, expected: &str) -> LoadError {
+    LoadError::MissingFile { file, expected: expected.to_owned() }
+}
+
+/// The last part of a path, without the ending of a GGUF file.
+fn file_name(path: &Path) -> String {
+    let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if resolved.is_dir() { resolved.file_name() } else { resolved.file_stem() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}

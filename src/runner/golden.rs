@@ -1,0 +1,251 @@
+//! Parity with Hugging Face transformers on tiny models of every family (`tests/fixtures/golden`), and the promise that
+//! what a sequence gets does not depend on how it was computed: whole or in chunks, alone or beside others, in whichever
+//! blocks. Equality of the latter is bitwise.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+
+use crate::attention::AttentionInputs;
+use crate::kv_cache::BlockId;
+use crate::models::{Decoder, ModelSource, StepTokens, Workspace};
+use crate::ops::{self, Compute, KvLayer, KvLayout};
+
+const BLOCK: usize = KvLayout::BLOCK_SIZE;
+const BLOCKS: usize = 64;
+const MAX_TOKENS: usize = 256;
+const LOGIT_ROWS: usize = 32;
+
+/// Families whose rotary frequencies depend on the length of the sequence.
+const BY_LENGTH: [&str; 2] = ["llama_dynamic", "llama_longrope"];
+
+#[derive(Deserialize)]
+struct Expected {
+    prompts: Vec<ExpectedPrompt>,
+}
+
+#[derive(Deserialize)]
+struct ExpectedPrompt {
+    name: String,
+    ids: Vec<u32>,
+    logit_positions: Vec<usize>,
+    greedy: Vec<u32>,
+}
+
+struct Fixture {
+    folder: PathBuf,
+    prompts: Vec<ExpectedPrompt>,
+    values: HashMap<String, Tensor>,
+}
+
+fn fixtures() -> Vec<Fixture> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+    let folders = std::fs::read_dir(root).expect("the fixtures are in the repository");
+    let mut fixtures: Vec<Fixture> = folders
+        .map(|entry| {
+            let folder = entry.expect("readable").path();
+            let text = std::fs::read_to_string(folder.join("expected.json")).expect("expected.json");
+            let expected: Expected = serde_json::from_str(&text).expect("expected.json is valid");
+            let values = candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu);
+            Fixture { folder, prompts: expected.prompts, values: values.expect("expected.safetensors") }
+        })
+        .collect();
+    assert!(fixtures.len() >= 9, "fixtures are missing");
+    fixtures.sort_by(|a, b| a.folder.cmp(&b.folder));
+    fixtures
+}
+
+impl Fixture {
+    fn family(&self) -> &str {
+        self.folder.file_name().and_then(|name| name.to_str()).expect("a folder's name")
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        self.values[name].flatten_all().expect("a tensor").to_vec1().expect("f32")
+    }
+
+    /// The context for which a prompt's expected values were computed.
+    fn context(&self, prompt: &ExpectedPrompt) -> u32 {
+        let by_length = BY_LENGTH.contains(&self.family());
+        if by_length && !continues(self, prompt) {
+            return prompt.ids.len() as u32;
+        }
+        if by_length { (prompt.ids.len() + prompt.greedy.len()) as u32 } else { 256 }
+    }
+}
+
+/// Whether the expected continuation was computed with the frequencies of the prompt: with dynamic scaling past the
+/// model's own length each further token has frequencies of its own.
+fn continues(fixture: &Fixture, prompt: &ExpectedPrompt) -> bool {
+    !(fixture.family() == "llama_dynamic" && prompt.name == "long")
+}
+
+/// A model with its cache, driven by hand.
+struct Rig {
+    compute: Compute,
+    decoder: Decoder,
+    kv: Vec<KvLayer>,
+    workspace: Workspace,
+}
+
+/// One row of a step: tokens `ids[start..end]` of a sequence that lives in `blocks`.
+struct Row<'a> {
+    ids: &'a [u32],
+    start: usize,
+    end: usize,
+    blocks: &'a [BlockId],
+}
+
+impl Rig {
+    fn new(folder: &Path, context: u32, threads: usize) -> Self {
+        let source = ModelSource::open(folder).expect("the fixture loads");
+        let decoder = Decoder::load(source.spec, &source.weights, context).expect("the weights load");
+        let spec = decoder.spec();
+        let layout = KvLayout { kv_heads: spec.kv_heads, head_dim: spec.head_dim };
+        let kv = (0..spec.layers).map(|_| KvLayer::zeros(layout, BLOCKS).expect("memory")).collect();
+        let workspace = Workspace::new(spec, MAX_TOKENS, LOGIT_ROWS, &Device::Cpu).expect("memory");
+        Self { compute: Compute::new(NonZeroUsize::new(threads)), decoder, kv, workspace }
+    }
+
+    /// Runs one step of `rows`; the logits of all their tokens, row after row.
+    fn step(&self, rows: &[Row<'_>]) -> Vec<Vec<f32>> {
+        let (mut ids, mut positions, mut inputs) = (Vec::new(), Vec::new(), AttentionInputs::default());
+        inputs.clear();
+        for row in rows {
+            for position in row.start..row.end {
+                ids.push(row.ids[position]);
+                positions.push(position as u32);
+                let block = row.blocks[position / BLOCK].0 as usize;
+                inputs.slot_mapping.push((block * BLOCK + position % BLOCK) as u32);
+            }
+            inputs.push_row((row.end - row.start) as u32, row.end as u32, row.blocks);
+        }
+        let tokens = StepTokens { ids: &ids, positions: &positions, attention: &inputs };
+        self.decoder.forward(&self.compute, tokens, &self.kv, &self.workspace).expect("a step");
+        let indices: Vec<u32> = (0..ids.len() as u32).collect();
+        let mut all = Vec::new();
+        for slice in indices.chunks(LOGIT_ROWS) {
+            let logits = self.decoder.logits(&self.compute, slice, &self.workspace).expect("logits");
+            let values = ops::Source::new(&logits, "test", "logits").expect("f32");
+            all.extend(values.chunks(self.decoder.spec().vocab).map(<[f32]>::to_vec));
+        }
+        all
+    }
+
+    /// All logits of `ids`, computed in chunks of these sizes (the last one repeats).
+    fn chunked(&self, ids: &[u32], chunks: &[usize], blocks: &[BlockId]) -> Vec<Vec<f32>> {
+        let (mut start, mut all) = (0, Vec::new());
+        for index in 0.. {
+            let size = chunks[index.min(chunks.len() - 1)];
+            let end = (start + size).min(ids.len());
+            all.extend(self.step(&[Row { ids, start, end, blocks }]));
+            start = end;
+            if start == ids.len() {
+                return all;
+            }
+        }
+        all
+    }
+}
+
+fn blocks(numbers: impl IntoIterator<Item = u32>) -> Vec<BlockId> {
+    numbers.into_iter().map(BlockId).collect()
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a)));
+    best.expect("a vocabulary") as u32
+}
+
+/// ||a - b|| / ||b||.
+fn relative_error(found: &[f32], wanted: &[f32]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let difference: f64 = found.iter().zip(wanted).map(|(a, b)| square(a - b)).sum();
+    (difference / wanted.iter().map(|b| square(*b)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn logits_and_logprobs_are_those_of_transformers() {
+    for fixture in fixtures() {
+        for prompt in &fixture.prompts {
+            let rig = Rig::new(&fixture.folder, fixture.context(prompt), 2);
+            let found = rig.chunked(&prompt.ids, &[MAX_TOKENS], &blocks(0..16));
+            let wanted = fixture.values(&format!("{}.logits", prompt.name));
+            for (wanted, position) in wanted.chunks(rig.decoder.spec().vocab).zip(&prompt.logit_positions) {
+                let error = relative_error(&found[*position], wanted);
+                let place = format!("{} {} at {position}", fixture.family(), prompt.name);
+                assert!(error < 1e-4, "{place}: relative error {error:e}");
+            }
+            if prompt.ids.len() > 1 {
+                check_logprobs(&fixture, prompt, &found);
+            }
+        }
+    }
+}
+
+fn check_logprobs(fixture: &Fixture, prompt: &ExpectedPrompt, logits: &[Vec<f32>]) {
+    let wanted = fixture.values(&format!("{}.prompt_logprobs", prompt.name));
+    for (position, wanted) in wanted.iter().enumerate() {
+        let found = crate::sampling::token_logprobs(&logits[position], prompt.ids[position + 1], 0).logprob;
+        let place = format!("{} {} at {position}", fixture.family(), prompt.name);
+        assert!((found - wanted).abs() < 1e-3, "{place}: {found} is not {wanted}");
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_transformers() {
+    for fixture in fixtures() {
+        for prompt in fixture.prompts.iter().filter(|prompt| continues(&fixture, prompt)) {
+            let rig = Rig::new(&fixture.folder, fixture.context(prompt), 1);
+            let table = blocks((0..16).rev());
+            let mut ids = prompt.ids.clone();
+            let mut logits = rig.chunked(&ids, &[MAX_TOKENS], &table);
+            for _ in &prompt.greedy {
+                ids.push(argmax(logits.last().expect("a token")));
+                let row = Row { ids: &ids, start: ids.len() - 1, end: ids.len(), blocks: &table };
+                logits = if ids.len() < fixture.context(prompt) as usize { rig.step(&[row]) } else { logits };
+            }
+            assert_eq!(ids[prompt.ids.len()..], prompt.greedy, "{} {}", fixture.family(), prompt.name);
+        }
+    }
+}
+
+#[test]
+fn chunks_blocks_and_threads_change_no_bit() {
+    for fixture in fixtures() {
+        let prompt = fixture.prompts.iter().find(|prompt| prompt.name == "medium").expect("a medium prompt");
+        let rig = Rig::new(&fixture.folder, 256, 1);
+        let whole = rig.chunked(&prompt.ids, &[MAX_TOKENS], &blocks(0..16));
+        for chunks in [vec![1], vec![7, 16, 1, 20], vec![33], vec![69, 1]] {
+            let table = blocks((0..16).map(|block| 63 - 3 * block));
+            assert_eq!(rig.chunked(&prompt.ids, &chunks, &table), whole, "{} in {chunks:?}", fixture.family());
+        }
+        let threaded = Rig::new(&fixture.folder, 256, 5);
+        assert_eq!(threaded.chunked(&prompt.ids, &[MAX_TOKENS], &blocks(7..23)), whole, "{}", fixture.family());
+    }
+}
+
+#[test]
+fn neighbours_in_a_batch_change_no_bit() {
+    for fixture in fixtures() {
+        let rig = Rig::new(&fixture.folder, 256, 2);
+        let tables: Vec<Vec<BlockId>> = (0..3).map(|index| blocks(16 * index..16 * index + 16)).collect();
+        let prompts: Vec<&[u32]> = fixture.prompts[..3].iter().map(|prompt| prompt.ids.as_slice()).collect();
+        let alone: Vec<Vec<Vec<f32>>> =
+            prompts.iter().zip(&tables).map(|(ids, table)| rig.chunked(ids, &[MAX_TOKENS], table)).collect();
+        let row = |index: usize, start, end| Row { ids: prompts[index], start, end, blocks: &tables[index] };
+        let last = prompts[2].len();
+        // Long after short, then a chunk of one beside the end of another.
+        let first = rig.step(&[row(0, 0, 1), row(1, 0, 9), row(2, 0, 40)]);
+        let second = rig.step(&[row(2, 40, last), row(1, 9, prompts[1].len())]);
+        assert_eq!(first[0], alone[0][0], "{}", fixture.family());
+        assert_eq!(first[1..10], alone[1][..9], "{}", fixture.family());
+        assert_eq!(first[10..], alone[2][..40], "{}", fixture.family());
+        assert_eq!(second[..last - 40], alone[2][40..], "{}", fixture.family());
+        assert_eq!(second[last - 40..], alone[1][9..], "{}", fixture.family());
+    }
+}

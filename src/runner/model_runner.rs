@@ -1,0 +1,160 @@
+//! Runs steps on a decoder: packs the batch, runs it, draws tokens.
+//!
+//! Knows no requests beyond what sampling needs, and nothing of why a step was planned so.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::models::{Decoder, StepTokens, Workspace};
+use crate::ops::{self, Compute, KvLayer, KvLayout};
+use crate::request::{Request, SeqId, TokenId, TokenLogprobs};
+use crate::sampling::{Sampled, Sampler, token_logprobs};
+use crate::scheduler::{ScheduledRow, SchedulerOutput};
+
+use super::batch::InputBatch;
+use super::plan::{LOGIT_ROWS, MemoryPlan};
+use super::step::{RunnerError, StepOutput, StepRunner};
+
+/// A loaded model with its KV storage and its sampler.
+pub(crate) struct ModelRunner {
+    compute: Compute,
+    model: Decoder,
+    workspace: Workspace,
+    /// One entry a layer.
+    kv: Vec<KvLayer>,
+    sampler: Sampler,
+    batch: InputBatch,
+    last_sampled: HashMap<SeqId, TokenId>,
+}
+
+/// What one row of logits is for.
+struct LogitUse<'a> {
+    row: &'a ScheduledRow,
+    /// The token's place in its sequence.
+    position: u32,
+    /// Who draws from it.
+    samples: Range<usize>,
+}
+
+impl ModelRunner {
+    /// Allocates what `plan` says.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn new(
+        compute: Compute,
+        model: Decoder,
+        plan: &MemoryPlan,
+        max_step_tokens: usize,
+    ) -> Result<Self, RunnerError> {
+        let spec = model.spec();
+        let layout = KvLayout { kv_heads: spec.kv_heads, head_dim: spec.head_dim };
+        let kv = (0..spec.layers)
+            .map(|_| KvLayer::zeros(layout, plan.blocks as usize))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let workspace = Workspace::new(spec, max_step_tokens, LOGIT_ROWS, &candle_core::Device::Cpu)?;
+        Ok(Self {
+            compute,
+            model,
+            workspace,
+            kv,
+            sampler: Sampler::default(),
+            batch: InputBatch::default(),
+            last_sampled: HashMap::new(),
+        })
+    }
+
+    fn forward(&mut self, planned: &SchedulerOutput) -> candle_core::Result<()> {
+        if !planned.copies.is_empty() {
+            let copies: Vec<(u32, u32)> = planned.copies.iter().map(|copy| (copy.source.0, copy.target.0)).collect();
+            for layer in &self.kv {
+                ops::copy_blocks(&self.compute, layer, &copies)?;
+            }
+        }
+        self.batch.fill(planned, KvLayout::BLOCK_SIZE as u32, &self.last_sampled);
+        let tokens =
+            StepTokens { ids: &self.batch.tokens, positions: &self.batch.positions, attention: &self.batch.attention };
+        self.model.forward(&self.compute, tokens, &self.kv, &self.workspace)
+    }
+
+    /// Draws from, and reports on, one row of logits [vocab].
+    fn consume(&mut self, planned: &SchedulerOutput, purpose: &LogitUse<'_>, logits: &[f32], output: &mut StepOutput) {
+        if purpose.row.prompt_logprobs
+            && let Some(logprobs) = self.prompt_logprobs(purpose, logits)
+        {
+            match output.prompt_logprobs.last_mut() {
+                Some((seq, _, found)) if *seq == purpose.row.seq => found.push(logprobs),
+                _ => output.prompt_logprobs.push((purpose.row.seq, purpose.row.start, vec![logprobs])),
+            }
+        }
+        for seq in &planned.samples[purpose.samples.clone()] {
+            match self.sampler.sample(*seq, logits) {
+                Ok(sampled) => {
+                    self.last_sampled.insert(*seq, sampled.token);
+                    output.sampled.push(sampled);
+                }
+                Err(error) => {
+                    output.failed.push((*seq, error.to_string()));
+                    output.sampled.push(Sampled { seq: *seq, token: 0, logprobs: None });
+                }
+            }
+        }
+    }
+
+    /// The log-probability of the prompt token after this one, if there is one and it is asked for.
+    fn prompt_logprobs(&self, purpose: &LogitUse<'_>, logits: &[f32]) -> Option<TokenLogprobs> {
+        let request = self.sampler.request(purpose.row.seq)?;
+        let next = request.prompt.get(purpose.position as usize + 1)?;
+        Some(token_logprobs(logits, *next, request.sampling.prompt_logprobs?))
+    }
+}
+
+impl StepRunner for ModelRunner {
+    fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
+        self.sampler.start(seq, request, choice, seed);
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        self.sampler.release(seq);
+        self.last_sampled.remove(&seq);
+    }
+
+    fn execute(&mut self, planned: &SchedulerOutput) -> Result<StepOutput, RunnerError> {
+        let started = Instant::now();
+        self.forward(planned)?;
+        let mut output = StepOutput { model_time: started.elapsed(), ..StepOutput::default() };
+        let purposes = logit_uses(planned);
+        let indices = std::mem::take(&mut self.batch.logit_tokens);
+        for (indices, purposes) in indices.chunks(LOGIT_ROWS).zip(purposes.chunks(LOGIT_ROWS)) {
+            let started = Instant::now();
+            let logits = self.model.logits(&self.compute, indices, &self.workspace)?;
+            output.model_time += started.elapsed();
+            let logits = ops::Source::new(&logits, "sample", "logits")?;
+            let vocab = self.model.spec().vocab;
+            for (row, purpose) in logits.chunks(vocab).zip(purposes) {
+                self.consume(planned, purpose, row, &mut output);
+            }
+        }
+        self.batch.logit_tokens = indices;
+        Ok(output)
+    }
+}
+
+/// What the logits that [`InputBatch::logit_tokens`] names are for, in that order.
+fn logit_uses(planned: &SchedulerOutput) -> Vec<LogitUse<'_>> {
+    let mut uses = Vec::with_capacity(planned.samples.len());
+    for row in &planned.rows {
+        let end = row.start + row.tokens.len() as u32;
+        let first = if row.prompt_logprobs { row.start } else { end - 1 };
+        if row.samples.is_empty() && !row.prompt_logprobs {
+            continue;
+        }
+        for position in first..end {
+            let samples = if position + 1 == end { row.samples.clone() } else { 0..0 };
+            uses.push(LogitUse { row, position, samples });
+        }
+    }
+    uses
+}

@@ -1,0 +1,140 @@
+//! The memory plan: what weights, workspace and KV cache take, and so how many tokens fit.
+//!
+//! One pure function over plain numbers; it reads no hardware and allocates nothing.
+
+use crate::config::EngineConfig;
+use crate::models::{DecoderSpec, Workspace};
+use crate::ops::KvLayout;
+
+/// Share of the free memory that a plan may use: other programs want some as well.
+const USABLE_SHARE: f64 = 0.92;
+
+/// Share of what weights leave over that the KV cache takes unless told otherwise.
+const KV_SHARE: f64 = 0.5;
+
+/// Full contexts beyond which a KV cache planned by default does not grow.
+const MAX_FULL_CONTEXTS: u64 = 16;
+
+/// Rows of logits computed at once. Each costs 4 bytes x vocabulary; beyond 64 the matrix product gains nothing.
+pub(crate) const LOGIT_ROWS: usize = 64;
+
+/// What a model will take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryPlan {
+    /// Bytes of the weights, as mapped.
+    pub(crate) weight_bytes: u64,
+    /// Bytes of the step's buffers.
+    pub(crate) workspace_bytes: u64,
+    /// Blocks of the KV cache.
+    pub(crate) blocks: u32,
+    /// Bytes of one block, all layers.
+    pub(crate) block_bytes: u64,
+    /// Prompt and answer together, in tokens.
+    pub(crate) context_length: u32,
+}
+
+/// Why a model does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// Weights alone take more than there is.
+    #[error(
+        "the model needs {needed_bytes} bytes (weights {weight_bytes}, working memory {workspace_bytes}, the least KV cache \
+         {least_kv_bytes}) and {free_bytes} are free; use a smaller model or format"
+    )]
+    DoesNotFit {
+        /// All together.
+        needed_bytes: u64,
+        /// Bytes of the weights.
+        weight_bytes: u64,
+        /// Bytes of the step's buffers.
+        workspace_bytes: u64,
+        /// Bytes of the smallest KV cache.
+        least_kv_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+    /// The context that was asked for is too long.
+    #[error(
+        "a context of {asked} tokens does not fit: the KV cache holds {fits}; ask for less context or more KV cache"
+    )]
+    ContextTooLong {
+        /// What was asked for, in tokens.
+        asked: u32,
+        /// What fits, in tokens.
+        fits: u64,
+    },
+    /// The model was not made for so long a context.
+    #[error("a context of {asked} tokens is more than the {trained} that the model was made for")]
+    ContextBeyondModel {
+        /// What was asked for, in tokens.
+        asked: u32,
+        /// What the model was made for, in tokens.
+        trained: u32,
+    },
+}
+
+impl MemoryPlan {
+    /// Bytes of the KV cache.
+    pub(crate) fn kv_bytes(&self) -> u64 {
+        u64::from(self.blocks) * self.block_bytes
+    }
+
+    /// Tokens that the KV cache holds.
+    pub(crate) fn kv_tokens(&self) -> u64 {
+        u64::from(self.blocks) * KvLayout::BLOCK_SIZE as u64
+    }
+
+    /// Requests of the full context that fit at once.
+    pub(crate) fn full_contexts(&self) -> u32 {
+        u32::try_from(self.kv_tokens() / u64::from(self.context_length)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Plans a model of `spec` with `weight_bytes` of weights into `free_bytes`.
+///
+/// # Errors
+/// [`PlanError`]: it does not fit, or not with the context that `config` asks for.
+pub(crate) fn plan(
+    spec: &DecoderSpec,
+    weight_bytes: u64,
+    config: &EngineConfig,
+    free_bytes: u64,
+) -> Result<MemoryPlan, PlanError> {
+    if let Some(asked) = config.context_length.filter(|asked| *asked > spec.max_context) {
+        return Err(PlanError::ContextBeyondModel { asked, trained: spec.max_context });
+    }
+    let context = config.context_length.unwrap_or(spec.max_context);
+    let block_size = KvLayout::BLOCK_SIZE as u64;
+    let block_bytes = 4 * 2 * block_size * (spec.layers * spec.kv_heads * spec.head_dim) as u64;
+    let workspace_bytes = Workspace::bytes(spec, config.max_step_tokens as usize, LOGIT_ROWS);
+    let usable = (free_bytes as f64 * USABLE_SHARE) as u64;
+    let left = usable.saturating_sub(weight_bytes + workspace_bytes);
+    let full = u64::from(context).div_ceil(block_size);
+    let budget = match config.kv_cache_bytes {
+        Some(bytes) => bytes.min(left) / block_bytes,
+        // One whole context comes before the share for others.
+        None => (((left as f64 * KV_SHARE) as u64) / block_bytes)
+            .min(full * MAX_FULL_CONTEXTS)
+            .max(full.min(left / block_bytes)),
+    };
+    if budget == 0 {
+        return Err(PlanError::DoesNotFit {
+            needed_bytes: weight_bytes + workspace_bytes + block_bytes,
+            weight_bytes,
+            workspace_bytes,
+            least_kv_bytes: block_bytes,
+            free_bytes: usable,
+        });
+    }
+    let fits = budget * block_size;
+    if let Some(asked) = config.context_length.filter(|asked| u64::from(*asked) > fits) {
+        return Err(PlanError::ContextTooLong { asked, fits });
+    }
+    Ok(MemoryPlan {
+        weight_bytes,
+        workspace_bytes,
+        blocks: u32::try_from(budget).unwrap_or(u32::MAX),
+        block_bytes,
+        context_length: u32::try_from(fits.min(u64::from(context))).unwrap_or(context),
+    })
+}

@@ -1,0 +1,233 @@
+//! GGUF files: right ones, wrong ones, and thousands of damaged ones.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::builder::{GgufBuilder, array, text};
+use super::*;
+use crate::weights::{WeightName, Weights};
+
+const FILE: &str = "some/model.gguf";
+
+fn sample() -> GgufBuilder {
+    GgufBuilder::new(3)
+        .text("general.architecture", "llama")
+        .u32("llama.block_count", 2)
+        .f32("llama.rope.freq_base", 10_000.0)
+        .flag("tokenizer.ggml.add_bos_token", true)
+        .texts("tokenizer.ggml.tokens", &["a", "", "ccc"])
+        .i32s("tokenizer.ggml.token_type", &[1, -1, 3])
+        .f32_tensor("output_norm.weight", &[2], &[1.5, -2.0])
+        .f32_tensor("token_embd.weight", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+        .tensor("blk.0.attn_q.weight", &[32, 2], 8, &[7; 68])
+        .tensor("output.weight", &[32, 3], 20, &[1; 54])
+}
+
+fn open(bytes: Vec<u8>) -> Result<Weights, LoadError> {
+    Weights::from_gguf(Path::new(FILE), Arc::new(bytes))
+}
+
+/// The error of a file that must not open; every error names the file.
+fn refusal(bytes: Vec<u8>) -> String {
+    let error = open(bytes).err().expect("the file is wrong").to_string();
+    assert!(error.starts_with(FILE), "{error}");
+    error
+}
+
+#[test]
+fn reads_both_versions() {
+    for version in [2u32, 3] {
+        let mut bytes = sample().build();
+        bytes[4..8].copy_from_slice(&version.to_le_bytes());
+        let weights = open(bytes).expect("it is right");
+        let metadata = weights.metadata().expect("GGUF has metadata");
+        assert_eq!(metadata.require::<String>("general.architecture").ok().as_deref(), Some("llama"));
+        assert_eq!(metadata.get::<u32>("llama.block_count").ok(), Some(Some(2)));
+        assert_eq!(metadata.get::<f64>("llama.rope.freq_base").ok(), Some(Some(10_000.0)));
+        assert_eq!(metadata.get::<bool>("tokenizer.ggml.add_bos_token").ok(), Some(Some(true)));
+        assert_eq!(
+            metadata.require::<Vec<String>>("tokenizer.ggml.tokens").ok(),
+            Some(vec!["a".into(), String::new(), "ccc".into()])
+        );
+        assert_eq!(metadata.require::<Vec<i32>>("tokenizer.ggml.token_type").ok(), Some(vec![1, -1, 3]));
+        assert_eq!(metadata.array_length("tokenizer.ggml.tokens"), Some(3));
+        assert_eq!(metadata.get::<u32>("absent").ok(), Some(None));
+        assert_eq!(weights.vector(WeightName::OutputNorm, 2).ok(), Some(vec![1.5, -2.0]));
+        let embedding = weights.matrix(WeightName::TokenEmbedding, 3, 2).expect("it is there");
+        assert_eq!(embedding.dequantize(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let q = weights.matrix(WeightName::Q(0), 2, 32).expect("it is there");
+        assert_eq!((q.format(), q.bytes()), (Format::Q8_0, &[7u8; 68][..]));
+        assert_eq!(weights.total_bytes(), 8 + 24 + 68);
+        assert!(!weights.has(WeightName::Q(1)));
+    }
+}
+
+#[test]
+fn errors_name_file_tensor_and_key() {
+    let weights = open(sample().build()).expect("it is right");
+    let metadata = weights.metadata().expect("GGUF has metadata");
+    let cases = [
+        (
+            weights.matrix(WeightName::TokenEmbedding, 2, 3).err(),
+            "tensor token_embd.weight: expected shape [2, 3], found [3, 2]",
+        ),
+        (weights.vector(WeightName::OutputNorm, 3).err(), "tensor output_norm.weight: expected shape [3], found [2]"),
+        (weights.matrix(WeightName::K(4), 1, 1).err(), "tensor blk.4.attn_k.weight is missing: expected shape [1, 1]"),
+        (weights.optional_matrix(WeightName::Q(0), 9, 9).err(), "tensor blk.0.attn_q.weight: expected shape [9, 9]"),
+        (weights.matrix(WeightName::Output, 3, 32).err(), "found IQ4_NL"),
+        (metadata.require::<u32>("no.key").err(), "no.key is missing: expected a number"),
+        (
+            metadata.get::<u32>("general.architecture").err(),
+            "general.architecture: expected a number from 0 to 4294967295, found a text of 5 bytes",
+        ),
+        (metadata.get::<Vec<f32>>("tokenizer.ggml.tokens").err(), "found 3 values of type Text"),
+        (metadata.get::<String>("llama.block_count").err(), "expected a text, found 2"),
+    ];
+    for (error, expected) in cases {
+        let error = error.expect("it is wrong").to_string();
+        assert!(error.starts_with(FILE) && error.contains(expected), "{error} should say: {expected}");
+    }
+    assert!(matches!(weights.optional_matrix(WeightName::K(4), 1, 1), Ok(None)));
+    assert!(matches!(weights.optional_vector(WeightName::QBias(0), 1), Ok(None)));
+}
+
+#[test]
+fn wrong_structures_are_refused() {
+    let with = |key: &str, kind: u32, value: &[u8]| sample().raw(key, kind, value).build();
+    let nested = (0..5).fold(array(0, 1, &[1]), |inner, _| array(9, 1, &inner));
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (b"<html>not found</html>".to_vec(), "expected a GGUF file"),
+        (GgufBuilder::new(1).build(), "expected GGUF version 2 or 3, found 1"),
+        (GgufBuilder::new(3u32.swap_bytes()).build(), "big-endian"),
+        (with("general.architecture", 4, &[0; 4]), "expected each key once"),
+        (with("general.alignment", 4, &[3, 0, 0, 0]), "general.alignment: expected a power of two"),
+        (with("general.alignment", 4, &[0; 4]), "general.alignment: expected a power of two"),
+        (with("x", 13, &[]), "expected a value type from 0 to 12, found 13"),
+        (with("x", 7, &[2]), "expected 0 or 1, found 2"),
+        (with("x", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe]), "expected UTF-8 text"),
+        (with("x", 8, &u64::MAX.to_le_bytes()), "key x at byte"),
+        (with("x", 9, &array(8, 1 << 40, &[])), "expected a count of at most"),
+        (with("x", 9, &array(4, 1 << 62, &[])), "expected a count of at most"),
+        (with("x", 9, &array(0, u64::MAX, &[])), "expected a count of at most"),
+        (with("x", 9, &nested), "arrays within each other"),
+        (with("split.count", 2, &[3, 0]), "split.count: expected a model in one GGUF file, found 3 parts"),
+        (sample().f32_tensor("token_embd.weight", &[1], &[1.0]).build(), "expected each tensor once"),
+        (sample().f32_tensor("x", &[0, 4], &[]).build(), "tensor x at byte"),
+        (sample().f32_tensor("x", &[], &[]).build(), "expected 1 to 4 dimensions, found 0"),
+        (sample().f32_tensor("x", &[1; 5], &[1.0]).build(), "expected 1 to 4 dimensions, found 5"),
+        (sample().f32_tensor("x", &[1 << 40, 1 << 40], &[1.0]).build(), "size that fits in memory"),
+        (sample().f32_tensor("x", &[u64::MAX], &[1.0]).build(), "size that fits in memory"),
+        (sample().f32_tensor("x", &[1000], &[1.0]).build(), "tensor x: expected data inside the file"),
+        (sample().tensor("x", &[33, 2], 2, &[0; 36]).build(), "rows of whole blocks of 32 elements (Q4_0)"),
+        (sample().f32_tensor(&"x".repeat(257), &[1], &[1.0]).build(), "expected a count of at most 256, found 257"),
+        (sample().build_at(&[0, 0, 64, 160]), "that overlaps tensor"),
+        (sample().build_at(&[0, 8, 64, 160]), "an offset that is a multiple of 32"),
+        (sample().build_at(&[0, 32, 64, 1 << 40]), "expected data inside the file"),
+        (sample().build_at(&[0, 32, 64, u64::MAX - 31]), "expected data inside the file"),
+    ];
+    for (bytes, expected) in cases {
+        let error = refusal(bytes);
+        assert!(error.contains(expected), "{error} should say: {expected}");
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let bytes = sample().build();
+    // The last tensor has a format of unknown size, of which one byte must be there.
+    for length in 0..bytes.len() - 53 {
+        refusal(bytes[..length].to_vec());
+    }
+    assert!(open(bytes[..bytes.len() - 53].to_vec()).is_ok());
+}
+
+/// Every eight bytes of the header, and every four, as a huge number: whatever they mean, nothing panics.
+#[test]
+fn huge_numbers_anywhere_do_no_harm() {
+    let bytes = sample().build();
+    for start in 0..bytes.len() - 8 {
+        for huge in [u64::MAX, 1 << 62, 1 << 40, 0xffff_ffff, 0x7fff_ffff_ffff_ffff] {
+            for width in [4, 8] {
+                let mut damaged = bytes.clone();
+                damaged[start..start + width].copy_from_slice(&huge.to_le_bytes()[..width]);
+                read_all(damaged);
+            }
+        }
+    }
+}
+
+#[test]
+fn random_damage_does_no_harm() {
+    let bytes = sample().build();
+    let mut random = Random(0x5eed);
+    let mut refused = 0;
+    for _ in 0..5000 {
+        let mut damaged = bytes.clone();
+        for _ in 0..=random.below(8) {
+            let at = random.below(damaged.len());
+            match random.below(4) {
+                0 => damaged[at] = random.next() as u8,
+                1 => damaged[at] ^= 1 << random.below(8),
+                2 => drop(damaged.remove(at)),
+                _ => damaged.insert(at, random.next() as u8),
+            }
+        }
+        refused += usize::from(!read_all(damaged));
+    }
+    assert!(refused > 1000, "only {refused} of 5000 damaged files were refused");
+}
+
+/// Opens a file and reads what it lets itself be read; errors must name the file. Whether it opened.
+fn read_all(bytes: Vec<u8>) -> bool {
+    match open(bytes) {
+        Err(error) => {
+            assert!(error.to_string().starts_with(FILE), "{error}");
+            false
+        }
+        Ok(weights) => {
+            let metadata = weights.metadata().expect("GGUF has metadata");
+            let texts = metadata.get::<Vec<String>>("tokenizer.ggml.tokens");
+            let types = metadata.get::<Vec<i32>>("tokenizer.ggml.token_type");
+            for error in [texts.err(), types.err()].into_iter().flatten() {
+                assert!(error.to_string().starts_with(FILE), "{error}");
+            }
+            let _ = weights.vector(WeightName::OutputNorm, 2).map(|norm| assert_eq!(norm.len(), 2));
+            for (name, rows, columns) in [(WeightName::TokenEmbedding, 3, 2), (WeightName::Q(0), 2, 32)] {
+                if let Ok(matrix) = weights.matrix(name, rows, columns) {
+                    assert_eq!(
+                        Some(matrix.bytes().len()),
+                        matrix.format().row_bytes(columns).map(|bytes| bytes * rows)
+                    );
+                }
+            }
+            true
+        }
+    }
+}
+
+/// SplitMix64: the damage is the same in every run. Source: Steele et al., "Fast splittable pseudorandom number generators", 2014.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+#[test]
+fn texts_keep_their_bytes() {
+    let bytes = GgufBuilder::new(3).raw("k", 8, &text("\u{e9}\u{1f56f}")).build();
+    let weights = open(bytes).expect("it is right");
+    assert_eq!(
+        weights.metadata().and_then(|metadata| metadata.get::<String>("k").ok()).flatten().as_deref(),
+        Some("\u{e9}\u{1f56f}")
+    );
+}

@@ -1,0 +1,125 @@
+//! One table of tensor names: what the decoder calls a weight, what GGUF calls it, what Hugging Face calls it.
+//!
+//! Knows no shapes and no files.
+//!
+//! Source: the GGUF specification, "Standardized tensor names"; `state_dict` names of transformers' Llama, Qwen2, Qwen3.
+
+/// One weight of a decoder; the number is the layer, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightName {
+    /// Embedding of tokens: [vocab, hidden].
+    TokenEmbedding,
+    /// Norm before the output layer: [hidden].
+    OutputNorm,
+    /// Output layer: [vocab, hidden]; absent where it is tied to the embedding.
+    Output,
+    /// Divisors of the rotary frequencies: [rotary_dim / 2]; GGUF only.
+    RopeFactors,
+    /// Norm before attention: [hidden].
+    AttentionNorm(u32),
+    /// Query projection: [q_heads * head_dim, hidden].
+    Q(u32),
+    /// Key projection: [kv_heads * head_dim, hidden].
+    K(u32),
+    /// Value projection: [kv_heads * head_dim, hidden].
+    V(u32),
+    /// Projection after attention: [hidden, q_heads * head_dim].
+    O(u32),
+    /// Bias of [`Self::Q`]: [q_heads * head_dim].
+    QBias(u32),
+    /// Bias of [`Self::K`]: [kv_heads * head_dim].
+    KBias(u32),
+    /// Bias of [`Self::V`]: [kv_heads * head_dim].
+    VBias(u32),
+    /// Bias of [`Self::O`]: [hidden].
+    OBias(u32),
+    /// Norm of each query head: [head_dim].
+    QNorm(u32),
+    /// Norm of each key head: [head_dim].
+    KNorm(u32),
+    /// Norm before the feed-forward block: [hidden].
+    FfnNorm(u32),
+    /// Gate projection: [ffn, hidden].
+    Gate(u32),
+    /// Up projection: [ffn, hidden].
+    Up(u32),
+    /// Down projection: [hidden, ffn].
+    Down(u32),
+    /// Bias of [`Self::Gate`]: [ffn].
+    GateBias(u32),
+    /// Bias of [`Self::Up`]: [ffn].
+    UpBias(u32),
+    /// Bias of [`Self::Down`]: [hidden].
+    DownBias(u32),
+}
+
+/// Whose names a file uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// `blk.0.attn_q.weight`.
+    Gguf,
+    /// `model.layers.0.self_attn.q_proj.weight`.
+    HuggingFace,
+}
+
+impl WeightName {
+    /// The name that a file of this naming uses.
+    pub fn in_file(self, naming: Naming) -> String {
+        let (layer, gguf, hugging_face) = self.row();
+        match (naming, layer) {
+            (Naming::Gguf, None) => gguf.to_owned(),
+            (Naming::Gguf, Some(layer)) => format!("blk.{layer}.{gguf}"),
+            (Naming::HuggingFace, None) => hugging_face.to_owned(),
+            (Naming::HuggingFace, Some(layer)) => format!("model.layers.{layer}.{hugging_face}"),
+        }
+    }
+
+    /// (layer, GGUF name, Hugging Face name), both names without the layer's prefix.
+    fn row(self) -> (Option<u32>, &'static str, &'static str) {
+        match self {
+            Self::TokenEmbedding => (None, "token_embd.weight", "model.embed_tokens.weight"),
+            Self::OutputNorm => (None, "output_norm.weight", "model.norm.weight"),
+            Self::Output => (None, "output.weight", "lm_head.weight"),
+            Self::RopeFactors => (None, "rope_freqs.weight", "rope_freqs.weight"),
+            Self::AttentionNorm(l) => (Some(l), "attn_norm.weight", "input_layernorm.weight"),
+            Self::Q(l) => (Some(l), "attn_q.weight", "self_attn.q_proj.weight"),
+            Self::K(l) => (Some(l), "attn_k.weight", "self_attn.k_proj.weight"),
+            Self::V(l) => (Some(l), "attn_v.weight", "self_attn.v_proj.weight"),
+            Self::O(l) => (Some(l), "attn_output.weight", "self_attn.o_proj.weight"),
+            Self::QBias(l) => (Some(l), "attn_q.bias", "self_attn.q_proj.bias"),
+            Self::KBias(l) => (Some(l), "attn_k.bias", "self_attn.k_proj.bias"),
+            Self::VBias(l) => (Some(l), "attn_v.bias", "self_attn.v_proj.bias"),
+            Self::OBias(l) => (Some(l), "attn_output.bias", "self_attn.o_proj.bias"),
+            Self::QNorm(l) => (Some(l), "attn_q_norm.weight", "self_attn.q_norm.weight"),
+            Self::KNorm(l) => (Some(l), "attn_k_norm.weight", "self_attn.k_norm.weight"),
+            Self::FfnNorm(l) => (Some(l), "ffn_norm.weight", "post_attention_layernorm.weight"),
+            Self::Gate(l) => (Some(l), "ffn_gate.weight", "mlp.gate_proj.weight"),
+            Self::Up(l) => (Some(l), "ffn_up.weight", "mlp.up_proj.weight"),
+            Self::Down(l) => (Some(l), "ffn_down.weight", "mlp.down_proj.weight"),
+            Self::GateBias(l) => (Some(l), "ffn_gate.bias", "mlp.gate_proj.bias"),
+            Self::UpBias(l) => (Some(l), "ffn_up.bias", "mlp.up_proj.bias"),
+            Self::DownBias(l) => (Some(l), "ffn_down.bias", "mlp.down_proj.bias"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_namings_of_one_weight() {
+        let cases = [
+            (WeightName::TokenEmbedding, "token_embd.weight", "model.embed_tokens.weight"),
+            (WeightName::Output, "output.weight", "lm_head.weight"),
+            (WeightName::Q(0), "blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
+            (WeightName::KNorm(31), "blk.31.attn_k_norm.weight", "model.layers.31.self_attn.k_norm.weight"),
+            (WeightName::FfnNorm(7), "blk.7.ffn_norm.weight", "model.layers.7.post_attention_layernorm.weight"),
+            (WeightName::VBias(2), "blk.2.attn_v.bias", "model.layers.2.self_attn.v_proj.bias"),
+        ];
+        for (name, gguf, hugging_face) in cases {
+            assert_eq!(name.in_file(Naming::Gguf), gguf);
+            assert_eq!(name.in_file(Naming::HuggingFace), hugging_face);
+        }
+    }
+}

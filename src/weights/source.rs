@@ -1,0 +1,223 @@
+//! The weights of one model, wherever they lie: asked for by name and shape, handed out as mapped bytes.
+//!
+//! Knows no layers: the decoder decides which weights there are.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::names::Naming;
+use super::safetensors::Index;
+use super::{LoadError, Metadata, StoredFormat, Tensor, WeightName, gguf, mmap, safetensors};
+use crate::ops::{Bytes, Format, Matrix};
+
+/// One open file.
+struct OpenFile {
+    path: PathBuf,
+    data: Bytes,
+}
+
+/// All tensors of a model, mapped.
+pub struct Weights {
+    /// What was opened: a file, or the folder of several.
+    path: PathBuf,
+    naming: Naming,
+    files: Vec<OpenFile>,
+    tensors: HashMap<String, Tensor>,
+    metadata: Option<Metadata>,
+}
+
+impl Weights {
+    /// Opens a `.gguf` file, a `.safetensors` file, or a folder with `model.safetensors`, with an index of shards, or with
+    /// exactly one `.gguf` file. Reads headers only.
+    ///
+    /// # Errors
+    /// There is no such file, or its header is not valid.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        if !path.is_dir() {
+            return Self::open_file(path);
+        }
+        let single = path.join("model.safetensors");
+        let index = path.join("model.safetensors.index.json");
+        if single.is_file() {
+            Self::open_file(&single)
+        } else if index.is_file() {
+            Self::open_shards(path, &index)
+        } else {
+            Self::open_file(&only_gguf(path)?)
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<Self, LoadError> {
+        let data: Bytes = mmap::map(path)?;
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors")) {
+            Self::from_safetensors(path, data)
+        } else {
+            Self::from_gguf(path, data)
+        }
+    }
+
+    /// A GGUF file, whose content is `data`.
+    pub(super) fn from_gguf(path: &Path, data: Bytes) -> Result<Self, LoadError> {
+        let (metadata, tensors) = gguf::read(path, &data, 0)?;
+        if let Some(parts) = metadata.get::<u32>("split.count")?.filter(|parts| *parts > 1) {
+            return Err(LoadError::unexpected(
+                path,
+                "split.count",
+                "a model in one GGUF file",
+                format_args!("{parts} parts"),
+            ));
+        }
+        let files = vec![OpenFile { path: path.to_owned(), data }];
+        Ok(Self { path: path.to_owned(), naming: Naming::Gguf, files, tensors, metadata: Some(metadata) })
+    }
+
+    /// One safetensors file, whose content is `data`.
+    pub(super) fn from_safetensors(path: &Path, data: Bytes) -> Result<Self, LoadError> {
+        let tensors = safetensors::read(path, &data, 0)?;
+        let files = vec![OpenFile { path: path.to_owned(), data }];
+        Ok(Self { path: path.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None })
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self, LoadError> {
+        let index = Index::read(index)?;
+        let mut files = Vec::new();
+        let mut tensors: HashMap<String, Tensor> = HashMap::new();
+        for path in index.shards() {
+            let data: Bytes = mmap::map(path)?;
+            let shard = safetensors::read(path, &data, files.len())?;
+            index.check(path, &shard)?;
+            for (name, tensor) in shard {
+                if let Some(other) = tensors.insert(name.clone(), tensor) {
+                    let found = format!(
+                        "it in {} as well",
+                        files.get(other.file).map_or(path, |file: &OpenFile| &file.path).display()
+                    );
+                    return Err(LoadError::unexpected(path, format_args!("tensor {name}"), "each tensor once", found));
+                }
+            }
+            files.push(OpenFile { path: path.to_owned(), data });
+        }
+        Ok(Self { path: folder.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None })
+    }
+
+    /// A matrix of [rows, columns], row-major, in its stored format; the bytes stay mapped.
+    ///
+    /// # Errors
+    /// It is missing, has another shape, or a format that we do not compute with.
+    pub fn matrix(&self, name: WeightName, rows: usize, columns: usize) -> Result<Matrix, LoadError> {
+        self.stored(name, &[rows, columns], rows, columns)
+    }
+
+    /// As [`Self::matrix`]; `None` where the file does not have it.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`], but for a missing one.
+    pub fn optional_matrix(&self, name: WeightName, rows: usize, columns: usize) -> Result<Option<Matrix>, LoadError> {
+        self.has(name).then(|| self.matrix(name, rows, columns)).transpose()
+    }
+
+    /// A vector of [length], widened to f32.
+    ///
+    /// # Errors
+    /// It is missing, has another length, or a format that we do not compute with.
+    pub fn vector(&self, name: WeightName, length: usize) -> Result<Vec<f32>, LoadError> {
+        Ok(self.stored(name, &[length], 1, length)?.dequantize())
+    }
+
+    /// As [`Self::vector`]; `None` where the file does not have it.
+    ///
+    /// # Errors
+    /// As [`Self::vector`], but for a missing one.
+    pub fn optional_vector(&self, name: WeightName, length: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        self.has(name).then(|| self.vector(name, length)).transpose()
+    }
+
+    /// Whether the file has this weight.
+    pub fn has(&self, name: WeightName) -> bool {
+        self.tensors.contains_key(&name.in_file(self.naming))
+    }
+
+    /// Bytes of all tensors, as stored.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.range.len() as u64).sum()
+    }
+
+    /// Elements of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.shape.iter().map(|size| *size as u64).product::<u64>()).sum()
+    }
+
+    /// The format that most bytes are in; "mixed" where a file holds none that we compute with.
+    pub fn main_format(&self) -> &'static str {
+        let mut bytes: HashMap<&'static str, usize> = HashMap::new();
+        for tensor in self.tensors.values() {
+            if let StoredFormat::Known(format) = &tensor.format {
+                *bytes.entry(format.name()).or_default() += tensor.range.len();
+            }
+        }
+        bytes.into_iter().max_by_key(|(name, bytes)| (*bytes, *name)).map_or("mixed", |(name, _)| name)
+    }
+
+    /// The files that hold the weights.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Metadata of a GGUF file; `None` for safetensors.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
+    }
+
+    /// The tensor of this name, whose shape in the file must be `shape`, as a matrix of [rows, columns].
+    fn stored(&self, name: WeightName, shape: &[usize], rows: usize, columns: usize) -> Result<Matrix, LoadError> {
+        let stored_name = name.in_file(self.naming);
+        let Some(tensor) = self.tensors.get(&stored_name) else {
+            let expected = format!("shape {shape:?}");
+            return Err(LoadError::MissingTensor { file: self.path.clone(), tensor: stored_name, expected });
+        };
+        let file = &self.files[tensor.file];
+        if tensor.shape != shape {
+            let (expected, found) = (shape.to_vec(), tensor.shape.clone());
+            return Err(LoadError::Shape { file: file.path.clone(), tensor: stored_name, expected, found });
+        }
+        let format = match &tensor.format {
+            StoredFormat::Known(format) => *format,
+            StoredFormat::Other(found) => {
+                let expected = Format::ALL.map(Format::name).join(", ");
+                return Err(LoadError::Format {
+                    file: file.path.clone(),
+                    tensor: stored_name,
+                    expected,
+                    found: found.clone(),
+                });
+            }
+        };
+        Matrix::new(format, rows, columns, file.data.clone(), tensor.range.clone()).map_err(|error| {
+            let expected = format!("{rows} x {columns} of {format}");
+            LoadError::unexpected(&file.path, format_args!("tensor {stored_name}"), expected, error)
+        })
+    }
+}
+
+/// The one `.gguf` file of a folder.
+fn only_gguf(folder: &Path) -> Result<PathBuf, LoadError> {
+    let read_error = |source| LoadError::Read { file: folder.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(read_error)? {
+        let path = entry.map_err(read_error)?.path();
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            found.push(path);
+        }
+    }
+    match (found.pop(), found.len()) {
+        (Some(file), 0) => Ok(file),
+        (Some(_), others) => {
+            let found = format!("{} .gguf files: name one of them", others + 1);
+            Err(LoadError::unexpected(folder, "the folder", "one model", found))
+        }
+        (None, _) => Err(LoadError::MissingFile {
+            file: folder.to_owned(),
+            expected: "model.safetensors, model.safetensors.index.json or one .gguf file".to_owned(),
+        }),
+    }
+}

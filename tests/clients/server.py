@@ -1,0 +1,55 @@
+"""Starts and ends the binary under test."""
+
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+START_SECONDS = 120
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """The binary, serving the default model on a free port of this machine."""
+
+    def __init__(self, binary, *arguments):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen([binary, "serve", "--port", str(self.port), *arguments])
+        deadline = time.monotonic() + START_SECONDS
+        while not self.healthy():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start: exit code {self.process.poll()}")
+            time.sleep(0.1)
+
+    def healthy(self):
+        try:
+            with urllib.request.urlopen(self.url + "/health", timeout=5) as response:
+                return response.status == 200
+        except OSError:
+            return False
+
+    def metric(self, name):
+        """The value of a metric without labels but the model's, from /metrics."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=5) as response:
+            for line in response.read().decode().splitlines():
+                if line.startswith((name + "{", name + " ")):
+                    return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"/metrics has no {name}")
+
+    def resident_bytes(self):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+        raise AssertionError("no VmRSS")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(timeout=60) == 0, "SIGTERM is an orderly end"

@@ -1,0 +1,100 @@
+//! The default model against Hugging Face transformers: fixed chats, greedy, in float32 on the same weights
+//! (`tests/fixtures/smollm2`). Tokens are compared up to where the reference itself is less than [`SURE`] sure.
+
+use std::path::{Path, PathBuf};
+
+use lantern::{Chat, GenerateRequest, Llm, Message, Prompt};
+use serde::Deserialize;
+
+/// Least distance of the reference's two best logits at which the best one must be ours.
+const SURE: f32 = 0.02;
+
+#[derive(Deserialize)]
+struct Reference {
+    chats: Vec<ReferenceChat>,
+}
+
+#[derive(Deserialize)]
+struct ReferenceChat {
+    name: String,
+    messages: Vec<ReferenceMessage>,
+    prompt: String,
+    prompt_ids: Vec<u32>,
+    tokens: Vec<u32>,
+    margins: Vec<f32>,
+    finish: String,
+    text: String,
+    top_logits: Vec<(u32, f32)>,
+}
+
+#[derive(Deserialize)]
+struct ReferenceMessage {
+    role: String,
+    content: String,
+}
+
+fn reference(file: &str) -> Reference {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/smollm2").join(file);
+    serde_json::from_str(&std::fs::read_to_string(path).expect("the fixture")).expect("valid JSON")
+}
+
+/// The default model from the local store; tests fetch nothing.
+pub fn default_model() -> Llm {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let hub = lantern::config::HubConfig::from_environment(&lookup).expect("a store");
+    let hub = lantern::config::HubConfig { offline: true, ..hub };
+    match Llm::builder().hub_config(hub).load_blocking() {
+        Ok(llm) => llm,
+        Err(error) => {
+            panic!("the default model is not here; `cargo run --release -- pull smollm2:135m` brings it: {error}")
+        }
+    }
+}
+
+fn compare(llm: &Llm, file: &str) {
+    for chat in reference(file).chats {
+        let messages = chat.messages.iter().map(|message| Message::new(&message.role, &message.content)).collect();
+        let prompt = Chat { messages, ..Chat::default() };
+        assert_eq!(llm.render(&prompt).expect("rendered"), chat.prompt, "{}", chat.name);
+        let mut request = GenerateRequest::new(Prompt::Chat(prompt)).max_tokens(64).temperature(0.0);
+        request.sampling.logprobs = Some(20);
+        let generation = llm.generate(request).expect("taken");
+        assert_eq!(generation.prompt_tokens(), chat.prompt_ids, "{}", chat.name);
+        let answer = generation.collect_blocking().expect("answered").remove(0);
+        let tokens: Vec<u32> = answer.tokens.iter().map(|token| token.token).collect();
+        let sure = chat.margins.iter().take_while(|margin| **margin > SURE).count();
+        assert!(sure >= 16, "{}: the reference is unsure from token {sure} on", chat.name);
+        assert_eq!(tokens[..sure.min(tokens.len())], chat.tokens[..sure], "{}", chat.name);
+        if sure == chat.tokens.len() {
+            assert_eq!((answer.text.as_str(), answer.reason.as_str()), (chat.text.as_str(), chat.finish.as_str()));
+        }
+        compare_logits(&chat, &answer.tokens[0].logprobs.as_ref().expect("asked for").top);
+    }
+}
+
+/// Differences of log-probabilities are differences of logits.
+fn compare_logits(chat: &ReferenceChat, found: &[(u32, f32)]) {
+    let (best, best_logit) = chat.top_logits[0];
+    let (found_best, found_logprob) = found[0];
+    assert_eq!(found_best, best, "{}", chat.name);
+    for (token, logprob) in found {
+        if let Some((_, logit)) = chat.top_logits.iter().find(|(wanted, _)| wanted == token) {
+            let (found, wanted) = (logprob - found_logprob, logit - best_logit);
+            assert!((found - wanted).abs() < 5e-3, "{} token {token}: {found} is not {wanted}", chat.name);
+        }
+    }
+}
+
+#[test]
+fn the_gguf_answers_as_transformers() {
+    compare(&default_model(), "chats.json");
+}
+
+/// Needs the folder that `tests/scripts/make_smollm2_folder.py` makes of the GGUF, named by LANTERN_TEST_FOLDER.
+#[test]
+#[ignore = "needs a folder made by a script; .ci/run makes it and runs this"]
+fn the_sharded_bf16_folder_answers_as_transformers() {
+    let folder = PathBuf::from(std::env::var("LANTERN_TEST_FOLDER").expect("LANTERN_TEST_FOLDER names the folder"));
+    let llm = Llm::builder().model(folder.to_string_lossy()).load_blocking().expect("the folder loads");
+    compare(&llm, "chats_bf16.json");
+}
