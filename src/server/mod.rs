@@ -1,1 +1,77 @@
 //! HTTP: routes, limits and the translation of each API to `Request`. Knows no tensors.
+//!
+//! [`serve`] is a whole server; [`router`] is what it serves, for programs that have a server of their own:
+//!
+//! ```no_run
+//! # async fn example(llm: lantern::Llm) {
+//! use lantern::server::{ServerConfig, router};
+//! let app = axum::Router::<()>::new().nest("/llm", router(llm, ServerConfig::default()));
+//! # }
+//! ```
+
+mod body;
+mod error;
+mod guard;
+mod health;
+mod limits;
+mod metrics;
+mod openai;
+mod origins;
+mod run;
+mod serve;
+mod sse;
+mod state;
+mod tenant;
+
+#[cfg(test)]
+mod tests;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+
+use crate::llm::Llm;
+
+pub use limits::{Origins, ServerConfig};
+pub use serve::serve;
+
+use error::ApiError;
+use state::{App, AppState};
+
+/// All routes over `llm`. Nest it in another program's router, rather than merge it: it has fallbacks of its own.
+///
+/// Requests are told apart by address only where the program serves with
+/// `into_make_service_with_connect_info::<SocketAddr>()`; else all that bring no key are one tenant.
+pub fn router(llm: Llm, config: ServerConfig) -> Router {
+    routes(AppState::new(llm, config))
+}
+
+fn routes(app: App) -> Router {
+    let api = openai::routes();
+    let cors = origins::layer(&app.config.origins);
+    Router::new()
+        .route("/", get(health::root))
+        .route("/health", get(health::health))
+        .route("/metrics", get(health::metrics))
+        .route("/version", get(health::version))
+        .merge(api.clone())
+        .nest("/v1", api)
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_path)
+        .layer(from_fn_with_state(app.clone(), origins::refuse_others))
+        .layer(cors)
+        .layer(from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    let message = format!("there is nothing at `{} {}`", request.method(), request.uri().path());
+    ApiError::client(StatusCode::NOT_FOUND, Some("unknown_url"), message)
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    let message = format!("`{}` does not take {}", request.uri().path(), request.method());
+    ApiError::client(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
+}

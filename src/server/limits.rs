@@ -1,0 +1,67 @@
+//! What the server bounds, by name and default.
+//!
+//! Knows no source of settings: the command line or an embedder fills it in.
+
+use std::time::Duration;
+
+/// How the server treats its clients. Plain data; nothing changes it after start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Largest body in bytes; a larger one gets 413. 16 MiB: some four million tokens of text, more than any context.
+    pub body_bytes: usize,
+    /// Largest sum of header names and values in bytes; more gets 431. 32 KiB: keys, trace ids and cookies have room.
+    pub header_bytes: usize,
+    /// Deepest nesting of arrays and objects in a body; deeper gets 400. 64: tool schemas nest about ten deep, and it is
+    /// below what any parser on the way refuses by itself.
+    pub json_depth: usize,
+    /// Most prompts in one request to `/v1/completions`; more gets 400. 128.
+    pub max_prompts: usize,
+    /// Open connections; further ones wait in the system's backlog. 1024.
+    pub max_connections: usize,
+    /// Requests whose prompts are being encoded at once; further ones wait. 2: encoding takes cores from the model.
+    pub max_encoding: usize,
+    /// Time for a request's head to arrive, also while a connection is idle between requests. 75 s.
+    pub header_timeout: Duration,
+    /// Time for a request's body to arrive; longer gets 408. 60 s.
+    pub body_timeout: Duration,
+    /// Silence after which a stream gets a comment, so that no proxy takes it for dead. 10 s.
+    pub sse_keep_alive: Duration,
+    /// Time that running requests have to finish once the server shuts down. 30 s: what process managers wait before
+    /// they kill.
+    pub drain_timeout: Duration,
+    /// Web pages of which origins may call.
+    pub origins: Origins,
+    /// Further names under which the model is served.
+    pub model_aliases: Vec<String>,
+}
+
+/// Whose web pages may call the server from a browser. Programs that are no browsers send no origin and always may.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Origins {
+    /// Pages served from this machine, and applications that are no web pages (`app://`, `tauri://` and the like).
+    #[default]
+    Loopback,
+    /// These besides [`Self::Loopback`], as in `https://chat.example.org`.
+    Listed(Vec<String>),
+    /// All.
+    Any,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes: 16 << 20,
+            header_bytes: 32 << 10,
+            json_depth: 64,
+            max_prompts: 128,
+            max_connections: 1024,
+            max_encoding: 2,
+            header_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(60),
+            sse_keep_alive: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(30),
+            origins: Origins::default(),
+            model_aliases: Vec::new(),
+        }
+    }
+}

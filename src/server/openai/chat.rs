@@ -1,0 +1,202 @@
+//! `/v1/chat/completions`: the request.
+//!
+//! Knows no template: the messages go to the model's own. Tools go there too; what a model writes to call one comes
+//! back as plain content, since reading calls out of answers is not there yet.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::llm::{Chat, GenerateRequest, Prompt};
+use crate::request::Tenant;
+use crate::server::body::Object;
+use crate::server::error::ApiError;
+use crate::server::guard::RequestRecord;
+use crate::server::run::Run;
+use crate::server::state::App;
+use crate::server::{body, sse, tenant};
+
+use super::chat_form::{ChatStream, whole};
+use super::fields::Fields;
+use super::messages::{ChatMessage, translate};
+use super::refused::Refused;
+use super::{Envelope, logprobs};
+
+/// The fields that only a chat has.
+#[derive(Debug, Deserialize)]
+struct ChatBody {
+    messages: Vec<Object<ChatMessage>>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<Value>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
+    echo: Option<bool>,
+}
+
+pub(super) async fn create(
+    State(app): State<App>,
+    Extension(record): Extension<Arc<RequestRecord>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let tenant = tenant::tenant(request.headers(), request.extensions());
+    let bytes = body::read(&app.config, request).await?;
+    let (fields, chat): (Fields, ChatBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
+    body::parse::<Refused>(&bytes)?.check()?;
+    drop(bytes);
+    app.check_model(&fields.model)?;
+    let wants_logprobs = chat.logprobs.unwrap_or(false);
+    let generate = translate_body(&fields, chat, tenant)?;
+    let run = Run::start(&app, record, vec![generate], true).await.map_err(|error| error.naming_prompt("messages"))?;
+    if fields.is_stream() {
+        let envelope = Envelope::new(&app, "chatcmpl", "chat.completion.chunk", fields.model.clone());
+        let choices = run.choices_per_prompt();
+        let form = ChatStream::new(&app, envelope, fields.stream_usage(), wants_logprobs, choices);
+        return Ok(sse::respond(&app, run, form));
+    }
+    let envelope = Envelope::new(&app, "chatcmpl", "chat.completion", fields.model.clone());
+    let prompts = run.prompts();
+    let all = run.whole().await?;
+    let prompt_logprobs =
+        fields.prompt_logprobs.map(|_| logprobs::prompt(&app.llm, &prompts[0], &all.prompt_logprobs[0]));
+    Ok(whole(&app, &envelope, all, wants_logprobs, prompt_logprobs))
+}
+
+fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
+    if body.echo == Some(true) {
+        return Err(ApiError::unsupported("echo", "a chat does not repeat its prompt; completions do"));
+    }
+    let continue_final_message = body.continue_final_message.unwrap_or(false);
+    match (body.add_generation_prompt, continue_final_message) {
+        (Some(true), true) => {
+            let problem = "it opens a new answer and `continue_final_message` continues the last one; choose one";
+            return Err(ApiError::invalid("add_generation_prompt", problem));
+        }
+        (Some(false), false) => {
+            let why = "without an opened answer only `continue_final_message` can be asked for";
+            return Err(ApiError::unsupported("add_generation_prompt", why));
+        }
+        _ => {}
+    }
+    let tools = tools(body.tools, body.tool_choice.as_ref())?;
+    let chat = Chat {
+        messages: translate(body.messages)?,
+        tools,
+        template_variables: body.chat_template_kwargs.unwrap_or_default(),
+        continue_final_message,
+    };
+    let mut request = fields.request(Prompt::Chat(chat), tenant)?;
+    request.sampling.logprobs = match (body.logprobs.unwrap_or(false), body.top_logprobs) {
+        (true, top) => Some(top.unwrap_or(0)),
+        (false, None | Some(0)) => None,
+        (false, Some(_)) => return Err(ApiError::invalid("top_logprobs", "it needs `logprobs` to be true")),
+    };
+    Ok(request)
+}
+
+/// What the template may show of the tools.
+fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<Option<Value>, ApiError> {
+    let tools = tools.unwrap_or_default();
+    for (index, tool) in tools.iter().enumerate() {
+        let kind = tool.get("type").and_then(Value::as_str);
+        if kind != Some("function") {
+            return Err(ApiError::unsupported(
+                format!("tools[{index}].type"),
+                "`function` is the one kind that is taken",
+            ));
+        }
+        if !tool.get("function").and_then(|function| function.get("name")).is_some_and(Value::is_string) {
+            return Err(ApiError::invalid(format!("tools[{index}].function"), "an object with a `name` is needed"));
+        }
+    }
+    let shown = match choice {
+        None => true,
+        Some(Value::String(choice)) if choice == "auto" => true,
+        Some(Value::String(choice)) if choice == "none" => false,
+        Some(Value::String(choice)) if choice == "required" => {
+            return Err(ApiError::unsupported(
+                "tool_choice",
+                "a call cannot be forced yet; `auto` and `none` are taken",
+            ));
+        }
+        Some(Value::Object(_)) => {
+            return Err(ApiError::unsupported(
+                "tool_choice",
+                "a call cannot be forced yet; `auto` and `none` are taken",
+            ));
+        }
+        Some(other) => return Err(ApiError::invalid("tool_choice", format!("{other} is not known"))),
+    };
+    Ok((shown && !tools.is_empty()).then_some(Value::Array(tools)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn request(more: Value) -> Result<GenerateRequest, ApiError> {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let bytes = body.to_string().into_bytes();
+        translate_body(&body::parse(&bytes)?, body::parse(&bytes)?, Tenant::default())
+    }
+
+    fn chat(more: Value) -> Chat {
+        match request(more).expect("valid").prompt {
+            Prompt::Chat(chat) => chat,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn tools_go_to_the_template_unless_none_are_wanted() {
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        assert_eq!(chat(json!({"tools": tools, "tool_choice": "auto"})).tools, Some(tools.clone()));
+        assert_eq!(chat(json!({"tools": tools, "tool_choice": null})).tools, Some(tools.clone()));
+        assert_eq!(chat(json!({"tools": tools, "tool_choice": "none"})).tools, None);
+        assert_eq!(chat(json!({"tools": []})).tools, None);
+    }
+
+    #[test]
+    fn template_variables_and_continuing_arrive() {
+        let chat = chat(json!({"chat_template_kwargs": {"enable_thinking": false}, "continue_final_message": true}));
+        assert_eq!(chat.template_variables["enable_thinking"], json!(false));
+        assert!(chat.continue_final_message);
+    }
+
+    #[test]
+    fn logprobs_are_a_switch_and_a_number() {
+        let logprobs = |more| request(more).map(|request| request.sampling.logprobs);
+        assert_eq!(logprobs(json!({})), Ok(None));
+        assert_eq!(logprobs(json!({"logprobs": true})), Ok(Some(0)));
+        assert_eq!(logprobs(json!({"logprobs": true, "top_logprobs": 5})), Ok(Some(5)));
+        assert_eq!(logprobs(json!({"logprobs": false, "top_logprobs": 0})), Ok(None));
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_name() {
+        let tool = json!([{"type": "function", "function": {"name": "f"}}]);
+        let cases = [
+            (json!({"tools": tool, "tool_choice": "required"}), "tool_choice"),
+            (json!({"tools": tool, "tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
+            (json!({"tool_choice": "sometimes"}), "tool_choice"),
+            (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+            (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0].function"),
+            (json!({"top_logprobs": 3}), "top_logprobs"),
+            (json!({"echo": true}), "echo"),
+            (json!({"add_generation_prompt": false}), "add_generation_prompt"),
+            (json!({"add_generation_prompt": true, "continue_final_message": true}), "add_generation_prompt"),
+        ];
+        for (more, name) in cases {
+            let error = request(more.clone()).expect_err(name);
+            assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(name)), "{more}");
+        }
+    }
+}

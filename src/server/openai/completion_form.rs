@@ -1,0 +1,135 @@
+//! `/v1/completions`: the answer, whole and in chunks.
+//!
+//! Knows no requests.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::request::TokenId;
+use crate::server::run::{RunEvent, Usage, Whole};
+use crate::server::sse::{Chunks, to_json};
+use crate::server::state::App;
+
+use super::fields::StreamUsage;
+use super::logprobs::{self, CompletionLogprobs};
+use super::{Answer, Envelope};
+
+#[derive(Serialize)]
+struct Choice {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+}
+
+/// What an answer needs besides what is generated.
+pub(super) struct CompletionForm {
+    pub(super) app: App,
+    pub(super) envelope: Envelope,
+    pub(super) prompts: Arc<[Vec<TokenId>]>,
+    pub(super) choices_per_prompt: usize,
+    /// The prompts' texts where they are repeated, else nothing.
+    pub(super) echoed: Vec<String>,
+    pub(super) wants_logprobs: bool,
+    pub(super) wants_prompt_logprobs: bool,
+}
+
+impl CompletionForm {
+    /// The whole answer.
+    pub(super) fn whole(&self, all: Whole) -> Response {
+        let llm = &self.app.llm;
+        let choices = all.choices.into_iter().enumerate().map(|(index, choice)| {
+            let prompt = index / self.choices_per_prompt;
+            let of_prompt = &all.prompt_logprobs[prompt];
+            let mut offset = 0;
+            let logprobs = self.wants_logprobs.then(|| {
+                let mut logprobs = CompletionLogprobs::default();
+                if !self.echoed.is_empty() {
+                    logprobs.push_prompt(llm, &self.prompts[prompt], of_prompt, &mut offset);
+                }
+                logprobs.push_generated(llm, &choice.tokens, &mut offset);
+                logprobs
+            });
+            let prompt_logprobs =
+                self.wants_prompt_logprobs.then(|| logprobs::prompt(llm, &self.prompts[prompt], of_prompt));
+            let text = self.echoed.get(prompt).cloned().unwrap_or_default() + &choice.text;
+            let finish_reason = choice.reason.map(|reason| reason.as_str());
+            Choice { index, text, logprobs, finish_reason, prompt_logprobs }
+        });
+        let choices = choices.collect();
+        Json(Answer { envelope: &self.envelope, choices, usage: Some(Some(all.usage)) }).into_response()
+    }
+}
+
+/// The answer in chunks.
+pub(super) struct CompletionStream {
+    form: CompletionForm,
+    usage: StreamUsage,
+    /// Characters of each choice that its tokens have told.
+    offsets: Vec<usize>,
+}
+
+impl CompletionStream {
+    pub(super) fn new(form: CompletionForm, usage: StreamUsage) -> Self {
+        let offsets = vec![0; form.prompts.len() * form.choices_per_prompt];
+        Self { form, usage, offsets }
+    }
+
+    fn chunk(&self, choice: Choice, usage: &Usage) -> String {
+        let usage = self.usage.in_chunk(usage);
+        to_json(&Answer { envelope: &self.form.envelope, choices: vec![choice], usage })
+    }
+}
+
+impl Chunks for CompletionStream {
+    fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut VecDeque<String>) {
+        let blank = |index, text| Choice { index, text, logprobs: None, finish_reason: None, prompt_logprobs: None };
+        let app = self.form.app.clone();
+        match event {
+            RunEvent::Started { prompt, prompt_logprobs } => {
+                let Some(text) = self.form.echoed.get(prompt).cloned() else {
+                    return;
+                };
+                let tokens = self.form.prompts.clone();
+                let first = prompt * self.form.choices_per_prompt;
+                for index in first..first + self.form.choices_per_prompt {
+                    let logprobs = self.form.wants_logprobs.then(|| {
+                        let mut logprobs = CompletionLogprobs::default();
+                        let offset = &mut self.offsets[index];
+                        logprobs.push_prompt(&app.llm, &tokens[prompt], &prompt_logprobs, offset);
+                        logprobs
+                    });
+                    out.push_back(self.chunk(Choice { logprobs, ..blank(index, text.clone()) }, usage));
+                }
+            }
+            RunEvent::Delta { text, tokens, .. }
+                if text.is_empty() && (tokens.is_empty() || !self.form.wants_logprobs) => {}
+            RunEvent::Delta { choice, text, tokens } => {
+                let logprobs = self.form.wants_logprobs.then(|| {
+                    let mut logprobs = CompletionLogprobs::default();
+                    logprobs.push_generated(&app.llm, &tokens, &mut self.offsets[choice]);
+                    logprobs
+                });
+                out.push_back(self.chunk(Choice { logprobs, ..blank(choice, text) }, usage));
+            }
+            RunEvent::Finished { choice, reason } => {
+                let finish_reason = Some(reason.as_str());
+                out.push_back(self.chunk(Choice { finish_reason, ..blank(choice, String::new()) }, usage));
+            }
+        }
+    }
+
+    fn end(&mut self, usage: &Usage, out: &mut VecDeque<String>) {
+        if self.usage.at_end {
+            let choices = Vec::<Choice>::new();
+            out.push_back(to_json(&Answer { envelope: &self.form.envelope, choices, usage: Some(Some(*usage)) }));
+        }
+    }
+}

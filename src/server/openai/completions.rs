@@ -1,0 +1,119 @@
+//! `/v1/completions`: the request.
+//!
+//! Knows no template: prompts are continued as they are.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::Deserialize;
+
+use crate::llm::{GenerateRequest, Prompt};
+use crate::request::TokenId;
+use crate::server::error::ApiError;
+use crate::server::guard::RequestRecord;
+use crate::server::run::Run;
+use crate::server::state::App;
+use crate::server::{body, sse, tenant};
+
+use super::Envelope;
+use super::completion_form::{CompletionForm, CompletionStream};
+use super::fields::Fields;
+use super::prompt::Prompts;
+use super::refused::Refused;
+
+/// What OpenAI generates where nobody says how much.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+
+/// The fields that only a completion has.
+#[derive(Debug, Deserialize)]
+struct CompletionBody {
+    prompt: Option<Prompts>,
+    echo: Option<bool>,
+    logprobs: Option<u32>,
+    best_of: Option<u32>,
+}
+
+pub(super) async fn create(
+    State(app): State<App>,
+    Extension(record): Extension<Arc<RequestRecord>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let tenant = tenant::tenant(request.headers(), request.extensions());
+    let bytes = body::read(&app.config, request).await?;
+    let (mut fields, body): (Fields, CompletionBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
+    body::parse::<Refused>(&bytes)?.check()?;
+    drop(bytes);
+    app.check_model(&fields.model)?;
+    check_best_of(&fields, &body)?;
+    let echo = body.echo.unwrap_or(false);
+    let generates = !(echo && fields.max_tokens == Some(0));
+    if !generates {
+        // The engine generates at least one token; it is left out of what is told.
+        fields.max_tokens = Some(1);
+    }
+    if fields.max_completion_tokens.is_none() {
+        fields.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS.max(fields.min_tokens()));
+    }
+    let prompts = prompts(&app, body.prompt)?;
+    let texts: Vec<_> = prompts.iter().map(|prompt| if echo { shown(prompt) } else { None }).collect();
+    let one = |prompt| {
+        let mut request = fields.request(prompt, tenant.clone())?;
+        request.sampling.logprobs = body.logprobs;
+        if echo {
+            request.sampling.prompt_logprobs = request.sampling.prompt_logprobs.max(body.logprobs);
+        }
+        Ok(request)
+    };
+    let requests = prompts.into_iter().map(one).collect::<Result<Vec<GenerateRequest>, ApiError>>()?;
+    let run = Run::start(&app, record, requests, generates).await?;
+    let decoded = |(text, tokens): (Option<String>, &Vec<TokenId>)| text.unwrap_or_else(|| app.llm.decode(tokens));
+    let echoed = if echo { texts.into_iter().zip(run.prompts().iter()).map(decoded).collect() } else { Vec::new() };
+    let form = CompletionForm {
+        envelope: Envelope::new(&app, "cmpl", "text_completion", fields.model.clone()),
+        prompts: run.prompts(),
+        choices_per_prompt: run.choices_per_prompt(),
+        echoed,
+        wants_logprobs: body.logprobs.is_some(),
+        wants_prompt_logprobs: fields.prompt_logprobs.is_some(),
+        app: app.clone(),
+    };
+    if fields.is_stream() {
+        return Ok(sse::respond(&app, run, CompletionStream::new(form, fields.stream_usage())));
+    }
+    Ok(form.whole(run.whole().await?))
+}
+
+fn check_best_of(fields: &Fields, body: &CompletionBody) -> Result<(), ApiError> {
+    match body.best_of {
+        Some(best_of) if best_of != fields.n.unwrap_or(1) => {
+            let why = "answers are not generated to be thrown away; leave it out, or ask for as many with `n`";
+            Err(ApiError::unsupported("best_of", why))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn prompts(app: &App, prompts: Option<Prompts>) -> Result<Vec<Prompt>, ApiError> {
+    let Some(Prompts(prompts)) = prompts else {
+        return Err(ApiError::invalid("prompt", "it is missing"));
+    };
+    // A list longer than the engine's whole queue could never be taken, however often it is sent again.
+    let engine = app.llm.engine().limits();
+    let most = app.config.max_prompts.min(engine.max_waiting as usize + engine.max_sequences as usize);
+    match prompts.len() {
+        0 => Err(ApiError::invalid("prompt", "the list is empty; at least one prompt is needed")),
+        count if count > most => {
+            Err(ApiError::invalid("prompt", format!("{count} prompts are more than the limit of {most} (max_prompts)")))
+        }
+        _ => Ok(prompts),
+    }
+}
+
+fn shown(prompt: &Prompt) -> Option<String> {
+    match prompt {
+        Prompt::Text(text) => Some(text.clone()),
+        Prompt::Tokens(_) | Prompt::Chat(_) => None,
+    }
+}

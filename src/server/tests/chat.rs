@@ -1,0 +1,138 @@
+//! Chats, whole.
+
+use serde_json::{Value, json};
+
+use super::fixture::*;
+use crate::request::Tenant;
+
+#[tokio::test]
+async fn a_chat_is_answered_in_openai_s_form() {
+    let (router, requests) = saying("hello");
+    let reply = post(&router, "/v1/chat/completions", chat_body(json!({}))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let body = reply.json();
+    assert!(body["id"].as_str().expect("an id").starts_with("chatcmpl-"));
+    assert_eq!(body["object"], "chat.completion");
+    assert!(body["created"].as_u64().expect("a time") > 1_700_000_000);
+    assert_eq!(body["model"], MODEL);
+    assert!(body["system_fingerprint"].is_string());
+    let message = json!({"role": "assistant", "content": "hello", "refusal": null});
+    let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"});
+    assert_eq!(body["choices"], json!([choice]));
+    // "user: hi\nassistant: " is 20 bytes; five letters and the end token.
+    let usage = json!({
+        "prompt_tokens": 20, "completion_tokens": 6, "total_tokens": 26, "prompt_tokens_details": {"cached_tokens": 1}
+    });
+    assert_eq!(body["usage"], usage);
+    let request = requests.recv().expect("it reached the engine");
+    assert_eq!(&*request.prompt, b"user: hi\nassistant: ".map(u32::from));
+    assert_eq!(request.tenant, Tenant::default());
+}
+
+#[tokio::test]
+async fn the_root_serves_the_same() {
+    let (router, _requests) = saying("hello");
+    for path in ["/chat/completions", "/v1/chat/completions"] {
+        let reply = post(&router, path, chat_body(json!({}))).await;
+        assert_eq!(reply.json()["choices"][0]["message"]["content"], "hello", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn every_choice_is_there() {
+    let (router, requests) = saying("ab");
+    let body = post(&router, "/v1/chat/completions", chat_body(json!({"n": 3, "max_tokens": 2}))).await.json();
+    let choices = body["choices"].as_array().expect("a list");
+    let seen: Vec<_> = choices.iter().map(|choice| (choice["index"].as_u64(), &choice["finish_reason"])).collect();
+    assert_eq!(seen, [(Some(0), &json!("length")), (Some(1), &json!("length")), (Some(2), &json!("length"))]);
+    assert_eq!((&body["usage"]["prompt_tokens"], &body["usage"]["completion_tokens"]), (&json!(20), &json!(6)));
+    assert_eq!(requests.recv().expect("one request").n, 3);
+}
+
+#[tokio::test]
+async fn logprobs_tell_bytes_and_alternatives() {
+    let (router, _requests) = saying("é");
+    let more = json!({"logprobs": true, "top_logprobs": 2});
+    let body = post(&router, "/v1/chat/completions", chat_body(more)).await.json();
+    assert_eq!(body["choices"][0]["message"]["content"], "é");
+    let logprobs = &body["choices"][0]["logprobs"];
+    assert_eq!(logprobs["refusal"], Value::Null);
+    let first = &logprobs["content"][0];
+    assert_eq!(
+        (&first["token"], &first["bytes"], &first["logprob"]),
+        (&json!("\u{fffd}"), &json!([195]), &json!(-195.0))
+    );
+    let expected = json!([
+        {"token": "x", "logprob": -2.0, "bytes": [120]}, {"token": "y", "logprob": -3.0, "bytes": [121]}
+    ]);
+    assert_eq!(first["top_logprobs"], expected);
+    // Both halves of the letter and the end token: as many as the usage counts.
+    assert_eq!(logprobs["content"].as_array().map(Vec::len), Some(3));
+    assert_eq!(body["usage"]["completion_tokens"], 3);
+}
+
+#[tokio::test]
+async fn prompt_logprobs_stand_beside_the_choices() {
+    let (router, _requests) = saying("a");
+    let body = post(&router, "/v1/chat/completions", chat_body(json!({"prompt_logprobs": 1}))).await.json();
+    let prompt = body["prompt_logprobs"].as_array().expect("a list");
+    assert_eq!((prompt.len(), &prompt[0]), (20, &Value::Null));
+    // The second token is `s`, id 115.
+    assert_eq!(prompt[1]["115"], json!({"logprob": -115.0, "rank": 2, "decoded_token": "s"}));
+    assert_eq!(prompt[1]["120"], json!({"logprob": -2.0, "rank": 1, "decoded_token": "x"}));
+    let without = post(&router, "/v1/chat/completions", chat_body(json!({}))).await.json();
+    assert!(without.get("prompt_logprobs").is_none());
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_answer() {
+    let (router, _requests) = saying("one two three");
+    let body = post(&router, "/v1/chat/completions", chat_body(json!({"stop": " t"}))).await.json();
+    assert_eq!(body["choices"][0]["message"]["content"], "one");
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    let more = json!({"stop": [" t"], "include_stop_str_in_output": true});
+    let body = post(&router, "/v1/chat/completions", chat_body(more)).await.json();
+    assert_eq!(body["choices"][0]["message"]["content"], "one t");
+}
+
+#[tokio::test]
+async fn the_whole_turn_of_an_agent_reaches_the_template() {
+    let (router, requests) = saying("ok");
+    let body = json!({
+        "model": "other-name",
+        "messages": [
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {"role": "user", "content": "b"},
+            {"role": "assistant", "content": null,
+             "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "42"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "tool_choice": "auto", "stream": false, "max_completion_tokens": 50,
+        "options": {"num_ctx": 8192}, "store": false, "unheard_of": {"x": [1]},
+    });
+    let reply = post(&router, "/chat/completions", body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.json()["model"], "other-name");
+    let prompt: Vec<u8> = requests.recv().expect("one").prompt.iter().map(|id| *id as u8).collect();
+    let prompt = String::from_utf8(prompt).expect("UTF-8");
+    assert!(prompt.starts_with("system: be brief\nuser: a\nuser: b\nassistant:"), "{prompt}");
+    assert!(prompt.contains("tool: 42\ntools: 1\n"), "{prompt}");
+}
+
+#[tokio::test]
+async fn a_key_or_an_address_is_the_tenant() {
+    use axum::extract::ConnectInfo;
+    use axum::http::Method;
+    let (router, requests) = saying("a");
+    let mut request = request(Method::POST, "/v1/chat/completions", chat_body(json!({})).to_string());
+    request.extensions_mut().insert(ConnectInfo("10.1.2.3:99".parse::<std::net::SocketAddr>().expect("an address")));
+    send_request(&router, request).await;
+    assert_eq!(requests.recv().expect("one").tenant, Tenant::new("10.1.2.3"));
+    let mut request = super::fixture::request(Method::POST, "/v1/chat/completions", chat_body(json!({})).to_string());
+    request.headers_mut().insert("authorization", "Bearer sk-1".parse().expect("a value"));
+    send_request(&router, request).await;
+    let tenant = requests.recv().expect("one").tenant.to_string();
+    assert!(tenant.starts_with("key-") && !tenant.contains("sk-1"), "{tenant}");
+}

@@ -1,0 +1,275 @@
+//! A fake engine, a tokenizer whose ids are bytes, and a client without a network.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request as HttpRequest, StatusCode, header};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tower::ServiceExt as _;
+
+use crate::engine::{Command, EngineLimits, Submission, channel};
+use crate::llm::{Llm, LlmParts, ModelInfo, SamplingOptions};
+use crate::request::{FinishReason, Request, RequestEvent, TokenId, TokenLogprobs};
+use crate::server::ServerConfig;
+use crate::server::router;
+use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
+
+pub(super) const MODEL: &str = "tiny:1b";
+pub(super) const EOS: TokenId = 256;
+/// Tokens of prompt and answer.
+pub(super) const CONTEXT: u32 = 512;
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                        {% if tools %}tools: {{ tools | length }}\n{% endif %}\
+                        {% if add_generation_prompt %}assistant: {% endif %}";
+
+/// Ids 0 to 255 are bytes and 256 ends an answer.
+fn tokenizer() -> Tokenizer {
+    let mut stand_ins = 256_u32..;
+    let piece = |byte: u8| match byte {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
+        _ => stand_ins.next().and_then(char::from_u32).expect("a character"),
+    };
+    let mut tokens: Vec<String> = (0..=255).map(piece).map(String::from).collect();
+    tokens.push("<|end|>".into());
+    let mut token_types = vec![1; 256];
+    token_types.push(3);
+    let vocab = GgufVocab {
+        model: "gpt2".into(),
+        pre: Some("gpt-2".into()),
+        tokens,
+        token_types,
+        eos: Some(EOS),
+        ..GgufVocab::default()
+    };
+    Tokenizer::from_gguf_vocab(vocab).expect("a valid vocabulary")
+}
+
+pub(super) fn limits() -> EngineLimits {
+    EngineLimits { max_context: CONTEXT, max_sequences: 4, max_waiting: 4, vocab_size: 257 }
+}
+
+/// A model whose engine does with each request what `script` says, on a thread of its own.
+pub(super) fn llm(limits: EngineLimits, mut script: impl FnMut(Submission) + Send + 'static) -> Llm {
+    let (engine, mut inbox) = channel(limits);
+    std::thread::spawn(move || {
+        while let Some(Command::Submit(submission)) = inbox.wait() {
+            script(submission);
+        }
+    });
+    let info = ModelInfo {
+        name: MODEL.into(),
+        architecture: "llama".into(),
+        parameters: 1,
+        format: "F32".into(),
+        weight_bytes: 4,
+        context_length: CONTEXT,
+        device: "CPU, 2 threads".into(),
+        device_reason: "no GPU is here".into(),
+        kv_bytes: 1,
+        full_contexts: 1,
+        kv_tokens: 1,
+        loaded_at_unix_s: 1_700_000_000,
+    };
+    Llm::from_parts(LlmParts {
+        info,
+        tokenizer: tokenizer(),
+        template: ChatTemplate::new(TEMPLATE, None, Some("<|end|>")).expect("a valid template"),
+        defaults: SamplingOptions::default(),
+        eos_token_ids: [EOS].into(),
+        engine,
+    })
+}
+
+/// A router over an engine that always says `text`, and the requests that reached it.
+pub(super) fn saying(text: &'static str) -> (Router, std::sync::mpsc::Receiver<Request>) {
+    let (sender, requests) = std::sync::mpsc::channel();
+    let llm = llm(limits(), move |submission| {
+        // A test that does not look at its requests has dropped the receiver.
+        let _ = sender.send(submission.request.clone());
+        say(&submission, text);
+    });
+    (router(llm, config()), requests)
+}
+
+/// An engine that does nothing by itself: the test gets each submission.
+pub(super) fn held(limits: EngineLimits) -> (Llm, mpsc::UnboundedReceiver<Submission>) {
+    let (sender, submissions) = mpsc::unbounded_channel();
+    let llm = llm(limits, move |submission| {
+        let _ = sender.send(submission);
+    });
+    (llm, submissions)
+}
+
+pub(super) fn config() -> ServerConfig {
+    ServerConfig {
+        body_bytes: 64 << 10,
+        json_depth: 16,
+        max_prompts: 3,
+        model_aliases: vec!["other-name".into(), "org/name".into()],
+        ..ServerConfig::default()
+    }
+}
+
+/// Log-probabilities that tests can compute: the token's own, then id 120 (`x`) and so on.
+pub(super) fn logprobs(token: TokenId, count: Option<u32>) -> Option<TokenLogprobs> {
+    let top = |count| (0..count).map(|place| (120 + place, -(place as f32) - 2.0)).collect();
+    count.map(|count| TokenLogprobs { logprob: -(token as f32), rank: 1 + count, top: top(count) })
+}
+
+/// Tells the prompt.
+pub(super) fn start(submission: &Submission) {
+    let request = &submission.request;
+    let prompt = request.prompt.iter().skip(1);
+    let logprobs = prompt.filter_map(|token| logprobs(*token, request.sampling.prompt_logprobs)).collect();
+    send(submission, RequestEvent::Prompt { cached_tokens: 1, logprobs });
+}
+
+/// Tells one token.
+pub(super) fn token(submission: &Submission, choice: u32, token: TokenId) {
+    let logprobs = logprobs(token, submission.request.sampling.logprobs);
+    send(submission, RequestEvent::Token { choice, token, logprobs });
+}
+
+/// Tells the end of a choice.
+pub(super) fn finish(submission: &Submission, choice: u32, reason: FinishReason) {
+    send(submission, RequestEvent::Finished { choice, reason });
+}
+
+fn send(submission: &Submission, event: RequestEvent) {
+    // As the engine does: who does not listen any more is not told.
+    let _ = submission.events.try_send(event);
+}
+
+/// Answers as a model would that says `text`, within the request's `max_tokens`.
+pub(super) fn say(submission: &Submission, text: &str) {
+    start(submission);
+    let most = submission.request.stop.max_tokens as usize;
+    for choice in 0..submission.request.n {
+        for byte in text.bytes().take(most) {
+            token(submission, choice, byte.into());
+        }
+        if text.len() < most {
+            token(submission, choice, EOS);
+            finish(submission, choice, FinishReason::Stop);
+        } else {
+            finish(submission, choice, FinishReason::Length);
+        }
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+}
+
+impl Reply {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// The data of each event of a stream.
+    pub(super) fn events(&self) -> Vec<String> {
+        let events = self.text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
+        events.map(|event| event.strip_prefix("data: ").expect("only data").to_owned()).collect()
+    }
+
+    /// The chunks of a stream that ended well.
+    pub(super) fn chunks(&self) -> Vec<Value> {
+        let mut events = self.events();
+        assert_eq!(events.pop().as_deref(), Some("[DONE]"), "{}", self.text);
+        events.iter().map(|event| serde_json::from_str(event).expect("JSON")).collect()
+    }
+
+    /// `(status, code, param)` of an error, whose shape is checked.
+    pub(super) fn error(&self) -> (u16, Option<String>, Option<String>) {
+        let body: BTreeMap<String, Value> = serde_json::from_str(&self.text).expect("an object");
+        assert_eq!(body.keys().collect::<Vec<_>>(), ["error"], "{}", self.text);
+        let error = body["error"].as_object().expect("an object");
+        assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+        assert!(error["message"].is_string() && error["type"].is_string(), "{}", self.text);
+        let text = |name: &str| error[name].as_str().map(str::to_owned);
+        (self.status.as_u16(), text("code"), text("param"))
+    }
+
+    pub(super) fn message(&self) -> String {
+        self.json()["error"]["message"].as_str().expect("a message").to_owned()
+    }
+}
+
+pub(super) async fn send_request(router: &Router, request: HttpRequest<Body>) -> Reply {
+    let response = router.clone().oneshot(request).await.expect("a router never fails");
+    let (status, headers) = (response.status(), response.headers().clone());
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.expect("a body");
+    Reply { status, headers, text: String::from_utf8(body.to_vec()).expect("UTF-8") }
+}
+
+pub(super) fn request(method: Method, path: &str, body: impl Into<Body>) -> HttpRequest<Body> {
+    let builder = HttpRequest::builder().method(method).uri(path).header(header::CONTENT_TYPE, "application/json");
+    builder.body(body.into()).expect("a request")
+}
+
+pub(super) async fn get(router: &Router, path: &str) -> Reply {
+    send_request(router, request(Method::GET, path, Body::empty())).await
+}
+
+pub(super) async fn post(router: &Router, path: &str, body: Value) -> Reply {
+    send_request(router, request(Method::POST, path, body.to_string())).await
+}
+
+/// A chat of one message, with `more` fields.
+pub(super) fn chat_body(more: Value) -> Value {
+    merged(json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}), more)
+}
+
+/// A completion of `ab`, with `more` fields.
+pub(super) fn completion_body(more: Value) -> Value {
+    merged(json!({"model": MODEL, "prompt": "ab"}), more)
+}
+
+fn merged(mut body: Value, more: Value) -> Value {
+    let more = more.as_object().expect("an object").clone();
+    body.as_object_mut().expect("an object").extend(more);
+    body
+}
+
+/// Longest that a test waits for the other side.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `future`, or a failed test.
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+/// A client on a real socket that has sent one request.
+pub(super) async fn connect(address: SocketAddr, method: &str, path: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all((head + body).as_bytes()).await.expect("to write");
+    stream
+}
+
+/// Reads until `marker` has come; all that came.
+pub(super) async fn read_until(stream: &mut TcpStream, marker: &str) -> String {
+    soon(async {
+        let mut text = String::new();
+        let mut buffer = [0; 4096];
+        while !text.contains(marker) {
+            let count = stream.read(&mut buffer).await.expect("to read");
+            assert!(count > 0, "it ended before `{marker}`: {text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        text
+    })
+    .await
+}

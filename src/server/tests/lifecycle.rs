@@ -1,0 +1,172 @@
+//! Real sockets: clients that go away, silence, and the end of the server.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::fixture::*;
+use crate::engine::Submission;
+use crate::request::{FinishReason, Tenant};
+use crate::server::ServerConfig;
+use crate::server::serve;
+
+struct Served {
+    address: SocketAddr,
+    submissions: mpsc::UnboundedReceiver<Submission>,
+    shutdown: oneshot::Sender<()>,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+/// A server on a free port of this machine.
+async fn served(config: ServerConfig) -> Served {
+    let (llm, submissions) = held(limits());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (shutdown, ordered) = oneshot::channel();
+    let ordered = async {
+        // A test that is over has dropped the sender.
+        let _ = ordered.await;
+    };
+    let server = tokio::spawn(serve(listener, llm, config, ordered));
+    Served { address, submissions, shutdown, server }
+}
+
+impl Served {
+    async fn submission(&mut self) -> Submission {
+        soon(self.submissions.recv()).await.expect("a request")
+    }
+
+    async fn chat(&self, stream: bool) -> tokio::net::TcpStream {
+        let body = chat_body(json!({"stream": stream})).to_string();
+        connect(self.address, "POST", "/v1/chat/completions", &body).await
+    }
+}
+
+#[tokio::test]
+async fn a_reader_of_a_stream_that_goes_away_cancels_it() {
+    let mut served = served(config()).await;
+    let mut client = served.chat(true).await;
+    let submission = served.submission().await;
+    assert_eq!(submission.request.tenant, Tenant::new("127.0.0.1"));
+    start(&submission);
+    token(&submission, 0, 97);
+    read_until(&mut client, "\"a\"").await;
+    drop(client);
+    soon(submission.events.closed()).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_before_the_answer_cancels_it() {
+    let mut served = served(config()).await;
+    let client = served.chat(false).await;
+    let submission = served.submission().await;
+    drop(client);
+    soon(submission.events.closed()).await;
+}
+
+#[tokio::test]
+async fn silence_is_filled_with_comments() {
+    let mut served = served(ServerConfig { sse_keep_alive: Duration::from_millis(10), ..config() }).await;
+    let mut client = served.chat(true).await;
+    let submission = served.submission().await;
+    let text = read_until(&mut client, ": waiting\n\n").await;
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    say(&submission, "a");
+    let text = read_until(&mut client, "[DONE]").await;
+    assert!(text.contains("\"finish_reason\":\"stop\""), "{text}");
+}
+
+#[tokio::test]
+async fn draining_lets_running_requests_finish_and_takes_no_new_ones() {
+    let mut served = served(config()).await;
+    let mut running = served.chat(true).await;
+    let submission = served.submission().await;
+    start(&submission);
+    token(&submission, 0, 97);
+    read_until(&mut running, "\"a\"").await;
+    served.shutdown.send(()).expect("the server runs");
+    // `/health` tells when the order has arrived.
+    loop {
+        let mut probe = connect(served.address, "GET", "/health", "").await;
+        let text = read_until(&mut probe, "}}").await;
+        if text.starts_with("HTTP/1.1 503") {
+            assert!(text.contains("\"draining\""), "{text}");
+            break;
+        }
+    }
+    let body = chat_body(json!({})).to_string();
+    let mut refused = connect(served.address, "POST", "/v1/chat/completions", &body).await;
+    let text = read_until(&mut refused, "}}").await;
+    assert!(text.starts_with("HTTP/1.1 503") && text.contains("\"code\":\"shutting_down\""), "{text}");
+    token(&submission, 0, 98);
+    finish(&submission, 0, FinishReason::Length);
+    drop(submission);
+    let text = read_until(&mut running, "[DONE]").await;
+    assert!(text.contains("\"b\"") && text.contains("\"length\""), "{text}");
+    drop(running);
+    soon(served.server).await.expect("no panic").expect("a clean end");
+}
+
+#[tokio::test]
+async fn what_outlasts_the_drain_timeout_ends_with_an_error() {
+    let mut served = served(ServerConfig { drain_timeout: Duration::from_millis(20), ..config() }).await;
+    let mut stream = served.chat(true).await;
+    let streaming = served.submission().await;
+    start(&streaming);
+    let mut whole = served.chat(false).await;
+    let waiting = served.submission().await;
+    start(&waiting);
+    read_until(&mut stream, "assistant").await;
+    served.shutdown.send(()).expect("the server runs");
+    let mut text = String::new();
+    soon(stream.read_to_string(&mut text)).await.expect("to read");
+    let last = text.split("data: ").last().expect("an event");
+    assert!(last.contains("\"error\"") && last.contains("\"shutting_down\"") && !text.contains("[DONE]"), "{text}");
+    let mut text = String::new();
+    soon(whole.read_to_string(&mut text)).await.expect("to read");
+    assert!(text.starts_with("HTTP/1.1 503") && text.contains("\"shutting_down\""), "{text}");
+    soon(async { tokio::join!(streaming.events.closed(), waiting.events.closed()) }).await;
+    soon(served.server).await.expect("no panic").expect("a clean end");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let served = served(ServerConfig { header_timeout: Duration::from_millis(20), ..config() }).await;
+    let mut client = tokio::net::TcpStream::connect(served.address).await.expect("a connection");
+    let mut text = String::new();
+    soon(client.read_to_string(&mut text)).await.expect("it is closed");
+    assert!(!text.contains("200"), "{text}");
+}
+
+/// The reader takes nothing; the engine goes on with others and drops the one that is full.
+#[tokio::test]
+async fn a_reader_that_does_not_read_holds_nobody_up() {
+    let mut served = served(config()).await;
+    let _sleeper = served.chat(true).await;
+    let slow = served.submission().await;
+    start(&slow);
+    // More than the channel and the socket's buffers hold.
+    let mut sent = 0_u64;
+    let full = soon(async {
+        loop {
+            let event = crate::request::RequestEvent::Token { choice: 0, token: 97, logprobs: None };
+            if slow.events.try_send(event).is_err() {
+                return slow.events.capacity() == 0;
+            }
+            sent += 1;
+            if sent.is_multiple_of(512) {
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    assert!(full.await, "the channel is full, not closed");
+    let mut other = served.chat(false).await;
+    let submission = served.submission().await;
+    say(&submission, "hello");
+    assert!(read_until(&mut other, "}}}").await.contains("hello"));
+}

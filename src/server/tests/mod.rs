@@ -1,0 +1,11 @@
+//! The HTTP contract, against an engine that says what a test tells it to.
+//!
+//! No model and no sleeping: what takes time waits for the other side.
+
+mod chat;
+mod completions;
+mod fixture;
+mod lifecycle;
+mod operations;
+mod refusals;
+mod streams;
