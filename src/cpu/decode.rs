@@ -224,8 +224,10 @@ pub unsafe fn decode_row<L: Lanes, D: Decoder>(row: *const u8, from: usize, len:
         let left = len % GROUP;
         if left > 0 {
             let weights = tail::<L, D>(row, from + whole * GROUP, left);
-            for (j, weight) in weights.iter().enumerate().take(left.div_ceil(L::N)) {
-                L::store(out.add(whole * GROUP + j * L::N), *weight);
+            for j in 0..L::VECS {
+                if j * L::N < left {
+                    L::store(out.add(whole * GROUP + j * L::N), weights[j]);
+                }
             }
         }
     }

@@ -108,21 +108,27 @@ unsafe fn store_first<L: Lanes>(p: *mut f32, v: L::V, n: usize) {
     }
 }
 
+/// What is done to each pair of elements: a trait rather than a closure, since only a method can be told to be inlined
+/// always, and one that is not would lose the instructions of its level.
+trait Pairwise<L: Lanes> {
+    unsafe fn apply(&self, a: L::V, b: L::V) -> L::V;
+}
+
 /// `out[i] = f(a[i], b[i])` over whole vectors, then over a partial one.
 ///
 /// # Safety
 /// The three must hold `len` floats; `out` may be `a` or `b`.
 #[inline(always)]
-unsafe fn zip<L: Lanes>(len: usize, a: *const f32, b: *const f32, out: *mut f32, f: impl Fn(L::V, L::V) -> L::V) {
+unsafe fn zip<L: Lanes>(len: usize, a: *const f32, b: *const f32, out: *mut f32, f: impl Pairwise<L>) {
     // SAFETY: each access stays below `len`.
     unsafe {
         let whole = len / L::N * L::N;
         for i in (0..whole).step_by(L::N) {
-            L::store(out.add(i), f(L::load(a.add(i)), L::load(b.add(i))));
+            L::store(out.add(i), f.apply(L::load(a.add(i)), L::load(b.add(i))));
         }
         let left = len - whole;
         if left > 0 {
-            let v = f(L::load_first(a.add(whole), left), L::load_first(b.add(whole), left));
+            let v = f.apply(L::load_first(a.add(whole), left), L::load_first(b.add(whole), left));
             store_first::<L>(out.add(whole), v, left);
         }
     }
@@ -162,8 +168,43 @@ pub(super) unsafe fn normalise<L: Lanes>(x: *const f32, weight: &[f32], eps: f32
     // SAFETY: lengths are the caller's promise; nothing is written while the slice lives.
     unsafe {
         let mean = sum_of_squares::<L>(std::slice::from_raw_parts(x, len)) / len as f32;
-        let factor = L::splat(1.0 / (mean + eps).sqrt());
-        zip::<L>(len, x, weight.as_ptr(), out, |x, weight| L::mul(L::mul(x, factor), weight));
+        zip::<L>(len, x, weight.as_ptr(), out, Scaled(1.0 / (mean + eps).sqrt()));
+    }
+}
+
+/// `a * factor * b`.
+struct Scaled(f32);
+
+impl<L: Lanes> Pairwise<L> for Scaled {
+    #[inline(always)]
+    unsafe fn apply(&self, a: L::V, b: L::V) -> L::V {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { L::mul(L::mul(a, L::splat(self.0)), b) }
+    }
+}
+
+/// `a + b`.
+struct Sum;
+
+impl<L: Lanes> Pairwise<L> for Sum {
+    #[inline(always)]
+    unsafe fn apply(&self, a: L::V, b: L::V) -> L::V {
+        // SAFETY: as above.
+        unsafe { L::add(a, b) }
+    }
+}
+
+/// `a / (1 + e^-a) * b`.
+struct SiluTimes;
+
+impl<L: Lanes> Pairwise<L> for SiluTimes {
+    #[inline(always)]
+    unsafe fn apply(&self, a: L::V, b: L::V) -> L::V {
+        // SAFETY: as above.
+        unsafe {
+            let silu = L::div(a, L::add(L::splat(1.0), exp::<L>(L::sub(L::splat(0.0), a))));
+            L::mul(silu, b)
+        }
     }
 }
 
@@ -200,7 +241,7 @@ impl Kernel for Add<'_> {
     unsafe fn run<L: Lanes>(self) {
         let sum = self.sum.as_mut_ptr();
         // SAFETY: both are of one length.
-        unsafe { zip::<L>(self.x.len(), sum, self.x.as_ptr(), sum, |a, b| L::add(a, b)) };
+        unsafe { zip::<L>(self.x.len(), sum, self.x.as_ptr(), sum, Sum) };
     }
 }
 
@@ -213,14 +254,9 @@ struct SiluMul<'a> {
 impl Kernel for SiluMul<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
+        let (gate, up) = (self.gate.as_ptr(), self.up.as_ptr());
         // SAFETY: the three are of one length.
-        unsafe {
-            let one = L::splat(1.0);
-            zip::<L>(self.out.len(), self.gate.as_ptr(), self.up.as_ptr(), self.out.as_mut_ptr(), |gate, up| {
-                let silu = L::div(gate, L::add(one, exp::<L>(L::sub(L::splat(0.0), gate))));
-                L::mul(silu, up)
-            });
-        }
+        unsafe { zip::<L>(self.out.len(), gate, up, self.out.as_mut_ptr(), SiluTimes) };
     }
 }
 

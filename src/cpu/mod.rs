@@ -13,6 +13,7 @@ mod format;
 mod kv;
 mod matmul;
 mod matrix;
+mod peak;
 mod pool;
 mod rope;
 mod simd;

@@ -147,10 +147,9 @@ impl Attend<'_> {
                 }
             }
             for (r, query) in queries.iter().enumerate() {
-                let sum = L::splat(total[r].sum);
                 let sums = memory.total.add(r * d);
                 std::ptr::copy_nonoverlapping(sums, query.out, d);
-                scale_row::<L>(d, query.out, |v| L::div(v, sum));
+                scale_row::<L>(d, query.out, 1.0 / total[r].sum);
             }
         }
     }
@@ -209,13 +208,14 @@ impl Attend<'_> {
             for r in 0..R {
                 let (from, to) = seen[r];
                 let mut max = L::splat(lowest);
-                for (j, score) in scores[r].iter_mut().enumerate().take(SLOTS / L::N) {
-                    *score = L::mul(*score, L::splat(self.scale));
+                for j in 0..SLOTS / L::N {
+                    let mut score = L::mul(scores[r][j], L::splat(self.scale));
                     if (from, to) != (0, SLOTS) {
                         let (from, to) = (from.saturating_sub(j * L::N), to.saturating_sub(j * L::N));
-                        *score = L::select_range(from, to, *score, L::splat(lowest));
+                        score = L::select_range(from, to, score, L::splat(lowest));
                     }
-                    max = L::max(max, *score);
+                    max = L::max(max, score);
+                    scores[r][j] = score;
                 }
                 let max = states[r].max.max(L::max_lane(max));
                 shrink[r] = states[r].max - max;
@@ -236,8 +236,7 @@ impl Attend<'_> {
                 }
                 states[r].sum = states[r].sum * shrink[r] + L::sum(sum);
                 if states[r].seen && shrink[r] != 1.0 {
-                    let factor = L::splat(shrink[r]);
-                    scale_row::<L>(d, memory.span.add(r * d), |v| L::mul(v, factor));
+                    scale_row::<L>(d, memory.span.add(r * d), shrink[r]);
                 }
                 states[r].seen = true;
             }
@@ -349,18 +348,18 @@ unsafe fn fma_one<L: Lanes>(a: f32, b: f32, c: f32) -> f32 {
     lanes[0]
 }
 
-/// `row[i] = f(row[i])` for `d` floats, a multiple of 8.
+/// `row[i] *= factor` for `d` floats.
 #[inline(always)]
-unsafe fn scale_row<L: Lanes>(d: usize, row: *mut f32, f: impl Fn(L::V) -> L::V) {
+unsafe fn scale_row<L: Lanes>(d: usize, row: *mut f32, factor: f32) {
     // SAFETY: each access stays below `d`, or inside a buffer of a vector's size.
     unsafe {
         let whole = d / L::N * L::N;
         for i in (0..whole).step_by(L::N) {
-            L::store(row.add(i), f(L::load(row.add(i))));
+            L::store(row.add(i), L::mul(L::load(row.add(i)), L::splat(factor)));
         }
         if whole < d {
             let mut lanes = [0.0_f32; 16];
-            L::store(lanes.as_mut_ptr(), f(L::load_first(row.add(whole), d - whole)));
+            L::store(lanes.as_mut_ptr(), L::mul(L::load_first(row.add(whole), d - whole), L::splat(factor)));
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), row.add(whole), d - whole);
         }
     }

@@ -94,9 +94,9 @@ decoder!(
 /// Loads weights that scalar code has computed.
 #[inline(always)]
 unsafe fn load_group<L: Lanes>(weights: &[f32; GROUP], out: &mut [L::V; 4]) {
-    for (j, out) in out.iter_mut().enumerate().take(L::VECS) {
+    for j in 0..L::VECS {
         // SAFETY: `VECS` vectors of `N` floats are the array.
-        *out = unsafe { L::load(weights.as_ptr().add(j * L::N)) };
+        out[j] = unsafe { L::load(weights.as_ptr().add(j * L::N)) };
     }
 }
 
@@ -106,11 +106,12 @@ decoder!(
         let (p, g) = locate::<Self>(row, group);
         let (d, dmin) = (L::f16(p.add(80)), L::f16(p.add(82)));
         let quants = p.add(16 + g / 4 * 32);
-        let weights = std::array::from_fn(|l| {
+        let mut weights = [0.0; GROUP];
+        for l in 0..GROUP {
             let scale = *p.add(g * 2 + l / 16);
             let quant = (*quants.add(l) >> (g % 4 * 2)) & 3;
-            d * f32::from(scale & 15) * f32::from(quant) - dmin * f32::from(scale >> 4)
-        });
+            weights[l] = d * f32::from(scale & 15) * f32::from(quant) - dmin * f32::from(scale >> 4);
+        }
         load_group::<L>(&weights, &mut out);
     }
 );
@@ -121,15 +122,16 @@ decoder!(
         let d = L::f16(p.add(108));
         let quants = p.add(32 + g / 4 * 32);
         let packed = p.add(96);
-        let weights = std::array::from_fn(|l| {
+        let mut weights = [0.0; GROUP];
+        for l in 0..GROUP {
             let s = g * 2 + l / 16;
             let low = (*packed.add(s % 8) >> (s / 8 * 4)) & 15;
             let high = (*packed.add(8 + s % 4) >> (s / 4 * 2)) & 3;
             let scale = f32::from(low | (high << 4)) - 32.0;
             let third = (*p.add(l) >> g) & 1;
             let quant = f32::from((*quants.add(l) >> (g % 4 * 2)) & 3) - if third == 1 { 0.0 } else { 4.0 };
-            d * scale * quant
-        });
+            weights[l] = d * scale * quant;
+        }
         load_group::<L>(&weights, &mut out);
     }
 );

@@ -5,6 +5,9 @@ use crate::cpu::SharedMut;
 use crate::cpu::decode::{decode_row, with_decoder};
 use crate::cpu::simd::{Kernel, Lanes};
 
+/// Accumulators of the largest tile.
+const MOST_LANES: usize = 24;
+
 /// The outputs of one piece for some rows of activations.
 pub struct Gemm<'a> {
     /// `[t, columns]`.
@@ -160,24 +163,58 @@ unsafe fn store<L: Lanes, const R: usize, const C: usize>(
     valid: usize,
     lanes: [[L::V; C]; R],
 ) {
-    const { assert!((R * C).is_multiple_of(4)) };
+    const { assert!((R * C).is_multiple_of(4) && R * C <= MOST_LANES) };
+    // Through memory, so that the loop before keeps its accumulators in registers: no variable index reaches them.
+    let mut spilled = [std::mem::MaybeUninit::<L::V>::uninit(); MOST_LANES];
+    for r in 0..R {
+        for c in 0..C {
+            spilled[r * C + c].write(lanes[r][c]);
+        }
+    }
+    let mut sums = [0.0_f32; MOST_LANES];
+    for (sums, lanes) in sums.chunks_exact_mut(4).zip(spilled.chunks_exact(4)).take(R * C / 4) {
+        // SAFETY: the first `R * C` elements were written.
+        let four = unsafe {
+            L::sum4([lanes[0].assume_init(), lanes[1].assume_init(), lanes[2].assume_init(), lanes[3].assume_init()])
+        };
+        sums.copy_from_slice(&four);
+    }
     // SAFETY: the caller promises that the rows and the valid columns are inside `out` and `bias`.
     unsafe {
-        for group in 0..R * C / 4 {
-            let at = |i: usize| ((group * 4 + i) / C, (group * 4 + i) % C);
-            let sums = L::sum4([0, 1, 2, 3].map(|i| lanes[at(i).0][at(i).1]));
-            for (i, mut sum) in sums.into_iter().enumerate() {
-                let (r, c) = at(i);
-                if c < valid {
-                    let place = panel.out.add((row + r).wrapping_mul(panel.out_stride).wrapping_add(column + c));
-                    if !panel.first {
-                        sum += *place;
-                    }
-                    if !panel.bias.is_null() {
-                        sum += *panel.bias.add(column + c);
-                    }
-                    *place = sum;
+        let out = panel.out.add(row.wrapping_mul(panel.out_stride).wrapping_add(column));
+        if valid == C && panel.first && panel.bias.is_null() {
+            for r in 0..R {
+                let from = sums.as_ptr().add(r * C);
+                std::ptr::copy_nonoverlapping(from, out.add(r.wrapping_mul(panel.out_stride)), C);
+            }
+        } else {
+            finish::<R, C>(panel, out, column, valid, &sums);
+        }
+    }
+}
+
+/// Stores the `valid` columns of a tile's sums, after those of earlier panels and before the bias.
+#[inline(always)]
+unsafe fn finish<const R: usize, const C: usize>(
+    panel: Panel,
+    out: *mut f32,
+    column: usize,
+    valid: usize,
+    sums: &[f32; MOST_LANES],
+) {
+    for r in 0..R {
+        for c in 0..valid.min(C) {
+            // SAFETY: as the caller's.
+            unsafe {
+                let place = out.add(r.wrapping_mul(panel.out_stride).wrapping_add(c));
+                let mut sum = sums[r * C + c];
+                if !panel.first {
+                    sum = *place + sum;
                 }
+                if !panel.bias.is_null() {
+                    sum += *panel.bias.add(column.wrapping_add(c));
+                }
+                *place = sum;
             }
         }
     }

@@ -76,8 +76,10 @@ unsafe fn dots<L: Lanes, D: Decoder>(x: &[f32], rows: [*const u8; SIDE]) -> [f32
                 last[..left].copy_from_slice(&x[at..]);
                 for r in 0..SIDE {
                     let weights = decode::tail::<L, D>(rows[r], at, left);
-                    for (j, weight) in weights.iter().enumerate().take(left.div_ceil(L::N)) {
-                        lanes[r] = L::fma(*weight, L::load(last.as_ptr().add(j * L::N)), lanes[r]);
+                    for j in 0..L::VECS {
+                        if j * L::N < left {
+                            lanes[r] = L::fma(weights[j], L::load(last.as_ptr().add(j * L::N)), lanes[r]);
+                        }
                     }
                 }
             }
