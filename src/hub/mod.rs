@@ -1,1 +1,33 @@
-//! Model names, the catalog, downloads and the local store. Knows nothing of tensors or HTTP serving.
+//! Model names, the catalog, downloads and the local store: from what a person types to files on this disk.
+//! Knows nothing of tensors or HTTP serving, reads no environment variable and draws no progress bar.
+//!
+//! [`ModelName::parse`] says what a name means, [`resolve`] finds it on this machine without the network, and [`pull`]
+//! brings it here. A model is in the [`Store`] once its manifest is, and the manifest is written after every file has
+//! passed its size and checksum: a half file is never taken for a model.
+//!
+//! Everything here blocks; asynchronous callers use a blocking thread.
+
+mod backoff;
+mod catalog;
+mod checksum;
+mod client;
+mod download;
+mod error;
+mod hub_cache;
+mod name;
+mod options;
+mod package;
+mod progress;
+mod pull;
+mod remote;
+mod selection;
+mod store;
+
+pub use catalog::{Catalog, CheckOutcome, CheckResult, Entry, Package};
+pub use error::HubError;
+pub use name::{ModelName, NameError};
+pub use options::{HubOptions, Proxy};
+pub use package::{PackageSource, Pip};
+pub use progress::Progress;
+pub use pull::{Located, LocatedKind, pull, pull_with, resolve};
+pub use store::{Manifest, ManifestFile, Store, StoredModel};

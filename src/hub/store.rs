@@ -1,0 +1,335 @@
+//! The models on this disk: one folder each, and a manifest that says the folder is whole.
+//! Does not know where files come from.
+//!
+//! ```text
+//! ROOT/smollm2%3A135m/manifest.json    written last: without it, the folder is no model
+//! ROOT/smollm2%3A135m/FILE ...         each checked before it was moved here
+//! ROOT/partial/smollm2%3A135m/         what is still arriving
+//! ROOT/partial/smollm2%3A135m.lock     held by the process that brings or removes the model
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Component, Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::Progress;
+use super::error::{HubError, io};
+use super::pull::LocatedKind;
+
+const MANIFEST: &str = "manifest.json";
+const PARTIAL: &str = "partial";
+
+/// What a stored model is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The name it was pulled by.
+    pub name: String,
+    /// Where it is from: `organisation/name` on the hub, or the package that carried it.
+    pub repository: String,
+    /// The commit, or the package's version.
+    pub revision: String,
+    /// Every file of the model.
+    pub files: Vec<ManifestFile>,
+    /// When it was pulled, in seconds since 1970.
+    pub pulled_at_unix: u64,
+}
+
+/// One file of a stored model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    /// Path below the model's folder, with `/` between its parts.
+    pub path: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256 in lower-case hex.
+    pub sha256: String,
+}
+
+/// A model of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredModel {
+    /// The name it was pulled by.
+    pub name: String,
+    /// Size of all its files, in bytes.
+    pub bytes: u64,
+    /// Where it is from.
+    pub source: String,
+    /// Where its files are.
+    pub kind: LocatedKind,
+    /// All that is known of it.
+    pub manifest: Manifest,
+}
+
+/// A folder of models.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A model that is being brought: its lock is held until this is dropped.
+pub(super) struct Arrival {
+    name: String,
+    folder: PathBuf,
+    partial: PathBuf,
+    _lock: File,
+}
+
+impl Store {
+    /// The store in the folder `root`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// [`HubError::Io`] where that cannot be done.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, HubError> {
+        let root = root.into();
+        fs::create_dir_all(&root).map_err(io("create", &root))?;
+        Ok(Self { root })
+    }
+
+    /// The store's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Every complete model, sorted by name. A folder without a sound manifest is none; the log says so.
+    ///
+    /// # Errors
+    /// [`HubError::Io`] where the store cannot be read.
+    pub fn list(&self) -> Result<Vec<StoredModel>, HubError> {
+        let mut models = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(io("read", &self.root))? {
+            let folder = entry.map_err(io("read", &self.root))?.path();
+            match read_model(&folder) {
+                Ok(Some(model)) => models.push(model),
+                Ok(None) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(models)
+    }
+
+    /// The model of a name; `None` where it is not here, or not all of it.
+    ///
+    /// # Errors
+    /// [`HubError::Manifest`] where its manifest makes no sense.
+    pub fn get(&self, name: &str) -> Result<Option<StoredModel>, HubError> {
+        read_model(&self.folder(name))
+    }
+
+    /// Removes a model, or what an interrupted pull left of it.
+    ///
+    /// # Errors
+    /// [`HubError::NotStored`] where nothing of it is here; [`HubError::Io`] where the disk refuses.
+    pub fn remove(&self, name: &str) -> Result<(), HubError> {
+        let (folder, partial) = (self.folder(name), self.partial(name));
+        if !folder.exists() && !partial.exists() {
+            return Err(HubError::NotStored { name: name.to_owned() });
+        }
+        let _lock = self.lock(name, &mut ())?;
+        // The manifest first: from here on the model is not present, whatever happens to its files.
+        let manifest = folder.join(MANIFEST);
+        allow_missing(fs::remove_file(&manifest)).map_err(io("delete", &manifest))?;
+        allow_missing(fs::remove_dir_all(&folder)).map_err(io("delete", &folder))?;
+        allow_missing(fs::remove_dir_all(&partial)).map_err(io("delete", &partial))
+    }
+
+    /// Begins to bring a model: waits for another process that is doing the same, and says so.
+    pub(super) fn begin(&self, name: &str, progress: &mut dyn Progress) -> Result<Arrival, HubError> {
+        let lock = self.lock(name, progress)?;
+        let (folder, partial) = (self.folder(name), self.partial(name));
+        for path in [&folder, &partial] {
+            fs::create_dir_all(path).map_err(io("create", path))?;
+        }
+        Ok(Arrival { name: name.to_owned(), folder, partial, _lock: lock })
+    }
+
+    /// The lock of a name. Its file stays: two processes that met at a file of which one is deleted would both hold it.
+    fn lock(&self, name: &str, progress: &mut dyn Progress) -> Result<File, HubError> {
+        let partials = self.root.join(PARTIAL);
+        fs::create_dir_all(&partials).map_err(io("create", &partials))?;
+        let path = partials.join(format!("{}.lock", escape(name)));
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("create", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                progress.start(&format!("{name}: waiting for another process that is at it"), None);
+                let locked = file.lock();
+                progress.finish();
+                locked.map_err(io("lock", &path))?;
+                Ok(file)
+            }
+            Err(TryLockError::Error(error)) => Err(io("lock", &path)(error)),
+        }
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.root.join(escape(name))
+    }
+
+    fn partial(&self, name: &str) -> PathBuf {
+        self.root.join(PARTIAL).join(escape(name))
+    }
+}
+
+impl Arrival {
+    /// An empty folder among what is not complete yet.
+    pub(super) fn fresh_folder(&self, name: &str) -> Result<PathBuf, HubError> {
+        let folder = self.partial.join(name);
+        allow_missing(fs::remove_dir_all(&folder)).map_err(io("delete", &folder))?;
+        fs::create_dir_all(&folder).map_err(io("create", &folder))?;
+        Ok(folder)
+    }
+
+    /// Where a file of the model arrives until it is complete.
+    pub(super) fn partial_file(&self, path: &str) -> PathBuf {
+        self.partial.join(format!("{}.part", escape(path)))
+    }
+
+    /// Where a file of the model goes once it is checked.
+    pub(super) fn place(&self, path: &str) -> PathBuf {
+        self.folder.join(path)
+    }
+
+    /// Moves a checked file to its place.
+    pub(super) fn accept(&self, from: &Path, path: &str) -> Result<(), HubError> {
+        let place = self.place(path);
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent).map_err(io("create", parent))?;
+        }
+        fs::rename(from, &place).map_err(io("rename", from))
+    }
+
+    /// Declares the model complete, with exactly these files, all of which are in their places.
+    pub(super) fn complete(
+        self,
+        repository: &str,
+        revision: &str,
+        files: Vec<ManifestFile>,
+    ) -> Result<LocatedKind, HubError> {
+        let manifest = Manifest {
+            name: self.name,
+            repository: repository.to_owned(),
+            revision: revision.to_owned(),
+            files,
+            pulled_at_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+        };
+        remove_others(&self.folder, "", &manifest.files)?;
+        let kind = kind(&self.folder, &manifest);
+        write_durably(&self.folder, &manifest)?;
+        // The model is here; what is left of its way must not make that fail.
+        if let Err(error) = fs::remove_dir_all(&self.partial) {
+            tracing::warn!(path = %self.partial.display(), "cannot delete what a download left: {error}");
+        }
+        Ok(kind)
+    }
+}
+
+/// A model's folder as a model; `None` where it has no manifest, or a file is missing or of another size.
+fn read_model(folder: &Path) -> Result<Option<StoredModel>, HubError> {
+    let path = folder.join(MANIFEST);
+    let json = match fs::read(&path) {
+        Ok(json) => json,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) => return Err(io("read", &path)(error)),
+    };
+    let bad = |reason: String| HubError::Manifest { path: path.clone(), reason };
+    let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
+    if manifest.files.is_empty() {
+        return Err(bad("it lists no files".into()));
+    }
+    if let Some(file) = manifest.files.iter().find(|file| !stays_below(&file.path)) {
+        return Err(bad(format!("{:?} leads out of the model's folder", file.path)));
+    }
+    let is_whole = |file: &ManifestFile| {
+        fs::metadata(folder.join(&file.path)).is_ok_and(|found| found.is_file() && found.len() == file.bytes)
+    };
+    if let Some(file) = manifest.files.iter().find(|file| !is_whole(file)) {
+        tracing::warn!(model = manifest.name, file = file.path, "a file is missing or of another size");
+        return Ok(None);
+    }
+    Ok(Some(StoredModel {
+        name: manifest.name.clone(),
+        bytes: manifest.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes)),
+        source: manifest.repository.clone(),
+        kind: kind(folder, &manifest),
+        manifest,
+    }))
+}
+
+/// A model of one GGUF file is that file; every other one is its folder.
+fn kind(folder: &Path, manifest: &Manifest) -> LocatedKind {
+    match manifest.files.as_slice() {
+        [file] if file.path.to_ascii_lowercase().ends_with(".gguf") => LocatedKind::Gguf(folder.join(&file.path)),
+        _ => LocatedKind::Folder(folder.to_owned()),
+    }
+}
+
+/// Removes what an interrupted pull of another version left: a loader must not find it.
+fn remove_others(folder: &Path, prefix: &str, files: &[ManifestFile]) -> Result<(), HubError> {
+    for entry in fs::read_dir(folder).map_err(io("read", folder))? {
+        let path = entry.map_err(io("read", folder))?.path();
+        let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
+        let below = format!("{name}/");
+        if path.is_dir() && files.iter().any(|file| file.path.starts_with(&below)) {
+            remove_others(&path, &below, files)?;
+        } else if path.is_dir() {
+            fs::remove_dir_all(&path).map_err(io("delete", &path))?;
+        } else if files.iter().all(|file| file.path != name) {
+            fs::remove_file(&path).map_err(io("delete", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the manifest so that it is there whole or not at all, after a power cut too.
+fn write_durably(folder: &Path, manifest: &Manifest) -> Result<(), HubError> {
+    let (new, path) = (folder.join("manifest.json.new"), folder.join(MANIFEST));
+    let json = serde_json::to_vec_pretty(manifest)
+        .map_err(|error| HubError::Manifest { path: path.clone(), reason: error.to_string() })?;
+    let mut file = File::create(&new).map_err(io("create", &new))?;
+    file.write_all(&json).and_then(|()| file.sync_all()).map_err(io("write", &new))?;
+    fs::rename(&new, &path).map_err(io("rename", &new))?;
+    sync_folder(folder)
+}
+
+/// Makes a folder's renames last.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> Result<(), HubError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("write", folder))
+}
+
+/// Other systems do not open folders.
+#[cfg(not(unix))]
+fn sync_folder(_folder: &Path) -> Result<(), HubError> {
+    Ok(())
+}
+
+/// A name as one part of a path: reversible, the same on every system, and never `.`, `..` or hidden.
+fn escape(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for (position, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') || byte == b'.' && position > 0 {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+/// Whether a path of a manifest is a relative one that climbs nowhere.
+fn stays_below(path: &str) -> bool {
+    !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// What should be gone may be gone already.
+fn allow_missing(outcome: std::io::Result<()>) -> std::io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
