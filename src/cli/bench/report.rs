@@ -1,0 +1,187 @@
+//! What was measured, as a table and as JSON.
+//!
+//! Measures nothing.
+
+use serde::Serialize;
+
+use crate::cli::table::{Align, Table};
+use crate::config::ByteSize;
+use crate::device::Hardware;
+use crate::llm::Llm;
+
+/// Median, least and most of some measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one; of an even number, the mean of the two in the middle.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+}
+
+impl Spread {
+    /// The spread of at least one value; zeros for none.
+    pub fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else {
+            return Self { median: 0.0, min: 0.0, max: 0.0 };
+        };
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+        Self { median, min: *min, max: *max }
+    }
+}
+
+/// One measured figure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// `pp512` or `tg64`: what is computed and how many tokens of it.
+    pub name: String,
+    /// Sequences at once.
+    pub sequences: u32,
+    /// Tokens of all sequences together.
+    pub tokens_per_second: Spread,
+    /// Share of the engine's steps that is not the model's forward pass.
+    pub outside_model_percent: Option<f64>,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    lantern: &'static str,
+    machine: Machine,
+    model: Model,
+    results: Vec<Row>,
+    memory: Option<MemoryUse>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Machine {
+    processor: Option<String>,
+    cores: usize,
+    simd: Vec<&'static str>,
+    memory_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Model {
+    name: String,
+    format: String,
+    parameters: u64,
+    device: String,
+    weight_bytes: u64,
+    kv_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct MemoryUse {
+    resident_bytes: u64,
+    resident_peak_bytes: u64,
+    /// What the peak holds besides weights and the KV cache; negative where they are not all touched.
+    beyond_weights_and_kv_bytes: i64,
+}
+
+impl Report {
+    /// A report of these rows; `resident` is memory now and at most, in bytes.
+    pub fn new(llm: &Llm, hardware: &Hardware, results: Vec<Row>, resident: Option<(u64, u64)>) -> Self {
+        let info = llm.info();
+        let planned = info.weight_bytes.saturating_add(info.kv_bytes);
+        Self {
+            lantern: env!("CARGO_PKG_VERSION"),
+            machine: Machine {
+                processor: hardware.processor.clone(),
+                cores: hardware.cores,
+                simd: hardware.simd.clone(),
+                memory_bytes: hardware.memory.map(|memory| memory.total_bytes),
+            },
+            model: Model {
+                name: info.name.clone(),
+                format: info.format.clone(),
+                parameters: info.parameters,
+                device: info.device.clone(),
+                weight_bytes: info.weight_bytes,
+                kv_bytes: info.kv_bytes,
+            },
+            results,
+            memory: resident.map(|(now, peak)| MemoryUse {
+                resident_bytes: now,
+                resident_peak_bytes: peak,
+                beyond_weights_and_kv_bytes: peak as i64 - planned as i64,
+            }),
+        }
+    }
+
+    /// The report as indented JSON.
+    ///
+    /// # Panics
+    /// Never: it is plain data with text for keys.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("plain data") + "\n"
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let processor = self.machine.processor.as_deref().unwrap_or("unknown processor");
+        writeln!(f, "{}, {}", self.model.name, self.model.format)?;
+        writeln!(f, "{}, {processor}\n", self.model.device)?;
+        write!(f, "{}", results_table(&self.results))?;
+        if let Some(memory) = &self.memory {
+            let size = |bytes| ByteSize(bytes).to_string();
+            let (weights, kv) = (size(self.model.weight_bytes), size(self.model.kv_bytes));
+            let peak = size(memory.resident_peak_bytes);
+            writeln!(f, "\nresident memory at most {peak}; weights {weights}, KV cache {kv} as it is used")?;
+        }
+        Ok(())
+    }
+}
+
+fn results_table(rows: &[Row]) -> Table<6> {
+    let mut table = Table::new([
+        ("TEST", Align::Left),
+        ("SEQUENCES", Align::Right),
+        ("TOKENS/S", Align::Right),
+        ("MIN", Align::Right),
+        ("MAX", Align::Right),
+        ("OUTSIDE MODEL", Align::Right),
+    ]);
+    for row in rows {
+        let Spread { median, min, max } = row.tokens_per_second;
+        table.push([
+            row.name.clone(),
+            row.sequences.to_string(),
+            format!("{median:.1}"),
+            format!("{min:.1}"),
+            format!("{max:.1}"),
+            row.outside_model_percent.map_or_else(|| "?".to_owned(), |percent| format!("{percent:.1} %")),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0]).median, 2.5);
+        assert_eq!(Spread::of(&[7.0]), Spread { median: 7.0, min: 7.0, max: 7.0 });
+    }
+
+    #[test]
+    fn results_line_up() {
+        let spread = Spread { median: 1234.56, min: 1200.0, max: 1300.0 };
+        let rows = [
+            Row { name: "pp512".into(), sequences: 1, tokens_per_second: spread, outside_model_percent: Some(1.25) },
+            Row { name: "tg64".into(), sequences: 16, tokens_per_second: spread, outside_model_percent: None },
+        ];
+        let expected = "TEST   SEQUENCES  TOKENS/S     MIN     MAX  OUTSIDE MODEL\n\
+                        pp512          1    1234.6  1200.0  1300.0          1.2 %\n\
+                        tg64          16    1234.6  1200.0  1300.0              ?\n";
+        assert_eq!(results_table(&rows).to_string(), expected);
+    }
+}

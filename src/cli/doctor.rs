@@ -1,0 +1,140 @@
+//! `lantern doctor`: what this machine has, what is reachable from it, and which models fit it.
+//!
+//! Changes nothing.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::flags::{AddressFlags, StoreFlags};
+use super::load::{self, BUILT_IN_CONTEXT};
+use super::startup::count;
+use super::table::{Align, Table};
+use super::{CliError, Session};
+use crate::config::{ByteSize, Config, DeviceWish, Settings};
+use crate::device::{self, Hardware};
+use crate::hub::{Catalog, Entry};
+
+/// Longest wait for the hub's front page.
+const HUB_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Arguments of `lantern doctor`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  lantern doctor\n  lantern doctor --offline")]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    address: AddressFlags,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+/// Prints the report.
+///
+/// # Errors
+/// [`CliError`]: the settings are not valid.
+pub fn run(args: DoctorArgs, session: &Session) -> Result<(), CliError> {
+    let config = session.resolve(args.store.fill(args.address.fill(Settings::default())))?;
+    let hardware = Hardware::detect();
+    session.print(&format!("Lantern {}\n\n{}", env!("CARGO_PKG_VERSION"), describe_machine(&hardware)))?;
+    session.print(&line("store", &describe_store(&config.hub.models_dir)))?;
+    session.print(&line("server", &describe_server(&config)))?;
+    session.print(&line("hub", &describe_hub(&config)))?;
+    session.print(&format!("\n{}", describe_models(Catalog::embedded().entries(), &hardware)))
+}
+
+fn line(name: &str, text: &str) -> String {
+    format!("{name:<11}{text}\n")
+}
+
+fn describe_machine(hardware: &Hardware) -> String {
+    let simd = match hardware.simd.as_slice() {
+        [] => "none that kernels are here for: the portable ones run, slowly".to_owned(),
+        simd => simd.join(", "),
+    };
+    let memory = match hardware.memory {
+        Some(memory) => format!("{}, {} free", ByteSize(memory.total_bytes), ByteSize(memory.available_bytes)),
+        None => "unknown on this system".to_owned(),
+    };
+    let device = match device::choose(hardware, DeviceWish::Auto) {
+        Ok(choice) => format!("{}\n{:11}because {}", hardware.describe_cpu(hardware.cores), "", choice.reason),
+        Err(error) => error.to_string(),
+    };
+    [
+        line("processor", hardware.processor.as_deref().unwrap_or("unknown")),
+        line("cores", &hardware.cores.to_string()),
+        line("SIMD", &simd),
+        line("memory", &memory),
+        line("device", &device),
+    ]
+    .concat()
+}
+
+fn describe_store(folder: &Path) -> String {
+    match free_disk_bytes(folder) {
+        Some(bytes) => format!("{}, {} free", folder.display(), ByteSize(bytes)),
+        None => folder.display().to_string(),
+    }
+}
+
+/// Bytes that an ordinary user may still write where `folder` is or will be.
+#[cfg(unix)]
+fn free_disk_bytes(folder: &Path) -> Option<u64> {
+    let there = folder.ancestors().find(|folder| folder.exists()).filter(|there| !there.as_os_str().is_empty());
+    let disk = rustix::fs::statvfs(there.unwrap_or(Path::new("."))).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_disk_bytes(_folder: &Path) -> Option<u64> {
+    None
+}
+
+fn describe_server(config: &Config) -> String {
+    let client = Client::new(&config.server.address);
+    match client.models() {
+        Ok(models) => format!("http://{} serves {}", client.address(), models.join(", ")),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn describe_hub(config: &Config) -> String {
+    let options = load::hub_options(&config.hub);
+    if options.offline {
+        return format!("{} (not asked: downloads are switched off)", options.endpoint);
+    }
+    let started = Instant::now();
+    let agent =
+        ureq::Agent::config_builder().timeout_global(Some(HUB_TIMEOUT)).http_status_as_error(false).build().new_agent();
+    match agent.head(&options.endpoint).call() {
+        Ok(_) => format!("{} answers in {} ms", options.endpoint, started.elapsed().as_millis()),
+        Err(error) => format!("{} cannot be reached\n{:11}because {error}", options.endpoint, ""),
+    }
+}
+
+/// The catalog, with what each model takes and whether that is free.
+fn describe_models(entries: &[Entry], hardware: &Hardware) -> String {
+    let mut table = Table::new([
+        ("MODEL", Align::Left),
+        ("PARAMETERS", Align::Right),
+        ("DOWNLOAD", Align::Right),
+        ("MEMORY", Align::Right),
+        ("FITS", Align::Left),
+    ]);
+    for entry in entries {
+        let needed = entry.memory_bytes(BUILT_IN_CONTEXT.min(entry.context_tokens));
+        let fits = match hardware.memory {
+            None => "unknown",
+            Some(memory) if needed <= memory.available_bytes / 100 * 92 => "yes",
+            Some(memory) if needed <= memory.total_bytes / 100 * 92 => "once memory is freed",
+            Some(_) => "no",
+        };
+        table.push([
+            entry.name.clone(),
+            count(entry.parameters),
+            ByteSize(entry.bytes).to_string(),
+            ByteSize(needed).to_string(),
+            fits.to_owned(),
+        ]);
+    }
+    format!("{table}\nMEMORY is for one user with {BUILT_IN_CONTEXT} tokens of context.\n")
+}

@@ -1,0 +1,146 @@
+//! Flags that several commands share, and how they become a layer of settings.
+//!
+//! Knows no environment and no defaults: `config` lays those under.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use crate::config::{ByteSize, DeviceWish, HostText, Settings};
+
+/// Where the server is.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct AddressFlags {
+    /// Host of the server, with or without a port [default: 127.0.0.1; LANTERN_HOST, OLLAMA_HOST]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    host: Option<HostText>,
+    /// Port of the server [default: 11434; LANTERN_PORT]
+    #[arg(long)]
+    port: Option<u16>,
+}
+
+/// Where models are kept.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct StoreFlags {
+    /// Folder that holds the models [LANTERN_MODELS, OLLAMA_MODELS]
+    #[arg(long, value_name = "FOLDER")]
+    models_dir: Option<PathBuf>,
+    /// Never use the network [LANTERN_OFFLINE]
+    #[arg(long)]
+    offline: bool,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineFlags {
+    /// Where the model runs: auto, cpu or cuda [default: auto]
+    #[arg(long)]
+    device: Option<DeviceWish>,
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Most tokens of prompt and answer together [default: the model's own, or what fits]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<u32>,
+    /// Memory for the KV cache, like 2GiB [default: planned from what is free]
+    #[arg(long, value_name = "SIZE")]
+    kv_cache: Option<ByteSize>,
+    /// Most sequences computed at once [default: 64]
+    #[arg(long, value_name = "N")]
+    max_sequences: Option<u32>,
+    /// Most requests that wait; one more gets 429 [default: 256]
+    #[arg(long, value_name = "N")]
+    max_waiting: Option<u32>,
+    /// Most tokens computed in one step [default: 512]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    max_step_tokens: Option<u32>,
+    /// Most prompt tokens in a step while others decode [default: 128]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    max_prompt_chunk_while_decoding: Option<u32>,
+    /// Do not reuse what was computed for prompts that begin the same
+    #[arg(long, hide_short_help = true)]
+    no_prefix_cache: bool,
+}
+
+impl AddressFlags {
+    /// These flags over `settings`.
+    pub fn fill(self, settings: Settings) -> Settings {
+        Settings { host: self.host, port: self.port, ..settings }
+    }
+}
+
+impl StoreFlags {
+    /// These flags over `settings`.
+    pub fn fill(self, settings: Settings) -> Settings {
+        Settings { models_dir: self.models_dir, offline: self.offline.then_some(true), ..settings }
+    }
+}
+
+impl EngineFlags {
+    /// These flags over `settings`.
+    pub fn fill(self, settings: Settings) -> Settings {
+        Settings {
+            device: self.device,
+            threads: self.threads,
+            context: self.context,
+            kv_cache: self.kv_cache,
+            max_sequences: self.max_sequences,
+            max_waiting: self.max_waiting,
+            max_step_tokens: self.max_step_tokens,
+            max_prompt_chunk_while_decoding: self.max_prompt_chunk_while_decoding,
+            prefix_cache: self.no_prefix_cache.then_some(false),
+            ..settings
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct All {
+        #[command(flatten)]
+        address: AddressFlags,
+        #[command(flatten)]
+        store: StoreFlags,
+        #[command(flatten)]
+        engine: EngineFlags,
+    }
+
+    fn settings(flags: &str) -> Settings {
+        let words = std::iter::once("test").chain(flags.split_whitespace());
+        let all = All::try_parse_from(words).expect(flags);
+        all.engine.fill(all.store.fill(all.address.fill(Settings::default())))
+    }
+
+    #[test]
+    fn no_flags_say_nothing() {
+        assert_eq!(settings(""), Settings::default());
+    }
+
+    #[test]
+    fn every_flag_reaches_its_setting() {
+        let flags = "--host 0.0.0.0:1 --port 2 --models-dir /m --offline --device cpu --threads 3 --context 4096 \
+                     --kv-cache 2GiB --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
+                     --max-prompt-chunk-while-decoding 8 --no-prefix-cache";
+        let expected = Settings {
+            host: "0.0.0.0:1".parse().ok(),
+            port: Some(2),
+            models_dir: Some("/m".into()),
+            offline: Some(true),
+            device: Some(DeviceWish::Cpu),
+            threads: NonZeroUsize::new(3),
+            context: Some(4096),
+            kv_cache: Some(ByteSize(2 << 30)),
+            max_sequences: Some(5),
+            max_waiting: Some(6),
+            max_step_tokens: Some(700),
+            max_prompt_chunk_while_decoding: Some(8),
+            prefix_cache: Some(false),
+            ..Settings::default()
+        };
+        assert_eq!(settings(flags), expected);
+    }
+}

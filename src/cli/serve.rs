@@ -1,0 +1,253 @@
+//! `lantern serve`: binds, loads, says what runs, and serves until it is told to stop.
+//!
+//! Knows no routes.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+
+use super::client::Client;
+use super::flags::{AddressFlags, EngineFlags, StoreFlags};
+use super::load::{self, BUILT_IN_CONTEXT};
+use super::startup::Startup;
+use super::{CliError, Session};
+use crate::config::{Address, ByteSize, Config, Origins, Settings};
+use crate::device::Hardware;
+use crate::hub::Catalog;
+use crate::server::{self, ServerConfig};
+
+/// Arguments of `lantern serve`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  lantern serve\n  lantern serve qwen3:8b --host 0.0.0.0\n  \
+                        lantern serve ./model.gguf --port 8080 --context 8192 --kv-cache 4GiB")]
+pub struct ServeArgs {
+    /// Model to serve: a name of the catalog, org/name, a folder or a .gguf file [default: smollm2:135m]
+    model: Option<String>,
+    #[command(flatten)]
+    address: AddressFlags,
+    #[command(flatten)]
+    store: StoreFlags,
+    /// Seconds that running requests have to finish once the server is told to stop [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    drain_timeout_s: Option<u64>,
+    /// Largest request body, like 8MiB [default: 8MiB]
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
+    max_body: Option<ByteSize>,
+    /// Web pages that may call besides this machine's own, like https://chat.example.org; * is all
+    #[arg(long, value_name = "ORIGIN", hide_short_help = true)]
+    origin: Vec<String>,
+    /// What is logged, like `debug` or `lantern=debug` [default: info]
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+impl ServeArgs {
+    fn settings(self) -> Settings {
+        let base = Settings {
+            model: self.model,
+            drain_timeout_s: self.drain_timeout_s,
+            max_body: self.max_body,
+            origins: (!self.origin.is_empty()).then_some(Origins(self.origin)),
+            log: self.log,
+            ..Settings::default()
+        };
+        self.engine.fill(self.store.fill(self.address.fill(base)))
+    }
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// [`CliError`]: the address is taken, or the model cannot be loaded.
+pub fn run(args: ServeArgs, session: &Session) -> Result<(), CliError> {
+    let config = session.resolve(args.settings())?;
+    session.log(&config, "info")?;
+    let runtime = super::runtime()?;
+    runtime.block_on(serve(config, session))
+}
+
+async fn serve(config: Config, session: &Session) -> Result<(), CliError> {
+    // Before the model, which takes longer: a port in use shows at once.
+    let listener = bind(&config.server.address).await?;
+    let port = listener.local_addr().map_or(config.server.address.port, |address: SocketAddr| address.port());
+    let address = Address { port, ..config.server.address.clone() };
+    // What fits is asked before this model takes its part.
+    let hardware = Hardware::detect();
+    let loading = {
+        let (config, session) = (config.clone(), *session);
+        tokio::task::spawn_blocking(move || load::load(&config, config.model.as_deref(), &session))
+    };
+    let llm = loading.await.map_err(|error| CliError::Refused(format!("loading the model broke off: {error}")))??;
+    let stop = StopSignals::listen()?;
+    let catalog = Catalog::embedded();
+    let largest = hardware
+        .memory
+        .and_then(|memory| catalog.largest_that_fits(memory.available_bytes, BUILT_IN_CONTEXT))
+        .filter(|entry| entry.parameters > llm.info().parameters && entry.name != llm.info().name);
+    let startup = Startup {
+        model: llm.info(),
+        address: &address,
+        largest: largest.map(|entry| entry.name.as_str()),
+        keep_alive: config.keep_alive,
+    };
+    session.print(&format!("{startup}\n"))?;
+    server::serve(listener, llm.clone(), server_config(&config), stop.first())
+        .await
+        .map_err(|source| CliError::Io { doing: "serving ended", source })
+}
+
+/// The server's own defaults, and what was set.
+fn server_config(config: &Config) -> ServerConfig {
+    let default = ServerConfig::default();
+    ServerConfig {
+        drain_timeout: config.server.drain_timeout.unwrap_or(default.drain_timeout),
+        body_bytes: config.server.max_body_bytes.unwrap_or(default.body_bytes),
+        origins: match config.server.origins.as_slice() {
+            [] => default.origins,
+            listed if listed.iter().any(|origin| origin == "*") => server::Origins::Any,
+            listed => server::Origins::Listed(listed.to_vec()),
+        },
+        ..default
+    }
+}
+
+async fn bind(address: &Address) -> Result<TcpListener, CliError> {
+    match TcpListener::bind((address.host.as_str(), address.port)).await {
+        Ok(listener) => Ok(listener),
+        Err(source) => {
+            let probed = address.clone();
+            // Only to tell who is there; if that fails, the message does without.
+            let holder = tokio::task::spawn_blocking(move || who_answers(&probed)).await.unwrap_or_default();
+            Err(CliError::Bind { message: why_not_bound(address, source.kind(), holder.as_deref()), source })
+        }
+    }
+}
+
+/// The greeting of whoever holds the address.
+fn who_answers(address: &Address) -> Option<String> {
+    Client::new(address).get("/").ok().map(|(_, text)| text)
+}
+
+fn why_not_bound(address: &Address, kind: io::ErrorKind, greeting: Option<&str>) -> String {
+    let port = address.port;
+    let other = if port == u16::MAX { port - 1 } else { port + 1 };
+    let remedy = format!("stop it, or serve on another port: --port {other}");
+    match (kind, greeting) {
+        (io::ErrorKind::AddrInUse, Some(text)) if text.starts_with("Lantern is running") => {
+            format!("a Lantern already serves at {address}; {remedy}")
+        }
+        (io::ErrorKind::AddrInUse, Some(text)) if text.starts_with("Ollama is running") => {
+            format!("Ollama holds {address}, where Lantern serves too; {remedy}")
+        }
+        (io::ErrorKind::AddrInUse, _) => format!("another program holds {address}; {remedy}"),
+        (io::ErrorKind::AddrNotAvailable, _) => {
+            format!("this machine has no address {}; 127.0.0.1 is this machine, 0.0.0.0 all its networks", address.host)
+        }
+        (io::ErrorKind::PermissionDenied, _) => {
+            format!("port {port} is for administrators; choose one from 1024 up with --port")
+        }
+        _ => format!("cannot listen on {address}"),
+    }
+}
+
+/// The orders to stop, heard from the moment this exists.
+struct StopSignals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    #[cfg(unix)]
+    fn listen() -> Result<Self, CliError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| signal(kind).map_err(|source| CliError::Io { doing: "signals cannot be heard", source });
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    #[cfg(not(unix))]
+    fn listen() -> Result<Self, CliError> {
+        Ok(Self {})
+    }
+
+    #[cfg(unix)]
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    #[cfg(not(unix))]
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The first order; a second one ends the process at once.
+    async fn first(mut self) {
+        self.next().await;
+        eprintln!("Stopping: running requests may finish. Ctrl-C again ends them.");
+        tokio::spawn(async move {
+            self.next().await;
+            std::process::exit(super::INTERRUPTED.into());
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_had_says_what_to_do() {
+        let address = Address::default();
+        let cases = [
+            (
+                io::ErrorKind::AddrInUse,
+                Some("Ollama is running"),
+                "Ollama holds 127.0.0.1:11434, where Lantern serves too; stop it, or serve on another port: --port 11435",
+            ),
+            (
+                io::ErrorKind::AddrInUse,
+                Some("Lantern is running"),
+                "a Lantern already serves at 127.0.0.1:11434; stop it, or serve on another port: --port 11435",
+            ),
+            (
+                io::ErrorKind::AddrInUse,
+                None,
+                "another program holds 127.0.0.1:11434; stop it, or serve on another port: --port 11435",
+            ),
+            (
+                io::ErrorKind::AddrNotAvailable,
+                None,
+                "this machine has no address 127.0.0.1; 127.0.0.1 is this machine, 0.0.0.0 all its networks",
+            ),
+            (
+                io::ErrorKind::PermissionDenied,
+                None,
+                "port 11434 is for administrators; choose one from 1024 up with --port",
+            ),
+            (io::ErrorKind::Other, None, "cannot listen on 127.0.0.1:11434"),
+        ];
+        for (kind, greeting, expected) in cases {
+            assert_eq!(why_not_bound(&address, kind, greeting), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_found_before_anything_is_loaded() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = holder.local_addr().expect("an address").port();
+        // Who holds it is asked; this holder hangs up.
+        let hang_up = std::thread::spawn(move || drop(holder.accept()));
+        let error = bind(&Address { host: "127.0.0.1".into(), port }).await.expect_err("in use").to_string();
+        assert!(error.starts_with(&format!("another program holds 127.0.0.1:{port}; stop it,")), "{error}");
+        hang_up.join().expect("the holder");
+    }
+}

@@ -1,0 +1,59 @@
+//! `lantern show`: what is known about a model without loading it.
+//!
+//! Asks no hub.
+
+use super::flags::StoreFlags;
+use super::load;
+use super::startup::count;
+use super::{CliError, Session};
+use crate::config::{ByteSize, Settings};
+use crate::hub::{self, Entry, HubError, ModelName};
+
+/// Arguments of `lantern show`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:\n  lantern show smollm2:135m\n  lantern show ./model.gguf")]
+pub struct ShowArgs {
+    /// Model: a name of the catalog, org/name, a folder or a .gguf file
+    model: String,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+/// Prints what the catalog and the store say.
+///
+/// # Errors
+/// [`CliError::Hub`]: the name means nothing.
+pub fn run(args: ShowArgs, session: &Session) -> Result<(), CliError> {
+    let config = session.resolve(args.store.fill(Settings::default()))?;
+    session.log(&config, "warn")?;
+    let name = load::parse_name(&args.model)?;
+    let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
+    let place = match hub::resolve(&name, &store, &options) {
+        Ok(located) => located.kind.path().display().to_string(),
+        Err(HubError::NotPresent { .. }) => format!("not on this machine; `lantern pull {name}` brings it"),
+        Err(error) => return Err(error.into()),
+    };
+    let known = match &name {
+        ModelName::Catalog(entry) => describe(entry),
+        _ => String::new(),
+    };
+    session.print(&format!("{}{known}{}", line("name", &name.to_string()), line("place", &place)))
+}
+
+fn describe(entry: &Entry) -> String {
+    let gated = if entry.gated { " (gated: its terms must be accepted there first)" } else { "" };
+    [
+        line("parameters", &count(entry.parameters)),
+        line("context", &format!("{} tokens", entry.context_tokens)),
+        line("download", &ByteSize(entry.bytes).to_string()),
+        line("memory", &format!("{} with all of its context", ByteSize(entry.memory_bytes(entry.context_tokens)))),
+        line("repository", &format!("{}{gated}", entry.repository)),
+        line("file", entry.file.as_deref().unwrap_or("safetensors")),
+        line("source", &entry.source),
+    ]
+    .concat()
+}
+
+fn line(name: &str, text: &str) -> String {
+    format!("{name:<12}{text}\n")
+}

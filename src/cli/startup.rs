@@ -1,0 +1,145 @@
+//! What `serve` prints when it is ready: a pure function from facts to text.
+//!
+//! Knows no terminal and no machine.
+
+use serde_json::json;
+
+use crate::config::{Address, ByteSize, KeepAlive};
+use crate::llm::ModelInfo;
+
+/// The facts.
+#[derive(Clone, Debug)]
+pub struct Startup<'a> {
+    /// What is loaded.
+    pub model: &'a ModelInfo,
+    /// Where the server listens.
+    pub address: &'a Address,
+    /// Name of the largest model of the catalog that this machine could run, if it is another.
+    pub largest: Option<&'a str>,
+    /// What was asked about idle models.
+    pub keep_alive: KeepAlive,
+}
+
+impl std::fmt::Display for Startup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let model = self.model;
+        let parameters = count(model.parameters);
+        let size = ByteSize(model.weight_bytes);
+        writeln!(f, "Lantern {} is ready.", env!("CARGO_PKG_VERSION"))?;
+        writeln!(f, "  model    {} ({parameters} parameters, {}, {size})", model.name, model.format)?;
+        writeln!(f, "  device   {}", model.device)?;
+        writeln!(f, "           because {}", model.device_reason)?;
+        writeln!(f, "  room     {}", room(model))?;
+        if let Some(largest) = self.largest {
+            writeln!(f, "  largest  {largest} would fit this machine too: lantern serve {largest}")?;
+        }
+        writeln!(f, "  address  http://{}{}", self.address.to_connect(), reach(self.address))?;
+        if let KeepAlive::For(_) = self.keep_alive {
+            writeln!(f, "  note     keep-alive is set, but this version keeps its model until it ends")?;
+        }
+        writeln!(f, "\nAsk it something:\n{}", curl(&self.address.to_connect(), &model.name))
+    }
+}
+
+/// How many users with how much context.
+fn room(model: &ModelInfo) -> String {
+    let users = if model.full_contexts == 1 { "user" } else { "users" };
+    let kv = ByteSize(model.kv_bytes);
+    format!("{} {users} with {} tokens of context each ({kv} of KV cache)", model.full_contexts, model.context_length)
+}
+
+fn reach(address: &Address) -> &'static str {
+    if address.is_loopback() {
+        " (this machine only; --host 0.0.0.0 opens it)"
+    } else {
+        " (and from the network: anyone who reaches it may use it)"
+    }
+}
+
+/// A chat that works when pasted into a POSIX shell.
+fn curl(address: &Address, model: &str) -> String {
+    let body = json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
+    let body = body.to_string().replace('\'', r"'\''");
+    format!("curl http://{address}/v1/chat/completions \\\n  -H 'Content-Type: application/json' \\\n  -d '{body}'")
+}
+
+/// A number of parameters as people say it: `135 million`, `8.03 billion`.
+pub fn count(parameters: u64) -> String {
+    let value = parameters as f64;
+    match parameters {
+        0..1_000_000 => parameters.to_string(),
+        1_000_000..1_000_000_000 => format!("{:.0} million", value / 1e6),
+        _ => format!("{:.2} billion", value / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> ModelInfo {
+        ModelInfo {
+            name: "smollm2:135m".into(),
+            architecture: "llama".into(),
+            parameters: 134_515_008,
+            format: "Q4_1".into(),
+            weight_bytes: 98_000_000,
+            context_length: 8192,
+            device: "CPU, 2 threads, AVX2".into(),
+            device_reason: "this build has no CUDA, and no NVIDIA GPU was seen".into(),
+            kv_bytes: 1_509_949_440,
+            full_contexts: 8,
+            kv_tokens: 65_536,
+            loaded_at_unix_s: 0,
+        }
+    }
+
+    #[test]
+    fn everything_that_a_person_wants_to_know_is_there() {
+        let model = model();
+        let address = Address::default();
+        let startup =
+            Startup { model: &model, address: &address, largest: Some("qwen3:8b"), keep_alive: KeepAlive::Forever };
+        let expected = format!(
+            r#"Lantern {} is ready.
+  model    smollm2:135m (135 million parameters, Q4_1, 98.0 MB)
+  device   CPU, 2 threads, AVX2
+           because this build has no CUDA, and no NVIDIA GPU was seen
+  room     8 users with 8192 tokens of context each (1.51 GB of KV cache)
+  largest  qwen3:8b would fit this machine too: lantern serve qwen3:8b
+  address  http://127.0.0.1:11434 (this machine only; --host 0.0.0.0 opens it)
+
+Ask it something:
+curl http://127.0.0.1:11434/v1/chat/completions \
+  -H 'Content-Type: application/json' \
+  -d '{{"model":"smollm2:135m","messages":[{{"role":"user","content":"Hello!"}}]}}'
+"#,
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(startup.to_string(), expected);
+    }
+
+    #[test]
+    fn an_open_server_says_so_and_its_curl_line_still_works_here() {
+        let model = ModelInfo { name: "it's".into(), full_contexts: 1, ..model() };
+        let address = Address { host: "0.0.0.0".into(), port: 80 };
+        let keep_alive = KeepAlive::For(std::time::Duration::from_secs(300));
+        let text = Startup { model: &model, address: &address, largest: None, keep_alive }.to_string();
+        assert!(text.contains("  room     1 user with 8192 tokens"), "{text}");
+        assert!(
+            text.contains("http://127.0.0.1:80 (and from the network: anyone who reaches it may use it)"),
+            "{text}"
+        );
+        assert!(text.contains("keep-alive is set, but this version keeps its model until it ends"), "{text}");
+        assert!(text.contains(r#"-d '{"model":"it'\''s","#), "{text}");
+        assert!(!text.contains("largest"), "{text}");
+    }
+
+    #[test]
+    fn parameters_are_counted_as_people_do() {
+        let cases = [(999, "999"), (134_515_008, "135 million"), (8_030_000_000, "8.03 billion")];
+        for (parameters, expected) in cases {
+            assert_eq!(count(parameters), expected);
+        }
+    }
+}
