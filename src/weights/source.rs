@@ -142,9 +142,12 @@ impl Weights {
         self.tensors.values().map(|tensor| tensor.range.len() as u64).sum()
     }
 
-    /// Elements of all tensors.
+    /// Elements of all tensors, at most `u64::MAX`.
     pub fn parameters(&self) -> u64 {
-        self.tensors.values().map(|tensor| tensor.shape.iter().map(|size| *size as u64).product::<u64>()).sum()
+        // Readers have checked each product; a sum of hostile shapes may still overflow.
+        let elements =
+            self.tensors.values().map(|tensor| tensor.shape.iter().map(|size| *size as u64).product::<u64>());
+        elements.fold(0, u64::saturating_add)
     }
 
     /// The format that most bytes are in; "mixed" where a file holds none that we compute with.

@@ -116,6 +116,9 @@ fn read_entry(cursor: &mut Cursor, alignment: u64) -> Result<Entry, LoadError> {
         }
     }
     shape.reverse();
+    if shape.iter().try_fold(1usize, |elements, dimension| elements.checked_mul(*dimension)).is_none() {
+        return Err(cursor.unexpected("as many elements as fit in memory", format_args!("shape {shape:?}")));
+    }
     let format = kind::format(cursor.u32()?);
     let length = match &format {
         StoredFormat::Other(_) => None,

@@ -115,7 +115,9 @@ fn wrong_structures_are_refused() {
         (sample().f32_tensor("x", &[0, 4], &[]).build(), "tensor x at byte"),
         (sample().f32_tensor("x", &[], &[]).build(), "expected 1 to 4 dimensions, found 0"),
         (sample().f32_tensor("x", &[1; 5], &[1.0]).build(), "expected 1 to 4 dimensions, found 5"),
-        (sample().f32_tensor("x", &[1 << 40, 1 << 40], &[1.0]).build(), "size that fits in memory"),
+        (sample().tensor("x", &[1 << 40, 1 << 40], 20, &[0]).build(), "as many elements as fit in memory"),
+        (sample().f32_tensor("x", &[1 << 40, 1 << 40], &[1.0]).build(), "as many elements as fit in memory"),
+        (sample().f32_tensor("x", &[1 << 31, 1 << 31, 2], &[1.0]).build(), "size that fits in memory"),
         (sample().f32_tensor("x", &[u64::MAX], &[1.0]).build(), "size that fits in memory"),
         (sample().f32_tensor("x", &[1000], &[1.0]).build(), "tensor x: expected data inside the file"),
         (sample().tensor("x", &[33, 2], 2, &[0; 36]).build(), "rows of whole blocks of 32 elements (Q4_0)"),
@@ -192,6 +194,7 @@ fn read_all(bytes: Vec<u8>) -> bool {
                 assert!(error.to_string().starts_with(FILE), "{error}");
             }
             let _ = weights.vector(WeightName::OutputNorm, 2).map(|norm| assert_eq!(norm.len(), 2));
+            assert!(weights.parameters() >= weights.total_bytes() / 4, "no element takes more than 4 bytes");
             for (name, rows, columns) in [(WeightName::TokenEmbedding, 3, 2), (WeightName::Q(0), 2, 32)] {
                 if let Ok(matrix) = weights.matrix(name, rows, columns) {
                     assert_eq!(
@@ -220,6 +223,15 @@ impl Random {
     pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
+}
+
+#[test]
+fn sums_of_hostile_shapes_saturate() {
+    let huge = [1u64 << 62];
+    let builder =
+        (0..5).fold(GgufBuilder::new(3), |file, index| file.tensor(&format!("x{index}"), &huge, 20, &[0; 32]));
+    let weights = open(builder.build()).expect("formats of unknown size are refused only when used");
+    assert_eq!((weights.parameters(), weights.main_format()), (u64::MAX, "mixed"));
 }
 
 #[test]
