@@ -5,7 +5,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{EngineConfig, HubConfig};
+use crate::config::{EngineConfig, HubConfig, environment};
+use crate::hub::{self, Catalog, HubOptions, ModelName, Progress, Store};
 
 use super::handle::Llm;
 use super::load::{LoadError, load_path};
@@ -20,6 +21,8 @@ pub struct LlmBuilder {
     served_name: Option<String>,
     engine: EngineConfig,
     hub: Option<HubConfig>,
+    hub_options: Option<HubOptions>,
+    progress: Option<Box<dyn Progress>>,
 }
 
 impl LlmBuilder {
@@ -46,6 +49,12 @@ impl LlmBuilder {
     /// Where models are kept and whether they may be fetched.
     pub fn hub_config(mut self, config: HubConfig) -> Self {
         self.hub = Some(config);
+        self
+    }
+
+    /// How the hub is spoken to; unless set, as the environment says.
+    pub fn hub_options(mut self, options: HubOptions) -> Self {
+        self.hub_options = Some(options);
         self
     }
 
@@ -85,14 +94,20 @@ impl LlmBuilder {
         self
     }
 
+    /// Hears of the progress of a download.
+    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
+        self.progress = Some(Box::new(progress));
+        self
+    }
+
     /// Loads the model; fetches it first where it is not here. Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`LoadError`].
     pub fn load_blocking(mut self) -> Result<Llm, LoadError> {
-        let path = self.locate()?;
-        let name = self.served_name.unwrap_or_else(|| path.display().to_string());
-        load_path(&path, &name, &self.engine)
+        let located = self.locate()?;
+        let name = self.served_name.unwrap_or(located.display_name);
+        load_path(located.kind.path(), &name, &self.engine)
     }
 
     /// As [`Self::load_blocking`], for async callers.
@@ -109,7 +124,21 @@ impl LlmBuilder {
         }
     }
 
-    fn locate(&mut self) -> Result<PathBuf, LoadError> {
-        Ok(PathBuf::from(self.model.take().unwrap_or_else(|| DEFAULT_MODEL.to_owned())))
+    fn locate(&mut self) -> Result<hub::Located, LoadError> {
+        let catalog = Catalog::embedded();
+        let name = ModelName::parse(self.model.as_deref().unwrap_or(DEFAULT_MODEL), &catalog).map_err(hub::HubError::from)?;
+        let config = match self.hub.take() {
+            Some(config) => config,
+            None => HubConfig::from_environment(&environment)?,
+        };
+        let mut options = self.hub_options.take().unwrap_or_else(|| HubOptions::from_lookup(environment));
+        options.offline |= config.offline;
+        let store = Store::open(config.models_dir)?;
+        let mut silent = ();
+        let progress: &mut dyn Progress = match &mut self.progress {
+            Some(progress) => progress.as_mut(),
+            None => &mut silent,
+        };
+        Ok(hub::pull(&name, &store, &options, progress)?)
     }
 }

@@ -17,6 +17,9 @@ use super::info::ModelInfo;
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// The name means nothing, or what it means is not here and could not be fetched.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// The tokenizer cannot be built.
     #[error("the tokenizer of {model} cannot be built")]
     Tokenizer {
