@@ -23,6 +23,11 @@ mod remote;
 mod selection;
 mod store;
 
+#[cfg(test)]
+mod test_server;
+#[cfg(test)]
+mod tests;
+
 pub use catalog::{Catalog, CheckOutcome, CheckResult, Entry, Package};
 pub use error::HubError;
 pub use name::{ModelName, NameError};

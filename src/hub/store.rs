@@ -308,11 +308,18 @@ fn sync_folder(_folder: &Path) -> Result<(), HubError> {
     Ok(())
 }
 
-/// A name as one part of a path: reversible, the same on every system, and never `.`, `..` or hidden.
+/// A name as one part of a path: reversible, the same on every system, and never empty, hidden, `..` or the folder of
+/// partial files.
 fn escape(name: &str) -> String {
+    if name.is_empty() {
+        // An empty part would be the store's own folder. No other name escapes to this.
+        return "%".to_owned();
+    }
+    let is_reserved = name.eq_ignore_ascii_case(PARTIAL);
     let mut escaped = String::with_capacity(name.len());
     for (position, byte) in name.bytes().enumerate() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') || byte == b'.' && position > 0 {
+        let is_plain = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        if is_plain && (position > 0 || byte != b'.' && !is_reserved) {
             escaped.push(char::from(byte));
         } else {
             escaped.push_str(&format!("%{byte:02X}"));
