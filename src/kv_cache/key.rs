@@ -10,7 +10,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use crate::request::TokenId;
 
 /// What a block holds: its tokens, all tokens before them, and the salt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BlockKey(u128);
 
 /// Makes [`BlockKey`]s under one engine's secret.

@@ -11,11 +11,12 @@ use super::free_list::FreeList;
 use super::key::{BlockKey, KeyChain, KeyHasher, KeyIsHash};
 use crate::request::TokenId;
 
+/// Small, and apart from the keys: each step looks at one for each sequence.
 #[derive(Clone, Copy)]
 struct Block {
     references: u32,
-    /// The key under which the index holds this block.
-    key: Option<BlockKey>,
+    /// Whether the index holds it, under its key.
+    indexed: bool,
 }
 
 /// What the prefix index knows of a sequence's first blocks.
@@ -43,6 +44,8 @@ pub struct PoolStats {
 pub struct BlockPool {
     block_size: u32,
     blocks: Vec<Block>,
+    /// Of each block; means something for those that are indexed.
+    keys: Vec<BlockKey>,
     free: FreeList,
     index: HashMap<BlockKey, BlockId, BuildHasherDefault<KeyIsHash>>,
     hasher: KeyHasher,
@@ -56,7 +59,8 @@ impl BlockPool {
         index.reserve(num_blocks as usize);
         Self {
             block_size,
-            blocks: vec![Block { references: 0, key: None }; num_blocks as usize],
+            blocks: vec![Block { references: 0, indexed: false }; num_blocks as usize],
+            keys: vec![BlockKey::default(); num_blocks as usize],
             free: FreeList::full(num_blocks),
             index,
             hasher: KeyHasher::new(hash_key),
@@ -110,8 +114,8 @@ impl BlockPool {
         let block = &mut self.blocks[id.index()];
         assert!(block.references == 0, "{id:?} is free and has {} references", block.references);
         block.references = 1;
-        if let Some(key) = block.key.take() {
-            let held = self.index.remove(&key);
+        if std::mem::take(&mut block.indexed) {
+            let held = self.index.remove(&self.keys[id.index()]);
             assert!(held == Some(id), "the index holds {held:?} for the content of {id:?}");
             self.stats.evictions += 1;
         }
@@ -131,9 +135,9 @@ impl BlockPool {
         let block = &mut self.blocks[id.index()];
         assert!(block.references > 0, "{id:?} is freed twice");
         block.references -= 1;
-        match (block.references, block.key) {
-            (0, Some(_)) => self.free.push_back(id),
-            (0, None) => self.free.push_front(id),
+        match (block.references, block.indexed) {
+            (0, true) => self.free.push_back(id),
+            (0, false) => self.free.push_front(id),
             _ => {}
         }
     }
@@ -169,12 +173,14 @@ impl BlockPool {
     pub fn publish(&mut self, id: BlockId, key: BlockKey) {
         let block = &mut self.blocks[id.index()];
         assert!(block.references > 0, "{id:?} is published while free");
-        if let Some(own) = block.key {
-            assert!(own == key, "{id:?} is published with another content");
+        let own = &mut self.keys[id.index()];
+        if block.indexed {
+            assert!(*own == key, "{id:?} is published with another content");
             return;
         }
         self.index.entry(key).or_insert_with(|| {
-            block.key = Some(key);
+            block.indexed = true;
+            *own = key;
             id
         });
     }
@@ -184,7 +190,7 @@ impl BlockPool {
     pub fn assert_writable(&self, id: BlockId) {
         let block = &self.blocks[id.index()];
         assert!(block.references == 1, "{id:?} is written with {} references", block.references);
-        assert!(block.key.is_none(), "{id:?} is written while indexed");
+        assert!(!block.indexed, "{id:?} is written while indexed");
     }
 }
 

@@ -29,7 +29,9 @@ impl Scheduler {
 
         let everybody_advances = self.reserve_decodes(output);
         let mut decodes = std::mem::take(&mut self.decodes);
-        decodes.retain(|&seq| self.is_running(seq));
+        if !everybody_advances {
+            decodes.retain(|&seq| self.is_running(seq));
+        }
         for &seq in &decodes {
             self.push_row(seq, 1, output);
         }
@@ -71,11 +73,16 @@ impl Scheduler {
             if sequence.state != State::Running {
                 continue;
             }
-            let (tenant, arrival) = (sequence.tenant, sequence.request.arrival);
             match sequence.work() {
-                Work::Decode if self.reserve_decode(seq, output) => self.decodes.push(seq),
-                Work::Decode => all = false,
-                Work::Prompt => self.queue.push_prompting(tenant, Ticket { arrival, seq }),
+                Work::Decode => {
+                    let reserved = self.reserve_decode(seq, output);
+                    self.decodes.extend(reserved.then_some(seq));
+                    all &= reserved;
+                }
+                Work::Prompt => {
+                    let (tenant, arrival) = (sequence.tenant, sequence.request.arrival);
+                    self.queue.push_prompting(tenant, Ticket { arrival, seq });
+                }
                 Work::Nothing => {}
             }
         }
