@@ -11,20 +11,18 @@ use lantern::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerEvent, Schedu
 
 const RUNNING: u32 = 1000;
 const TENANTS: u32 = 100;
-/// Tokens of a prompt: 64 full blocks and a part of one.
-const PROMPT: u32 = 1030;
 const STEPS_A_LOOP: u64 = 200;
 
-fn request(number: u32) -> Request {
+fn request(number: u32, prompt: u32, eos_token_ids: &Arc<[TokenId]>) -> Request {
     Request {
-        prompt: (0..PROMPT).map(|at| number.wrapping_mul(31) + at).collect(),
+        prompt: (0..prompt).map(|at| number.wrapping_mul(31) + at).collect(),
         n: 1,
         sampling: SamplingParams::default(),
         stop: StopConditions {
             max_tokens: 1_000_000,
             min_tokens: 0,
             ignore_eos: false,
-            eos_token_ids: Arc::from([2]),
+            eos_token_ids: eos_token_ids.clone(),
             stop_token_ids: Vec::new(),
         },
         tenant: Tenant::new(format!("tenant {}", number % TENANTS)),
@@ -42,8 +40,8 @@ struct Loop {
 }
 
 impl Loop {
-    /// 1,000 sequences past their prompts, and `waiting` more that find no room.
-    fn new(waiting: u32, lag: Lag) -> Self {
+    /// 1,000 sequences past their prompts of `prompt` tokens, and `waiting` more that find no room.
+    fn new(prompt: u32, waiting: u32, lag: Lag) -> Self {
         let config = SchedulerConfig {
             block_size: 16,
             num_blocks: 200_000,
@@ -57,8 +55,11 @@ impl Loop {
             lag,
         };
         let mut scheduler = Scheduler::new(config, [5; 16]).expect("the limits agree");
+        let eos_token_ids = Arc::from([2]);
         for number in 0..RUNNING + waiting {
-            scheduler.add(RequestId(number.into()), &request(number)).expect("the queue is long");
+            scheduler
+                .add(RequestId(number.into()), &request(number, prompt, &eos_token_ids))
+                .expect("the queue is long");
         }
         let mut it = Self { scheduler, outputs: Default::default(), sampled: Vec::new(), events: Vec::new() };
         if lag == Lag::One {
@@ -87,19 +88,20 @@ impl Loop {
 }
 
 fn steps(criterion: &mut Criterion) {
-    for (name, waiting, lag) in [
-        ("1,000 running", 0, Lag::Zero),
-        ("1,000 running, 1,000 waiting", 1000, Lag::Zero),
-        ("1,000 running, 1,000 waiting, lag 1", 1000, Lag::One),
+    for (name, prompt, waiting, lag) in [
+        ("1,000 running of 250 tokens", 250, 0, Lag::Zero),
+        ("1,000 running of 250 tokens, 1,000 waiting", 250, 1000, Lag::Zero),
+        ("1,000 running of 250 tokens, 1,000 waiting, lag 1", 250, 1000, Lag::One),
+        ("1,000 running of 1,000 tokens", 1000, 0, Lag::Zero),
     ] {
-        let mut it = Loop::new(waiting, lag);
+        let mut it = Loop::new(prompt, waiting, lag);
         criterion.bench_function(&format!("step: {name}"), |bencher| {
             bencher.iter_custom(|steps| {
                 let mut spent = Duration::ZERO;
                 for step in 0..steps {
                     // Every step grows each sequence by a token: fresh ones keep the contexts at one size.
                     if step % STEPS_A_LOOP == 0 {
-                        it = Loop::new(waiting, lag);
+                        it = Loop::new(prompt, waiting, lag);
                     }
                     let start = Instant::now();
                     it.step(lag);

@@ -74,14 +74,18 @@ impl BlockTable {
     ///
     /// # Errors
     /// [`OutOfBlocks`].
+    ///
+    /// # Panics
+    /// If the index holds the block.
     pub fn make_writable(&mut self, pool: &mut BlockPool, position: usize) -> Result<Option<CopyOnWrite>, OutOfBlocks> {
-        let place = position / pool.block_size();
+        let place = pool.full_blocks(position);
         let Some(&source) = self.blocks.get(place) else {
             assert!(place == self.blocks.len(), "position {position} is past the end of {self:?}");
             self.blocks.push(pool.allocate().ok_or(OutOfBlocks)?);
             return Ok(None);
         };
         if pool.references(source) == 1 {
+            pool.assert_writable(source);
             return Ok(None);
         }
         let target = pool.allocate().ok_or(OutOfBlocks)?;
@@ -93,7 +97,7 @@ impl BlockTable {
     /// # Panics
     /// If somebody else could read what is written at positions `start .. end`.
     pub fn assert_writable(&self, pool: &BlockPool, start: usize, end: usize) {
-        for &block in &self.blocks[start / pool.block_size()..pool.blocks_for(end)] {
+        for &block in &self.blocks[pool.full_blocks(start)..pool.blocks_for(end)] {
             pool.assert_writable(block);
         }
     }

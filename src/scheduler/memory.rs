@@ -56,7 +56,7 @@ impl Memory {
         let mut keys: &[_] = &[];
         if reuse {
             self.pool.extend_chain(&mut memory.chain, tokens);
-            keys = &memory.chain.keys()[..(tokens.len() - 1) / self.pool.block_size()];
+            keys = &memory.chain.keys()[..self.pool.full_blocks(tokens.len() - 1)];
         }
         memory.table = BlockTable::open(&mut self.pool, keys, tokens.len(), spare)?;
         Ok(memory.table.published() * self.pool.block_size())
@@ -85,7 +85,7 @@ impl Memory {
 
     /// `computed`, the sequence from its start, is computed and committed: others may share its full blocks.
     pub(super) fn publish(&mut self, memory: &mut SequenceMemory, computed: &[TokenId]) {
-        let full = computed.len() / self.pool.block_size();
+        let full = self.pool.full_blocks(computed.len());
         if full > memory.table.published() {
             self.pool.extend_chain(&mut memory.chain, computed);
             memory.table.publish(&mut self.pool, &memory.chain.keys()[..full]);

@@ -157,7 +157,9 @@ impl Scheduler {
                 None => continue,
             };
             if let Some(seq) = seq {
-                let chunk = self.sequences[seq].left().min(budget);
+                let sequence = &self.sequences[seq];
+                let chunk = sequence.left().min(budget);
+                self.memory.assert_writable(&sequence.memory, sequence.computed, sequence.computed + chunk);
                 self.push_row(seq, chunk, output);
                 budget -= chunk;
             }
@@ -200,7 +202,6 @@ impl Scheduler {
         let (start, end) = (sequence.computed, sequence.computed + count);
         let known = sequence.tokens.len();
         let follows_sample = end > known;
-        self.memory.assert_writable(&sequence.memory, start, end);
         sequence.computed = end;
 
         let tokens = output.tokens.len();

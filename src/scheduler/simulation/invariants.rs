@@ -62,6 +62,9 @@ pub(super) fn check_step(scheduler: &Scheduler, output: &SchedulerOutput, before
             assert_eq!(other, None, "{block:?} is written by two rows");
         }
     }
+    let targets: HashSet<BlockId> = output.copies.iter().map(|copy| copy.target).collect();
+    assert_eq!(targets.len(), output.copies.len(), "a block is copied to once");
+    assert!(targets.iter().all(|target| written.contains_key(target)), "a copy is made for a row of this step");
     for row in &output.rows {
         for block in &output.block_tables[row.blocks.clone()] {
             assert!(written.get(block).is_none_or(|&writer| writer == row.seq), "{block:?} is read and written");
