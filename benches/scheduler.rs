@@ -11,7 +11,7 @@ use lantern::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerEvent, Schedu
 
 const RUNNING: u32 = 1000;
 const TENANTS: u32 = 100;
-const STEPS_A_LOOP: u64 = 200;
+const STEPS_A_LOOP: u32 = 200;
 
 fn request(number: u32, prompt: u32, eos_token_ids: &Arc<[TokenId]>) -> Request {
     Request {
@@ -68,6 +68,10 @@ impl Loop {
         while it.outputs[1].samples.len() < RUNNING as usize {
             it.step(lag);
         }
+        // Until all buffers have their size.
+        for _ in 0..STEPS_A_LOOP {
+            it.step(lag);
+        }
         it
     }
 
@@ -95,14 +99,17 @@ fn steps(criterion: &mut Criterion) {
         ("1,000 running of 1,000 tokens", 1000, 0, Lag::Zero),
     ] {
         let mut it = Loop::new(prompt, waiting, lag);
+        let mut age = 0;
         criterion.bench_function(&format!("step: {name}"), |bencher| {
             bencher.iter_custom(|steps| {
                 let mut spent = Duration::ZERO;
-                for step in 0..steps {
+                for _ in 0..steps {
                     // Every step grows each sequence by a token: fresh ones keep the contexts at one size.
-                    if step % STEPS_A_LOOP == 0 {
+                    if age == STEPS_A_LOOP {
                         it = Loop::new(prompt, waiting, lag);
+                        age = 0;
                     }
+                    age += 1;
                     let start = Instant::now();
                     it.step(lag);
                     spent += start.elapsed();
@@ -116,7 +123,7 @@ fn steps(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().sample_size(50).measurement_time(Duration::from_millis(200)).warm_up_time(Duration::from_millis(50));
+    config = Criterion::default().sample_size(50).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(200));
     targets = steps
 }
 criterion_main!(benches);
