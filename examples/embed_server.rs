@@ -3,22 +3,25 @@
 //! `cargo run --release --example embed_server`
 
 use std::future::IntoFuture;
+use std::net::SocketAddr;
 
 use axum::Router;
 use axum::routing::get;
 use lantern::Llm;
-use lantern::config::ServerConfig;
+use lantern::server::{ServerConfig, router};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let llm = Llm::builder().load().await?;
     let app = Router::new()
         .route("/", get(async || "The rest of this program."))
-        .nest("/ai", lantern::server::router(llm, ServerConfig::default()));
+        .nest("/ai", router(llm, ServerConfig::default()));
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     println!("serving on http://{address}/ai/v1");
+    // With addresses, so that each client without a key is a tenant of its own.
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     let server = tokio::spawn(axum::serve(listener, app).into_future());
 
     let answer =

@@ -5,8 +5,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::request::{FinishReason, Request, RequestEvent, SamplingParams, SeqId, StopConditions, Tenant};
-use crate::runner::{RunnerError, StepOutput, StepRunner};
-use crate::sampling::Sampled;
+use crate::runner::{RunnerError, Sampled, StepOutput, StepRunner};
 use crate::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerOutput};
 
 use super::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, SubmitError, channel, spawn};

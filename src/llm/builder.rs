@@ -126,7 +126,8 @@ impl LlmBuilder {
 
     fn locate(&mut self) -> Result<hub::Located, LoadError> {
         let catalog = Catalog::embedded();
-        let name = ModelName::parse(self.model.as_deref().unwrap_or(DEFAULT_MODEL), &catalog).map_err(hub::HubError::from)?;
+        let name =
+            ModelName::parse(self.model.as_deref().unwrap_or(DEFAULT_MODEL), &catalog).map_err(hub::HubError::from)?;
         let config = match self.hub.take() {
             Some(config) => config,
             None => HubConfig::from_environment(&environment)?,

@@ -12,10 +12,11 @@ mod step;
 
 pub(crate) use crate::models::{GgufVocab, TokenizerSource};
 pub(crate) use crate::ops::KvLayout;
+#[cfg(test)]
+pub(crate) use crate::sampling::Sampled;
 pub(crate) use crate::sampling::random_seed;
 pub use load::ModelError;
 pub(crate) use load::{LoadedModel, load};
-pub(crate) use model_runner::ModelRunner;
 pub use plan::PlanError;
 pub use step::RunnerError;
 pub(crate) use step::{StepOutput, StepRunner};

@@ -1,5 +1,8 @@
 //! [`Lanes`] with AVX2, FMA and F16C: 8 lanes, 16 registers.
 
+// SAFETY of every block in this file: the caller of `run` has found the instructions on this machine, all else is
+// inlined into it, and whoever passes a pointer promises that it is valid for as many elements as the function names.
+
 use super::{Kernel, Lanes};
 use std::arch::x86_64::*;
 
@@ -62,6 +65,10 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m256) {
         unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {

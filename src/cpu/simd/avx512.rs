@@ -1,5 +1,8 @@
 //! [`Lanes`] with AVX-512 F, BW and VL: 16 lanes, 32 registers.
 
+// SAFETY of every block in this file: the caller of `run` has found the instructions on this machine, all else is
+// inlined into it, and whoever passes a pointer promises that it is valid for as many elements as the function names.
+
 use super::{Kernel, Lanes};
 use std::arch::x86_64::*;
 
@@ -52,6 +55,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
         unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {

@@ -90,6 +90,8 @@ pub trait Lanes: Copy + 'static {
     /// The first `n < N` lanes; the others are 0 and their memory is not touched.
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Asks memory for the line that `p` lies in, which need not exist.
+    unsafe fn prefetch(p: *const u8);
 
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;

@@ -1,5 +1,8 @@
 //! [`Lanes`] as plain arrays: correct everywhere, and fast where the compiler vectorises them.
 
+// SAFETY of every block in this file: whoever passes a pointer promises that it is valid for as many elements as the
+// function names; the rest is plain arithmetic.
+
 use super::Lanes;
 use half::{bf16, f16};
 
@@ -42,6 +45,8 @@ impl Lanes for Portable {
     unsafe fn store(p: *mut f32, v: Self::V) {
         unsafe { p.cast::<Self::V>().write_unaligned(v) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
         map2(a, b, |a, b| a + b)
