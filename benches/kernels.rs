@@ -84,10 +84,14 @@ impl Bench {
     fn measure_peaks(&mut self) {
         let threads = self.cpu.threads();
         let operations = self.cpu.peak_multiply_adds(threads);
-        let best = times(|| drop(std::hint::black_box(self.cpu.peak_multiply_adds(threads))))[0];
+        let best = times(|| {
+            std::hint::black_box(self.cpu.peak_multiply_adds(threads));
+        })[0];
         self.peak_gflops = operations / best / 1e3;
         let data = random(1 << 26);
-        let best = times(|| drop(std::hint::black_box(self.cpu.peak_read(&data))))[0];
+        let best = times(|| {
+            std::hint::black_box(self.cpu.peak_read(&data));
+        })[0];
         self.peak_gbs = (data.len() * 4) as f64 / best / 1e3;
     }
 

@@ -17,6 +17,7 @@ pub use generate::{
 };
 pub use generation::Generation;
 pub use handle::Llm;
+#[cfg(test)]
 pub(crate) use handle::LlmParts;
 pub use info::ModelInfo;
 pub use load::LoadError;

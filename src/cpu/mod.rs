@@ -4,6 +4,9 @@
 //! does not depend on the number of rows, the chunk or the threads, so that alone = batched = chunked holds bitwise;
 //! between SIMD levels bits may differ.
 
+// Register arrays are indexed by constants: an iterator over them can cost the registers.
+#![allow(clippy::needless_range_loop)]
+
 mod attention;
 mod decode;
 mod elementwise;
@@ -48,6 +51,7 @@ impl Cpu {
     }
 
     /// The same with chosen instructions; `None` where this machine lacks them.
+    #[cfg(test)]
     pub fn with_simd(threads: Option<NonZeroUsize>, simd: SimdLevel) -> Option<Self> {
         simd.is_available().then(|| Self::build(threads, simd))
     }

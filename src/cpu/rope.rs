@@ -42,6 +42,7 @@ impl RopeTable {
     }
 
     /// Which elements are rotated together.
+    #[cfg(test)]
     pub fn layout(&self) -> RopeLayout {
         self.layout
     }

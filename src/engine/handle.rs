@@ -81,7 +81,7 @@ pub enum SubmitError {
 /// What reaches the engine's thread.
 pub(crate) enum Command {
     /// A checked request.
-    Submit(Submission),
+    Submit(Box<Submission>),
     /// End everything: running requests get this as their failure.
     Shutdown(Arc<str>),
 }
@@ -154,7 +154,7 @@ impl EngineHandle {
         let ended: Arc<[AtomicBool]> = (0..request.n).map(|_| AtomicBool::new(false)).collect();
         let submission = Submission { id, request, events: sender, ended: ended.clone(), _permit: permit };
         self.commands
-            .send(Command::Submit(submission))
+            .send(Command::Submit(Box::new(submission)))
             .map_err(|_| SubmitError::Dead("its thread has ended".into()))?;
         Ok(RequestStream { id, events, ended })
     }

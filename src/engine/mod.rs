@@ -8,9 +8,8 @@ mod run;
 mod tests;
 
 pub(crate) use crate::runner::{GgufVocab as VocabFields, TokenizerSource};
-pub(crate) use handle::channel;
 #[cfg(test)]
-pub(crate) use handle::{Command, EngineInbox, Submission};
+pub(crate) use handle::{Command, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};
 pub use load::StartError;
 pub(crate) use load::start;

@@ -129,7 +129,7 @@ impl<R: StepRunner> Engine<R> {
 
     fn take(&mut self, command: Command) -> Flow {
         match command {
-            Command::Submit(submission) => self.admit(submission),
+            Command::Submit(submission) => self.admit(*submission),
             Command::Shutdown(reason) => return Flow::Stop(reason),
         }
         Flow::Continue

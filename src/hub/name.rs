@@ -113,7 +113,7 @@ fn as_path(text: &str) -> Option<ModelName> {
     let begins_like_one =
         path.is_absolute() || text == "." || text == ".." || text.starts_with("./") || text.starts_with("../");
     let has_separator = text.contains(['/', '\\']);
-    if path.is_file() && is_gguf || is_gguf && (begins_like_one || !text.contains([':', '/'])) {
+    if is_gguf && (path.is_file() || begins_like_one || !text.contains([':', '/'])) {
         Some(ModelName::File(path.to_owned()))
     } else if begins_like_one || has_separator && path.is_dir() {
         Some(ModelName::Folder(path.to_owned()))

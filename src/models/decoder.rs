@@ -101,7 +101,7 @@ impl Decoder {
     /// Logits of some of the last forward's tokens, by index, into a tensor `[indices, vocab]` of the workspace.
     ///
     /// # Errors
-    /// If there are more indices than [`Workspace::logit_rows`], or one is outside the step.
+    /// If there are more indices than the workspace has rows for, or one is outside the step.
     pub(crate) fn logits(&self, compute: &Compute, indices: &[u32], workspace: &Workspace) -> Result<Tensor> {
         let rows = workspace.rows(indices.len())?;
         ops::gather_rows(compute, workspace.residual(), indices, &rows.residual)?;

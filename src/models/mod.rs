@@ -21,7 +21,8 @@ pub(crate) use crate::layers::StepTokens;
 pub(crate) use decoder::Decoder;
 pub use decoder::DecoderError;
 pub use generation::GenerationDefaults;
-pub use rope::{RopeAngles, RopeLayout, RopeScaling, RopeSpec};
+#[cfg(test)]
+pub use rope::{RopeLayout, RopeScaling, RopeSpec};
 pub use source::{ModelSource, TokenizerSource};
 pub use spec::DecoderSpec;
 pub use vocab::{GgufVocab, SpecialTokens};

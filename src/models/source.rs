@@ -44,8 +44,6 @@ pub struct ModelSource {
     pub chat_template: Option<String>,
     /// The texts of its special tokens, for the template.
     pub special_tokens: SpecialTokens,
-    /// The token that starts a text.
-    pub bos_token_id: Option<TokenId>,
     /// The tokens that end an answer; all below `spec.vocab`.
     pub eos_token_ids: Vec<TokenId>,
     /// What its makers recommend for sampling.
@@ -107,7 +105,6 @@ impl ModelSource {
             tokenizer: TokenizerSource::File(tokenizer),
             chat_template,
             special_tokens,
-            bos_token_id: boundary.bos,
             eos_token_ids: boundary.eos,
             defaults,
         })
@@ -126,7 +123,6 @@ impl ModelSource {
             chat_template: metadata.get("tokenizer.chat_template")?,
             special_tokens: vocab.special_tokens(),
             tokenizer: TokenizerSource::Gguf(vocab),
-            bos_token_id: boundary.bos,
             eos_token_ids: boundary.eos,
             defaults: GenerationDefaults::default(),
             weights,

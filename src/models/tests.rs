@@ -192,7 +192,7 @@ fn gguf_models_of_each_architecture() {
         (model.spec.rope.layout, model.spec.rope.theta, model.spec.vocab),
         (RopeLayout::Interleaved, 10_000.0, 4)
     );
-    assert_eq!((model.bos_token_id, model.eos_token_ids), (Some(0), vec![1, 3]));
+    assert_eq!(model.eos_token_ids, [1, 3]);
     assert_eq!(model.special_tokens.eos.as_deref(), Some("</s>"));
     assert!(model.spec.tied_embeddings && !model.spec.qkv_bias);
     match model.tokenizer {
@@ -303,7 +303,7 @@ fn folders_with_little_in_them() {
     let folder = Folder::new();
     let model = folder.open().expect("it is right");
     assert_eq!(model.tokenizer, TokenizerSource::File(folder.0.path().join("tokenizer.json")));
-    assert_eq!((model.bos_token_id, model.eos_token_ids, model.chat_template), (Some(1), vec![7], None));
+    assert_eq!((model.eos_token_ids, model.chat_template), (vec![7], None));
     assert_eq!((model.defaults, model.special_tokens), (GenerationDefaults::default(), SpecialTokens::default()));
 }
 
@@ -314,7 +314,7 @@ fn folders_with_everything() {
         .with("tokenizer_config.json", r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null,
             "chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#);
     let model = folder.open().expect("it is right");
-    assert_eq!((model.bos_token_id, &model.eos_token_ids), (Some(1), &vec![5, 6]));
+    assert_eq!(model.eos_token_ids, [5, 6]);
     let defaults = GenerationDefaults {
         temperature: Some(0.6),
         top_p: Some(0.9),

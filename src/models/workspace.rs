@@ -19,8 +19,6 @@ pub(crate) struct Workspace {
     row_update: Tensor,
     row_normed: Tensor,
     logits: Tensor,
-    max_tokens: usize,
-    logit_rows: usize,
 }
 
 /// Prefixes of the buffers for `T` tokens.
@@ -73,8 +71,6 @@ impl Workspace {
             row_update: zeros(logit_rows, spec.hidden)?,
             row_normed: zeros(logit_rows, spec.hidden)?,
             logits: zeros(logit_rows, spec.vocab)?,
-            max_tokens,
-            logit_rows,
         })
     }
 
@@ -84,16 +80,6 @@ impl Workspace {
         let per_token = 3 * spec.hidden + 2 * q + 2 * spec.kv_heads * spec.head_dim + 3 * spec.ffn;
         let per_row = 3 * spec.hidden + spec.vocab;
         4 * (max_tokens as u64 * per_token as u64 + logit_rows as u64 * per_row as u64)
-    }
-
-    /// Most tokens of one step.
-    pub(crate) fn max_tokens(&self) -> usize {
-        self.max_tokens
-    }
-
-    /// Most rows of logits at once.
-    pub(crate) fn logit_rows(&self) -> usize {
-        self.logit_rows
     }
 
     /// The residual stream `[max_tokens, H]`.

@@ -30,19 +30,9 @@ impl KvLayer {
         Ok(Self { layout, keys, values })
     }
 
-    /// Shape of a block.
-    pub fn layout(&self) -> KvLayout {
-        self.layout
-    }
-
     /// Blocks of the cache.
     pub fn blocks(&self) -> usize {
         self.keys.dims()[0]
-    }
-
-    /// Bytes of K and V.
-    pub fn bytes(&self) -> usize {
-        (self.keys.elem_count() + self.values.elem_count()) * size_of::<f32>()
     }
 
     /// Calls `write` with K and V.

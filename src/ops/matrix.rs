@@ -27,16 +27,6 @@ pub enum MatrixError {
         /// Bytes that are there.
         len: usize,
     },
-    /// The rows lie outside the matrix.
-    #[error("rows {start}..{end} are outside a matrix of {rows}")]
-    Rows {
-        /// First row.
-        start: usize,
-        /// One past the last row.
-        end: usize,
-        /// Rows of the matrix.
-        rows: usize,
-    },
 }
 
 /// Weights `[rows = outputs, columns = inputs]`, row-major, in a [`Format`]. Cloning shares the bytes.
@@ -71,6 +61,7 @@ impl Matrix {
     ///
     /// # Errors
     /// If their number is not `rows * columns`.
+    #[cfg(test)]
     pub fn from_f32(rows: usize, columns: usize, values: &[f32]) -> Result<Self, MatrixError> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let range = 0..bytes.len();
@@ -78,6 +69,7 @@ impl Matrix {
     }
 
     /// Element format.
+    #[cfg(test)]
     pub fn format(&self) -> Format {
         self.format
     }
@@ -112,20 +104,6 @@ impl Matrix {
         let read = Cpu::new(Some(NonZeroUsize::MIN)).embed(self.as_matrix_ref(), &rows, &mut values);
         read.expect("every row is inside the matrix");
         values
-    }
-
-    /// Some of the rows, over the same bytes.
-    ///
-    /// # Errors
-    /// If they are outside the matrix.
-    pub fn rows_range(&self, rows: Range<usize>) -> Result<Self, MatrixError> {
-        if rows.start > rows.end || rows.end > self.rows {
-            return Err(MatrixError::Rows { start: rows.start, end: rows.end, rows: self.rows });
-        }
-        let row_bytes = self.as_matrix_ref().row_bytes();
-        let start = self.range.start + rows.start * row_bytes;
-        let range = start..start + rows.len() * row_bytes;
-        Ok(Self { rows: rows.len(), range, data: self.data.clone(), ..*self })
     }
 }
 

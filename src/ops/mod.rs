@@ -10,11 +10,11 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use crate::cpu::{
-    AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, MatrixRef, RopeLayout, RopeTable, SimdLevel,
-};
+pub use crate::cpu::{AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, MatrixRef, RopeLayout, RopeTable};
 pub use kv_layer::{KvLayer, QkNormTensors, TokenSlots, attention, copy_blocks, rope_and_cache};
-pub use matrix::{Bytes, Matrix, MatrixError};
+#[cfg(test)]
+pub use matrix::MatrixError;
+pub use matrix::{Bytes, Matrix};
 
 use candle_core::{Error, Result, Tensor, bail};
 use std::num::NonZeroUsize;

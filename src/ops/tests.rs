@@ -48,11 +48,16 @@ fn wrong_inputs_are_errors() -> Result<()> {
     let compute = compute();
     let (x, matrix) = (tensor(3, 8), weights(5, 8));
     let message = |result: Result<()>| result.expect_err("must be refused").to_string();
-    assert!(message(linear(&compute, &x, &[matrix.clone()], None, &zeros(3, 4))).contains("linear: the destination"));
+    assert!(
+        message(linear(&compute, &x, std::slice::from_ref(&matrix), None, &zeros(3, 4)))
+            .contains("linear: the destination")
+    );
     assert!(message(linear(&compute, &x.t()?, &[weights(5, 3)], None, &zeros(8, 5))).contains("not contiguous"));
-    assert!(message(linear(&compute, &tensor(3, 9), &[matrix.clone()], None, &zeros(3, 5))).contains("columns"));
+    assert!(
+        message(linear(&compute, &tensor(3, 9), std::slice::from_ref(&matrix), None, &zeros(3, 5))).contains("columns")
+    );
     let halves = x.to_dtype(DType::F64)?;
-    assert!(message(linear(&compute, &halves, &[matrix.clone()], None, &zeros(3, 5))).contains("not F32"));
+    assert!(message(linear(&compute, &halves, std::slice::from_ref(&matrix), None, &zeros(3, 5))).contains("not F32"));
     assert!(message(silu_mul(&compute, &x, &x.narrow(0, 0, 3)?)).contains("gate_up"));
     assert!(message(gather_rows(&compute, &x, &[0, 3], &zeros(2, 8))).contains("row 3"));
     assert!(message(embed(&compute, &matrix, &[5], &zeros(1, 8))).contains("token id 5"));
@@ -120,12 +125,36 @@ fn a_token_that_sees_itself_alone_gets_its_own_value() -> Result<()> {
 }
 
 #[test]
-fn a_range_of_rows_is_over_the_same_bytes() {
-    let matrix = weights(6, 4);
-    let part = matrix.rows_range(2..4).expect("inside");
-    assert_eq!(part.bytes(), &matrix.bytes()[2 * 16..4 * 16]);
-    assert!(matches!(matrix.rows_range(5..7), Err(MatrixError::Rows { rows: 6, .. })));
+fn a_matrix_must_fill_its_range() {
     let bytes: Bytes = Arc::new(vec![0_u8; 10]);
     assert!(matches!(Matrix::new(Format::F16, 1, 4, bytes.clone(), 4..12), Err(MatrixError::Range { len: 10, .. })));
     assert!(matches!(Matrix::new(Format::F16, 1, 4, bytes, 4..10), Err(MatrixError::Shape(_))));
+}
+
+/// Blocks of random bits in every format, and what ggml's own Python reader makes of them.
+#[test]
+fn every_format_is_what_the_reference_reads() -> Result<()> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quants/quants.safetensors");
+    let reference = candle_core::safetensors::load(path, &Device::Cpu)?;
+    let floats = |name: &str| reference[name].flatten_all()?.to_vec1::<f32>();
+    let compute = Compute::new(None);
+    for format in Format::ALL {
+        let bytes = reference[&format!("{format}.raw")].flatten_all()?.to_vec1::<u8>()?;
+        let range = 0..bytes.len();
+        let matrix = Matrix::new(format, 4, 512, Arc::new(bytes), range).expect("the fixture's shape");
+        let wanted = floats(&format!("{format}.values"))?;
+        for (index, (found, wanted)) in matrix.dequantize().iter().zip(&wanted).enumerate() {
+            // A format's products are exact; an offset is added with one rounding, here as there.
+            let close = (found - wanted).abs() <= 1e-6 * wanted.abs();
+            assert!(close, "{format} at {index}: {found} is not {wanted}");
+        }
+        let out = Tensor::zeros((3, 4), DType::F32, &Device::Cpu)?;
+        linear(&compute, &reference["x"], &[matrix], None, &out)?;
+        let (found, wanted) = (out.flatten_all()?.to_vec1::<f32>()?, floats(&format!("{format}.product"))?);
+        let scale = wanted.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+        for (found, wanted) in found.iter().zip(&wanted) {
+            assert!((found - wanted).abs() <= 1e-5 * scale, "{format}: {found} is not {wanted}");
+        }
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Parity with Hugging Face transformers on tiny models of every family (`tests/fixtures/golden`), and the promise that
+//! Parity with Hugging Face transformers on tiny models of every family and format (`tests/fixtures`), and the promise that
 //! what a sequence gets does not depend on how it was computed: whole or in chunks, alone or beside others, in whichever
 //! blocks. Equality of the latter is bitwise.
 
@@ -41,19 +41,23 @@ struct Fixture {
     values: HashMap<String, Tensor>,
 }
 
+/// Folders of safetensors for every family, and GGUF files that mix tensor types as people's files do.
 fn fixtures() -> Vec<Fixture> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
-    let folders = std::fs::read_dir(root).expect("the fixtures are in the repository");
-    let mut fixtures: Vec<Fixture> = folders
-        .map(|entry| {
-            let folder = entry.expect("readable").path();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let entries = ["golden", "gguf"].map(|kind| std::fs::read_dir(root.join(kind)).expect("the fixtures are here"));
+    let mut fixtures: Vec<Fixture> = entries
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.is_dir())
+        .map(|folder| {
             let text = std::fs::read_to_string(folder.join("expected.json")).expect("expected.json");
             let expected: Expected = serde_json::from_str(&text).expect("expected.json is valid");
             let values = candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu);
             Fixture { folder, prompts: expected.prompts, values: values.expect("expected.safetensors") }
         })
         .collect();
-    assert!(fixtures.len() >= 9, "fixtures are missing");
+    assert!(fixtures.len() >= 13, "fixtures are missing");
     fixtures.sort_by(|a, b| a.folder.cmp(&b.folder));
     fixtures
 }

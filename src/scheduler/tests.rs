@@ -353,7 +353,7 @@ fn a_flood_of_one_tenant_does_not_keep_another_waiting() {
 fn tenants_that_both_wait_get_the_same_within_the_bound() {
     for lag in [Lag::Zero, Lag::One] {
         let limits = SchedulerConfig { max_sequences: 4, num_blocks: 40, max_model_len: 40, lag, ..config() };
-        let bound = 2 * (2 * 4 * 40).max(40);
+        let bound = 2 * (2 * 4 * 40);
         let mut scheduler = scheduler(limits);
         for number in 0..200 {
             let many_long = of("long", request(prompt(number, 38), 2));

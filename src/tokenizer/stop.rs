@@ -185,7 +185,8 @@ mod tests {
 
     #[test]
     fn stops_are_found_across_pieces() {
-        let cases: &[(&[&str], &[&str], &str, Option<usize>)] = &[
+        type Case = (&'static [&'static str], &'static [&'static str], &'static str, Option<usize>);
+        let cases: &[Case] = &[
             (&["STOP"], &["go ST", "OP on"], "go ", Some(0)),
             (&["STOP"], &["go ST", "ART"], "go START", None),
             (&["\n\n"], &["a\n", "b\n", "\nc"], "a\nb", Some(0)),

@@ -108,28 +108,12 @@ impl Weights {
         self.stored(name, &[rows, columns], rows, columns)
     }
 
-    /// As [`Self::matrix`]; `None` where the file does not have it.
-    ///
-    /// # Errors
-    /// As [`Self::matrix`], but for a missing one.
-    pub fn optional_matrix(&self, name: WeightName, rows: usize, columns: usize) -> Result<Option<Matrix>, LoadError> {
-        self.has(name).then(|| self.matrix(name, rows, columns)).transpose()
-    }
-
     /// A vector of [length], widened to f32.
     ///
     /// # Errors
     /// It is missing, has another length, or a format that we do not compute with.
     pub fn vector(&self, name: WeightName, length: usize) -> Result<Vec<f32>, LoadError> {
         Ok(self.stored(name, &[length], 1, length)?.dequantize())
-    }
-
-    /// As [`Self::vector`]; `None` where the file does not have it.
-    ///
-    /// # Errors
-    /// As [`Self::vector`], but for a missing one.
-    pub fn optional_vector(&self, name: WeightName, length: usize) -> Result<Option<Vec<f32>>, LoadError> {
-        self.has(name).then(|| self.vector(name, length)).transpose()
     }
 
     /// Whether the file has this weight.

@@ -33,7 +33,7 @@ unsafe fn nibbles<L: Lanes>(p: *const u8, g: usize, j: usize) -> L::I {
     // SAFETY: `p` holds 128 bytes, and `g` is below 8.
     unsafe {
         let bytes = L::load_u8(p.add(g / 2 * 32 + j * L::N));
-        if g % 2 == 0 { L::and(bytes, 15) } else { L::shr::<4>(bytes) }
+        if g.is_multiple_of(2) { L::and(bytes, 15) } else { L::shr::<4>(bytes) }
     }
 }
 

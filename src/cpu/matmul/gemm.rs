@@ -209,7 +209,7 @@ unsafe fn finish<const R: usize, const C: usize>(
                 let place = out.add(r.wrapping_mul(panel.out_stride).wrapping_add(c));
                 let mut sum = sums[r * C + c];
                 if !panel.first {
-                    sum = *place + sum;
+                    sum += *place;
                 }
                 if !panel.bias.is_null() {
                     sum += *panel.bias.add(column.wrapping_add(c));

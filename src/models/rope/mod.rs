@@ -95,17 +95,6 @@ pub struct RopeAngles {
     pub sin: Vec<f32>,
 }
 
-impl RopeSpec {
-    /// The longest context whose frequencies are those of pretraining, where the frequencies depend on the configured
-    /// length at all: an engine configured for more gives other results for short prompts, too.
-    pub fn unscaled_context(&self) -> Option<u32> {
-        match self.scaling {
-            RopeScaling::Dynamic { original, .. } | RopeScaling::LongRope { original, .. } => Some(original),
-            _ => None,
-        }
-    }
-}
-
 /// Cosines and sines for an engine whose context is `max_positions` tokens. Takes `max_positions * rotary_dim * 4` bytes.
 ///
 /// Dynamic and LongRope scaling: transformers chooses frequencies by the longest sequence of each forward pass, so that its

@@ -60,7 +60,7 @@ pub(super) fn llm(limits: EngineLimits, mut script: impl FnMut(Submission) + Sen
     let (engine, mut inbox) = channel(limits);
     std::thread::spawn(move || {
         while let Some(Command::Submit(submission)) = inbox.wait() {
-            script(submission);
+            script(*submission);
         }
     });
     let info = ModelInfo {

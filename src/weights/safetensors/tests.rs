@@ -43,7 +43,7 @@ fn floats_keep_their_bytes() {
     assert_eq!((output.format(), output.dequantize()), (Format::F16, vec![1.0, -2.0]));
     assert_eq!(weights.total_bytes(), 26);
     assert!(weights.metadata().is_none());
-    let error = weights.matrix(WeightName::Q(0), 1, 2).err().expect("I8 is not computed with").to_string();
+    let error = weights.matrix(WeightName::Q(0), 1, 2).expect_err("I8 is not computed with").to_string();
     assert!(
         error.starts_with(FILE) && error.contains("self_attn.q_proj.weight") && error.contains("found I8"),
         "{error}"
