@@ -1,4 +1,5 @@
 //! All integration tests, in one executable: each module is one subject.
 
+mod peer;
 mod real_model;
 mod tidy;

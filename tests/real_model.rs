@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use lantern::{Chat, GenerateRequest, Llm, Message, Prompt};
+use lantern::config::{HubConfig, environment};
+use lantern::hub::{self, Catalog, HubOptions, ModelName, Store};
+use lantern::{Chat, DEFAULT_MODEL, GenerateRequest, Llm, Message, Prompt};
 use serde::Deserialize;
 
 /// Least distance of the reference's two best logits at which the best one must be ours.
@@ -38,11 +40,24 @@ fn reference(file: &str) -> Reference {
     serde_json::from_str(&std::fs::read_to_string(path).expect("the fixture")).expect("valid JSON")
 }
 
-/// The default model from the local store; tests fetch nothing.
+/// Where models are kept; tests fetch nothing.
+fn store() -> HubConfig {
+    let hub = HubConfig::from_environment(&environment).expect("a store");
+    HubConfig { offline: true, ..hub }
+}
+
+/// The default model's GGUF.
+pub fn default_model_file() -> PathBuf {
+    let catalog = Catalog::embedded();
+    let name = ModelName::parse(DEFAULT_MODEL, &catalog).expect("a name");
+    let options = HubOptions { offline: true, ..HubOptions::from_lookup(environment) };
+    let store = Store::open(store().models_dir).expect("a store");
+    hub::resolve(&name, &store, &options).expect("the default model is here").kind.path().to_owned()
+}
+
+/// The default model from the local store.
 pub fn default_model() -> Llm {
-    let lookup = |name: &str| std::env::var(name).ok();
-    let hub = lantern::config::HubConfig::from_environment(&lookup).expect("a store");
-    let hub = lantern::config::HubConfig { offline: true, ..hub };
+    let hub = store();
     match Llm::builder().hub_config(hub).load_blocking() {
         Ok(llm) => llm,
         Err(error) => {
