@@ -31,7 +31,7 @@ pub struct ServeArgs {
     /// Seconds that running requests have to finish once the server is told to stop [default: 30]
     #[arg(long, value_name = "SECONDS")]
     drain_timeout_s: Option<u64>,
-    /// Largest request body, like 8MiB [default: 8MiB]
+    /// Largest request body, like 8MiB [default: 16MiB]
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     max_body: Option<ByteSize>,
     /// Web pages that may call besides this machine's own, like https://chat.example.org; * is all

@@ -31,7 +31,7 @@ impl std::fmt::Display for Startup<'_> {
         writeln!(f, "           because {}", model.device_reason)?;
         writeln!(f, "  room     {}", room(model))?;
         if let Some(largest) = self.largest {
-            writeln!(f, "  largest  {largest} would fit this machine too: lantern serve {largest}")?;
+            writeln!(f, "  largest  {largest} would fit in memory, too: lantern serve {largest}")?;
         }
         writeln!(f, "  address  http://{}{}", self.address.to_connect(), reach(self.address))?;
         if let KeepAlive::For(_) = self.keep_alive {
@@ -106,7 +106,7 @@ mod tests {
   device   CPU, 2 threads, AVX2
            because this build has no CUDA, and no NVIDIA GPU was seen
   room     8 users with 8192 tokens of context each (1.51 GB of KV cache)
-  largest  qwen3:8b would fit this machine too: lantern serve qwen3:8b
+  largest  qwen3:8b would fit in memory, too: lantern serve qwen3:8b
   address  http://127.0.0.1:11434 (this machine only; --host 0.0.0.0 opens it)
 
 Ask it something:

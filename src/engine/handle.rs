@@ -2,14 +2,15 @@
 //!
 //! Knows no scheduler and no model: a test puts a thread of its own behind the [`EngineInbox`].
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::request::{MAX_LOGPROBS, Request, RequestEvent, RequestId};
+use crate::request::{MAX_LOGPROBS, Request, RequestEvent, RequestId, Tenant};
 
 use super::metrics::EngineMetrics;
 
@@ -63,7 +64,9 @@ pub enum SubmitError {
         problem: String,
     },
     /// The queue is full.
-    #[error("the queue is full: {max_waiting} requests are waiting; try again in {retry_after_s} s")]
+    #[error(
+        "the queue is full: {max_waiting} may wait, and a quarter of that is kept for other users; try again in {retry_after_s} s"
+    )]
     Busy {
         /// Length of the queue.
         max_waiting: u32,
@@ -76,6 +79,39 @@ pub enum SubmitError {
     /// The engine has stopped.
     #[error("the engine has stopped: {0}")]
     Dead(Arc<str>),
+}
+
+/// A tenant's share of the queue, for one request's whole life.
+pub(crate) struct TenantPermit {
+    shared: Arc<Shared>,
+    tenant: Tenant,
+}
+
+impl TenantPermit {
+    /// One more request of `tenant`; `None` where it has as many as it may. A quarter of the queue is kept for others.
+    fn acquire(shared: &Arc<Shared>, tenant: &Tenant) -> Option<Self> {
+        let limits = &shared.limits;
+        let most = limits.max_sequences + limits.max_waiting - limits.max_waiting / 4;
+        let mut tenants = shared.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = tenants.entry(tenant.clone()).or_insert(0);
+        if *held >= most {
+            return None;
+        }
+        *held += 1;
+        Some(Self { shared: shared.clone(), tenant: tenant.clone() })
+    }
+}
+
+impl Drop for TenantPermit {
+    fn drop(&mut self) {
+        let mut tenants = self.shared.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = tenants.get_mut(&self.tenant) {
+            *held -= 1;
+            if *held == 0 {
+                tenants.remove(&self.tenant);
+            }
+        }
+    }
 }
 
 /// What reaches the engine's thread.
@@ -95,6 +131,8 @@ pub(crate) struct Submission {
     pub(crate) ended: Arc<[AtomicBool]>,
     /// Held for the request's whole life: what bounds the queue.
     pub(crate) _permit: OwnedSemaphorePermit,
+    /// Likewise: what keeps one tenant from filling it.
+    pub(crate) _share: TenantPermit,
 }
 
 struct Shared {
@@ -102,6 +140,8 @@ struct Shared {
     status: RwLock<EngineStatus>,
     metrics: EngineMetrics,
     permits: Arc<Semaphore>,
+    /// Requests of each tenant that has any.
+    tenants: Mutex<HashMap<Tenant, u32>>,
     next_id: AtomicU64,
 }
 
@@ -127,6 +167,7 @@ pub(crate) fn channel(limits: EngineLimits) -> (EngineHandle, EngineInbox) {
         permits: Arc::new(Semaphore::new(capacity)),
         status: RwLock::new(EngineStatus::Ready),
         metrics: EngineMetrics::default(),
+        tenants: Mutex::default(),
         next_id: AtomicU64::new(1),
         limits,
     });
@@ -145,14 +186,17 @@ impl EngineHandle {
             EngineStatus::Dead(reason) => return Err(SubmitError::Dead(reason)),
         }
         check(&request, &self.shared.limits)?;
-        let permit = self.shared.permits.clone().try_acquire_owned().map_err(|_| SubmitError::Busy {
+        let busy = || SubmitError::Busy {
             max_waiting: self.shared.limits.max_waiting,
             retry_after_s: self.shared.metrics.retry_after_s(),
-        })?;
+        };
+        let share = TenantPermit::acquire(&self.shared, &request.tenant).ok_or_else(busy)?;
+        let permit = self.shared.permits.clone().try_acquire_owned().map_err(|_| busy())?;
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = mpsc::channel(EVENT_CAPACITY * request.n as usize);
         let ended: Arc<[AtomicBool]> = (0..request.n).map(|_| AtomicBool::new(false)).collect();
-        let submission = Submission { id, request, events: sender, ended: ended.clone(), _permit: permit };
+        let submission =
+            Submission { id, request, events: sender, ended: ended.clone(), _permit: permit, _share: share };
         self.commands
             .send(Command::Submit(Box::new(submission)))
             .map_err(|_| SubmitError::Dead("its thread has ended".into()))?;
@@ -313,6 +357,9 @@ fn check_sampling(request: &Request, limits: &EngineLimits) -> Result<(), Submit
                 format!("token id {token} is outside the vocabulary of {}", limits.vocab_size),
             );
         }
+    }
+    if sampling.prompt_logprobs.is_some() && request.n > 1 {
+        return invalid("prompt_logprobs", format!("they are the same for all {} choices; ask with n = 1", request.n));
     }
     for (field, count) in [("logprobs", sampling.logprobs), ("prompt_logprobs", sampling.prompt_logprobs)] {
         if count.is_some_and(|count| count > MAX_LOGPROBS) {

@@ -197,6 +197,20 @@ fn a_full_queue_refuses_and_a_finished_request_makes_room() {
 }
 
 #[test]
+fn one_tenant_cannot_fill_the_queue_alone() {
+    let (gate, held) = mpsc::channel();
+    let setup = engine(Lag::Zero, 4, Some(held));
+    let of = |tenant: &str| Request { tenant: Tenant::new(tenant), ..request(&[1], 1) };
+    let mut streams: Vec<_> = (0..7).map(|_| setup.engine.submit(of("greedy")).expect("there is room")).collect();
+    assert!(matches!(setup.engine.submit(of("greedy")), Err(SubmitError::Busy { .. })));
+    streams.push(setup.engine.submit(of("other")).expect("a quarter of the queue is for others"));
+    drop(gate);
+    for stream in &mut streams {
+        assert_eq!(std::iter::from_fn(|| stream.blocking_next()).count(), 3);
+    }
+}
+
+#[test]
 fn a_reader_that_is_too_slow_is_ended_and_holds_nobody() {
     let setup = engine(Lag::Zero, 4, None);
     let mut slow = setup.engine.submit(request(&[1], 4000)).expect("taken");

@@ -171,7 +171,7 @@ impl Client {
                 hints.learn(response.headers());
             }
             if !is_redirect(response.status()) {
-                return self.judge(response, hints, subject);
+                return self.judge(response, hints, subject, is_hub);
             }
             let target = text(response.headers(), "location")
                 .and_then(|location| origin.resolve(&location))
@@ -213,7 +213,13 @@ impl Client {
         }
     }
 
-    fn judge(&self, response: Response<Body>, hints: Hints, subject: Subject<'_>) -> Result<Answer, Failure> {
+    fn judge(
+        &self,
+        response: Response<Body>,
+        hints: Hints,
+        subject: Subject<'_>,
+        is_hub: bool,
+    ) -> Result<Answer, Failure> {
         let status = response.status();
         let code = text(response.headers(), "x-error-code").unwrap_or_default();
         let what = subject.to_string();
@@ -224,6 +230,8 @@ impl Client {
                 Failure::Final(not_found(format!("repository {}", subject.repository)))
             }
             404 | 410 => Failure::Final(not_found(what)),
+            // The store behind a redirect knows no gates: its signed address has expired, and the hub gives a new one.
+            401 | 403 if !is_hub => Failure::Passing(HubError::Status { what, status: status.as_u16() }, None),
             401 | 403 => Failure::Final(HubError::Gated {
                 repository: subject.repository.to_owned(),
                 page: format!("{}/{}", self.endpoint, subject.repository),

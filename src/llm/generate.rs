@@ -66,8 +66,8 @@ pub struct Chat {
     pub continue_final_message: bool,
 }
 
-/// Sampling as the caller gave it; what is `None` is taken from the model's `generation_config.json`, else from
-/// [`SamplingParams::default`].
+/// Sampling as the caller gave it; what is `None` is taken from the model's `generation_config.json`, where it has one,
+/// else from [`SamplingParams::default`]. A model without recommendations gets temperature 0.8, top_k 40, top_p 0.9.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingOptions {
     /// See [`SamplingParams::temperature`].
@@ -241,6 +241,22 @@ pub enum GenerateError {
     /// The prompt could not be made: the template or the tokenizer refused it.
     #[error("the prompt could not be made: {0}")]
     Prompt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The prompt is so long that it need not be encoded to see that it does not fit.
+    #[error(
+        "the prompt has {bytes} bytes, which are {least_tokens} tokens at the very least, and this model's context holds \
+         {max_context}; nothing was cut"
+    )]
+    FarTooLong {
+        /// Bytes of the prompt.
+        bytes: usize,
+        /// Tokens that it has at the very least.
+        least_tokens: usize,
+        /// Tokens in the context.
+        max_context: u32,
+    },
+    /// Tools were given, and the model would never hear of them.
+    #[error("this model's chat template has no place for tools; leave them out, or serve a model that knows tools")]
+    NoTools,
     /// A stop string is empty, too long, or there are too many.
     #[error("stop: {0}")]
     Stop(String),

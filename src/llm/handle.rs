@@ -15,6 +15,12 @@ use super::generate::{Chat, GenerateError, GenerateRequest, Message, Prompt, Sam
 use super::generation::{Choice, Generation};
 use super::info::ModelInfo;
 
+/// Stands for the text of a message that the answer continues; from the private use area, where no text is.
+const CONTINUED: &str = "\u{F5A3C}continued\u{F5A3C}";
+
+/// Bytes of text for each byte of the longest token that normalisation may take away, at most.
+const NORMALISED_AWAY: usize = 4;
+
 /// A loaded model. Cheap to clone; the engine stops when the last clone and the last [`Generation`] are gone.
 #[derive(Clone)]
 pub struct Llm {
@@ -93,32 +99,52 @@ impl Llm {
     pub fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<TokenId>, GenerateError> {
         match prompt {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
-            Prompt::Text(text) => self.encode(text),
+            Prompt::Text(text) => {
+                self.check_length(text)?;
+                self.encode(text)
+            }
             Prompt::Chat(chat) => {
                 let text = self.render(chat)?;
+                self.check_length(&text)?;
                 self.parts.tokenizer.encode(&text, false).map_err(|error| GenerateError::Prompt(error.into()))
             }
         }
     }
 
+    /// Refuses what cannot fit, before the work of encoding it.
+    fn check_length(&self, text: &str) -> Result<(), GenerateError> {
+        let max_context = self.engine().limits().max_context;
+        let least_tokens = text.len() / (self.parts.tokenizer.longest_token_bytes().max(1) * NORMALISED_AWAY);
+        if least_tokens >= max_context as usize {
+            return Err(GenerateError::FarTooLong { bytes: text.len(), least_tokens, max_context });
+        }
+        Ok(())
+    }
+
     /// The text that the model's template makes of a chat.
     ///
     /// # Errors
-    /// [`GenerateError::Prompt`]: the template refuses it or runs too long.
+    /// [`GenerateError::Prompt`]: the template refuses it or runs too long. [`GenerateError::NoTools`].
     pub fn render(&self, chat: &Chat) -> Result<String, GenerateError> {
-        let messages: Vec<Value> = chat.messages.iter().map(message_json).collect();
+        if chat.tools.is_some() && !self.parts.template.knows_tools() {
+            return Err(GenerateError::NoTools);
+        }
+        let mut messages: Vec<Value> = chat.messages.iter().map(message_json).collect();
         let open_answer = !chat.continue_final_message;
+        // A mark stands where the last message's text does, so that what the template puts behind it can be cut off.
+        let continued = chat.messages.last().and_then(|message| message.content.as_deref());
+        let continued = continued.filter(|_| chat.continue_final_message);
+        if let (Some(_), Some(Value::Object(last))) = (continued, messages.last_mut()) {
+            last.insert("content".into(), CONTINUED.into());
+        }
         let mut text = self
             .parts
             .template
             .render(&messages, chat.tools.as_ref(), open_answer, &chat.template_variables)
             .map_err(|error| GenerateError::Prompt(error.into()))?;
-        if chat.continue_final_message
-            && let Some(content) = chat.messages.last().and_then(|message| message.content.as_deref())
-            && let Some(start) = text.rfind(content.trim())
-        {
-            // What the template puts behind the last message would end it.
-            text.truncate(start + content.trim().len());
+        if let (Some(content), Some(start)) = (continued, text.rfind(CONTINUED)) {
+            text.truncate(start);
+            text.push_str(content);
         }
         Ok(text)
     }

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::EngineConfig;
 use crate::device::{self, DeviceError, Hardware};
-use crate::engine::{self, StartError, TokenizerSource, VocabFields};
+use crate::engine::{self, GenerationDefaults, StartError, TokenizerSource, VocabFields};
 use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate, GgufVocab, TemplateError, Tokenizer, TokenizerError};
 
 use super::generate::SamplingOptions;
@@ -79,17 +79,31 @@ pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Resul
     let template = model.chat_template.as_deref().unwrap_or(CHATML_TEMPLATE);
     let template = ChatTemplate::new(template, tokens.bos.as_deref(), tokens.eos.as_deref())
         .map_err(|error| LoadError::Template { model: name.to_owned(), source: error })?;
-    let defaults = SamplingOptions {
-        temperature: model.defaults.temperature,
-        top_k: model.defaults.top_k,
-        top_p: model.defaults.top_p,
-        min_p: model.defaults.min_p,
-        repetition_penalty: model.defaults.repetition_penalty,
-        ..SamplingOptions::default()
-    };
+    let defaults = recommended(&model.defaults);
     let tokenizer = build_tokenizer(model.tokenizer, name)?;
     let eos_token_ids = model.eos_token_ids.into();
     Ok(Llm::from_parts(LlmParts { info, tokenizer, template, defaults, eos_token_ids, engine }))
+}
+
+/// What the model's makers recommend. GGUF files say nothing of it, and small models ramble at temperature 1: there the
+/// defaults are those that Ollama's users know.
+fn recommended(defaults: &GenerationDefaults) -> SamplingOptions {
+    if *defaults == GenerationDefaults::default() {
+        return SamplingOptions {
+            temperature: Some(0.8),
+            top_k: Some(40),
+            top_p: Some(0.9),
+            ..SamplingOptions::default()
+        };
+    }
+    SamplingOptions {
+        temperature: defaults.temperature,
+        top_k: defaults.top_k,
+        top_p: defaults.top_p,
+        min_p: defaults.min_p,
+        repetition_penalty: defaults.repetition_penalty,
+        ..SamplingOptions::default()
+    }
 }
 
 fn build_tokenizer(source: TokenizerSource, model: &str) -> Result<Tokenizer, LoadError> {

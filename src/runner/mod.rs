@@ -10,7 +10,7 @@ mod model_runner;
 mod plan;
 mod step;
 
-pub(crate) use crate::models::{GgufVocab, TokenizerSource};
+pub(crate) use crate::models::{GenerationDefaults, GgufVocab, TokenizerSource};
 pub(crate) use crate::ops::KvLayout;
 #[cfg(test)]
 pub(crate) use crate::sampling::Sampled;

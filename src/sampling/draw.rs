@@ -57,10 +57,10 @@ pub(super) fn draw(logits: &[f32], params: &SamplingParams, uniform: f64, scratc
 
 /// Fills `candidates` with what temperature and min_p leave, in order of token id.
 fn weigh(logits: &[f32], max: f32, params: &SamplingParams, candidates: &mut Vec<Candidate>) {
-    let scale = 1.0 / params.temperature;
     candidates.clear();
     for (token, logit) in logits.iter().enumerate() {
-        let weight = ((logit - max) * scale).exp();
+        // Divided, not scaled: the reciprocal of a tiny temperature is infinite, and 0 times it no number.
+        let weight = ((logit - max) / params.temperature).exp();
         // The likeliest token's weight is 1, so min_p compares with the weight itself.
         if weight > 0.0 && weight >= params.min_p {
             candidates.push(Candidate { token: token as TokenId, weight });
@@ -148,6 +148,12 @@ mod tests {
         assert_close(&frequencies(&logits(), &min_p), &[0.0, 2.0 / 3.0, 0.0, 1.0 / 3.0]);
         let cold = SamplingParams { temperature: 0.5, ..all };
         assert_close(&frequencies(&logits(), &cold), &[1.0 / 22.0, 16.0 / 22.0, 1.0 / 22.0, 4.0 / 22.0]);
+    }
+
+    #[test]
+    fn the_smallest_temperature_is_greedy() {
+        let cold = SamplingParams { temperature: f32::from_bits(1), ..SamplingParams::default() };
+        assert_eq!(draw(&logits(), &cold, 0.999, &mut Scratch::default()), Some(1));
     }
 
     #[test]

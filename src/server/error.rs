@@ -121,6 +121,12 @@ impl From<GenerateError> for ApiError {
                 param: Some("prompt".into()),
                 ..Self::client(StatusCode::BAD_REQUEST, Some("invalid_prompt"), message)
             },
+            GenerateError::FarTooLong { .. } => {
+                Self::client(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message)
+            }
+            GenerateError::NoTools => {
+                Self { param: Some("tools".into()), ..Self::client(StatusCode::BAD_REQUEST, None, message) }
+            }
             GenerateError::Stop(_) => {
                 Self { param: Some("stop".into()), ..Self::client(StatusCode::BAD_REQUEST, None, message) }
             }

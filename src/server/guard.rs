@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures::FutureExt as _;
-use tracing::{Instrument as _, Span, info, info_span};
+use tracing::{Instrument as _, Span, debug, info, info_span};
 
 use super::error::ApiError;
 use super::state::App;
@@ -57,6 +57,8 @@ impl Drop for RequestRecord {
         self.span.in_scope(|| match status {
             // The reader went away before the answer began.
             0 => info!(prompt_tokens, tokens, ms, "abandoned"),
+            // Probes and pollers would fill the log.
+            200..=399 if prompt_tokens == 0 => debug!(status, ms, "answered"),
             _ => info!(status, prompt_tokens, tokens, ms, "answered"),
         });
     }

@@ -20,6 +20,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Requests whose prompts are being encoded at once; further ones wait. 2: encoding takes cores from the model.
     pub max_encoding: usize,
+    /// Requests that wait to be encoded; one more gets 429. 128.
+    pub max_encoding_waiting: usize,
     /// Time for a request's head to arrive, also while a connection is idle between requests. 75 s.
     pub header_timeout: Duration,
     /// Time for a request's body to arrive; longer gets 408. 60 s.
@@ -56,6 +58,7 @@ impl Default for ServerConfig {
             max_prompts: 128,
             max_connections: 1024,
             max_encoding: 2,
+            max_encoding_waiting: 128,
             header_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(60),
             sse_keep_alive: Duration::from_secs(10),

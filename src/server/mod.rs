@@ -67,7 +67,13 @@ fn routes(app: App) -> Router {
 }
 
 async fn unknown_path(request: Request) -> ApiError {
-    let message = format!("there is nothing at `{} {}`", request.method(), request.uri().path());
+    let path = request.uri().path();
+    let hint = if path.starts_with("/api/") {
+        "; Ollama's API is not spoken yet: give your program the OpenAI API at /v1"
+    } else {
+        ""
+    };
+    let message = format!("there is nothing at `{} {path}`{hint}", request.method());
     ApiError::client(StatusCode::NOT_FOUND, Some("unknown_url"), message)
 }
 

@@ -10,6 +10,7 @@ use futures::stream::{BoxStream, SelectAll};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::engine::SubmitError;
 use crate::llm::{GenerateError, GenerateRequest, GeneratedToken, GenerationEvent};
 use crate::request::{FinishReason, TokenId, TokenLogprobs};
 
@@ -87,7 +88,12 @@ impl Run {
     ) -> Result<Self, ApiError> {
         let started = Instant::now();
         let n = requests.first().map_or(1, |request| request.n);
+        let place = app.encoding_queue.clone().try_acquire_owned().map_err(|_| {
+            let max_waiting = u32::try_from(app.config.max_encoding_waiting).unwrap_or(u32::MAX);
+            ApiError::from(SubmitError::Busy { max_waiting, retry_after_s: 1 })
+        })?;
         let permit = app.encoding.clone().acquire_owned().await;
+        drop(place);
         let llm = app.llm.clone();
         let encode = move || {
             let _permit = permit;

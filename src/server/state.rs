@@ -25,6 +25,8 @@ pub(super) struct AppState {
     pub(super) metrics: Arc<Metrics>,
     /// Permits to encode a prompt.
     pub(super) encoding: Arc<Semaphore>,
+    /// Permits to wait for one of those.
+    pub(super) encoding_queue: Arc<Semaphore>,
     /// Turns true when running requests must end at once.
     pub(super) cut: watch::Sender<bool>,
     ids: RandomState,
@@ -36,6 +38,7 @@ impl AppState {
         Arc::new(Self {
             metrics: Arc::new(Metrics::new(&llm.info().name)),
             encoding: Arc::new(Semaphore::new(config.max_encoding.max(1))),
+            encoding_queue: Arc::new(Semaphore::new(config.max_encoding_waiting.max(1))),
             cut: watch::Sender::new(false),
             ids: RandomState::new(),
             next_id: AtomicU64::new(0),

@@ -20,6 +20,7 @@ pub struct Tokenizer {
 struct Inner {
     encoder: tokenizers::Tokenizer,
     pieces: PieceTable,
+    longest_token_bytes: usize,
     bos: Option<u32>,
     eos: Option<u32>,
     /// Ids that `add_special` puts before a text.
@@ -65,6 +66,7 @@ impl Tokenizer {
         Ok(Tokenizer {
             inner: Arc::new(Inner {
                 encoder: built.encoder,
+                longest_token_bytes: built.pieces.longest(),
                 pieces: built.pieces,
                 bos: vocab.bos,
                 eos: vocab.eos,
@@ -74,15 +76,25 @@ impl Tokenizer {
         })
     }
 
-    fn from_parts(encoder: tokenizers::Tokenizer, config: &Value) -> Result<Self, TokenizerError> {
+    fn from_parts(mut encoder: tokenizers::Tokenizer, config: &Value) -> Result<Self, TokenizerError> {
+        // Left over from training in many published files; here they would cut or pad prompts silently.
+        encoder.with_padding(None);
+        encoder.with_truncation(None).map_err(TokenizerError::Failed)?;
         let pieces = pieces_of(&encoder)?;
         let id_of = |key: &str| encoder.token_to_id(token_text(&config[key])?);
         let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
         let (mut prefix, mut suffix) = frame_of(&encoder)?;
         apply_switch(&mut prefix, bos, config["add_bos_token"].as_bool());
         apply_switch(&mut suffix, eos, config["add_eos_token"].as_bool());
-        let inner = Inner { encoder, pieces, bos, eos, prefix, suffix };
+        let longest_token_bytes = pieces.longest();
+        let inner = Inner { encoder, pieces, longest_token_bytes, bos, eos, prefix, suffix };
         Ok(Tokenizer { inner: Arc::new(inner) })
+    }
+
+    /// Bytes of the longest token: a text has at least its own length divided by this many tokens, but for what
+    /// normalisation takes away.
+    pub fn longest_token_bytes(&self) -> usize {
+        self.inner.longest_token_bytes
     }
 
     /// The token ids of `text`. Special tokens written in it (`<|im_end|>`) become their ids, as

@@ -84,6 +84,11 @@ impl PieceTable {
         &self.bytes[start as usize..end as usize]
     }
 
+    /// Length of the longest token, in bytes.
+    pub fn longest(&self) -> usize {
+        (0..self.ends.len() as u32).map(|id| self.bytes(id).len()).max().unwrap_or(0)
+    }
+
     /// Whether `id` is a control token such as an end of turn.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)

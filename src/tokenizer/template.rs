@@ -55,6 +55,7 @@ pub struct ChatTemplate {
     bos: Option<String>,
     eos: Option<String>,
     expected: Expectations,
+    knows_tools: bool,
 }
 
 impl ChatTemplate {
@@ -71,9 +72,15 @@ impl ChatTemplate {
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
             expected: Expectations::default(),
+            knows_tools: source.contains("tools"),
         };
         template.expected = template.probe();
         Ok(template)
+    }
+
+    /// Whether the template shows tools at all.
+    pub fn knows_tools(&self) -> bool {
+        self.knows_tools
     }
 
     /// Picks the source out of `chat_template` in tokenizer_config.json: a text, or a list of
