@@ -21,7 +21,7 @@ class Server:
     def __init__(self, binary, *arguments):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen([binary, "serve", "--port", str(self.port), *arguments])
+        self.process = subprocess.Popen([binary, "serve", "--port", str(self.port), "--log", "warn", *arguments])
         deadline = time.monotonic() + START_SECONDS
         while not self.healthy():
             if self.process.poll() is not None or time.monotonic() > deadline:
