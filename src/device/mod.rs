@@ -8,6 +8,8 @@ mod memory;
 
 use std::path::Path;
 
+use crate::cpu::SimdLevel;
+
 pub use choose::{Device, DeviceChoice, DeviceError, choose};
 pub use gpu::NvidiaFacts;
 pub use memory::Memory;
@@ -56,21 +58,10 @@ impl Hardware {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+/// What the kernels themselves would choose from, so that nobody is told otherwise.
 fn detect_simd() -> Vec<&'static str> {
-    let mut found = Vec::new();
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-        found.push("AVX2");
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-            found.push("AVX-512");
-        }
-    }
-    found
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn detect_simd() -> Vec<&'static str> {
-    Vec::new()
+    let levels = SimdLevel::available().into_iter();
+    levels.filter(|level| *level != SimdLevel::Portable).map(SimdLevel::name).collect()
 }
 
 fn processor_name(root: &Path) -> Option<String> {

@@ -68,7 +68,7 @@ pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Resul
         format: model.format,
         weight_bytes: plan.weight_bytes,
         context_length: plan.context_length,
-        device: model.device,
+        device: hardware.describe_cpu(model.threads),
         device_reason: choice.reason,
         kv_bytes: plan.kv_bytes(),
         kv_tokens: plan.kv_tokens(),

@@ -36,8 +36,8 @@ pub(crate) struct LoadedModel {
     pub(crate) defaults: GenerationDefaults,
     /// What it takes.
     pub(crate) plan: MemoryPlan,
-    /// Where it runs: `CPU, 2 threads, AVX2`.
-    pub(crate) device: String,
+    /// Threads that compute.
+    pub(crate) threads: usize,
 }
 
 /// Why a model could not be loaded.
@@ -70,7 +70,7 @@ pub(crate) fn load(
     let plan = plan(&source.spec, source.weights.total_bytes(), config, free_bytes)?;
     let compute = Compute::new(config.threads);
     let files: Vec<_> = source.weights.files().collect();
-    tracing::info!(model = source.name, ?files, blocks = plan.blocks, "loading");
+    tracing::info!(model = source.name, ?files, blocks = plan.blocks, simd = %compute.cpu().simd(), "loading");
     let loaded = LoadedModel {
         architecture: source.spec.architecture.clone(),
         parameters: source.weights.parameters(),
@@ -81,16 +81,10 @@ pub(crate) fn load(
         special_tokens: source.special_tokens,
         eos_token_ids: source.eos_token_ids,
         defaults: source.defaults,
-        device: describe(&compute),
+        threads: compute.cpu().threads(),
         plan,
     };
     let decoder = Decoder::load(source.spec, &source.weights, loaded.plan.context_length)?;
     let runner = ModelRunner::new(compute, decoder, &loaded.plan, config.max_step_tokens as usize)?;
     Ok((runner, loaded))
-}
-
-fn describe(compute: &Compute) -> String {
-    let (threads, simd) = (compute.cpu().threads(), compute.cpu().simd());
-    let plural = if threads == 1 { "" } else { "s" };
-    format!("CPU, {threads} thread{plural}, {simd}")
 }

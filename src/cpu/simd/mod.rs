@@ -32,6 +32,15 @@ impl SimdLevel {
         [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|level| level.is_available()).collect()
     }
 
+    /// Its name, as people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        }
+    }
+
     /// Whether this machine can run it.
     #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
@@ -57,11 +66,7 @@ impl SimdLevel {
 
 impl fmt::Display for SimdLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Portable => "portable",
-            Self::Avx2 => "AVX2",
-            Self::Avx512 => "AVX-512",
-        })
+        f.write_str(self.name())
     }
 }
 
