@@ -37,6 +37,8 @@ mod attention;
 pub mod cli;
 pub mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod device;
 pub mod engine;
 pub mod hub;

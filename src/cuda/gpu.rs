@@ -1,0 +1,182 @@
+//! One GPU, opened: its context, its stream, its kernels.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use super::error::driver;
+use super::kernel::Modules;
+use super::{CudaError, DType, DeviceTensor, PinnedMemory};
+
+/// A context and the thread's binding to it.
+pub(super) struct Context {
+    context: Arc<CudaContext>,
+}
+
+impl Context {
+    /// Makes the context this thread's current one.
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().map_err(driver("binding the GPU"))
+    }
+}
+
+/// What kernels want to know of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuLimits {
+    /// Compute capability as 10 x major + minor: 90 is 9.0.
+    pub compute_capability: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// Shared memory that a block may have, in bytes.
+    pub shared_bytes_per_block: usize,
+}
+
+/// A GPU that is ready to compute. Everything it is asked for runs in order on its one stream.
+pub struct Gpu {
+    context: Arc<Context>,
+    stream: sys::CUstream,
+    modules: Modules,
+    limits: GpuLimits,
+}
+
+// SAFETY: stream handles are plain addresses; the driver guards them itself.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    /// Opens GPU `ordinal` and loads all kernels for it. The ladder has found that it can.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
+        let context = CudaContext::new(ordinal).map_err(driver("opening the GPU"))?;
+        let attribute = |attribute| context.attribute(attribute).map_err(driver("reading the GPU's limits"));
+        use sys::CUdevice_attribute as A;
+        let limits = GpuLimits {
+            compute_capability: (10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
+                + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?) as u32,
+            multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            shared_bytes_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        };
+        let context = Arc::new(Context { context });
+        context.bind()?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(driver("a stream"))?;
+        let modules = Modules::load()?;
+        Ok(Arc::new(Self { context, stream, modules, limits }))
+    }
+
+    /// Makes this GPU the calling thread's. Every thread that calls kernels does so once.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind()
+    }
+
+    /// What the card can do.
+    pub fn limits(&self) -> GpuLimits {
+        self.limits
+    }
+
+    /// Free and total memory, in bytes.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.bind()?;
+        result::mem_get_info().map_err(driver("reading the free memory"))
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    pub(super) fn modules(&self) -> &Modules {
+        &self.modules
+    }
+
+    /// An uninitialised tensor `[rows, columns]`; `what` names it where there is no room.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn empty(&self, rows: usize, columns: usize, dtype: DType, what: &str) -> Result<DeviceTensor, CudaError> {
+        DeviceTensor::allocate(&self.context, rows, columns, dtype, what)
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn zeros(&self, rows: usize, columns: usize, dtype: DType, what: &str) -> Result<DeviceTensor, CudaError> {
+        let tensor = self.empty(rows, columns, dtype, what)?;
+        self.fill_zero(&tensor)?;
+        Ok(tensor)
+    }
+
+    /// Sets every byte of `tensor` to zero, in stream order.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn fill_zero(&self, tensor: &DeviceTensor) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: the tensor's bytes are its own.
+        unsafe { result::memset_d8_async(tensor.pointer(), 0, tensor.bytes(), self.stream) }
+            .map_err(driver("clearing memory"))
+    }
+
+    /// Page-locked memory of the host, zeroed.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn pinned(&self, bytes: usize) -> Result<PinnedMemory, CudaError> {
+        PinnedMemory::allocate(&self.context, bytes)
+    }
+
+    /// Copies `bytes` to the start of `target` and waits. For start and tests.
+    ///
+    /// # Errors
+    /// If they are more than it holds; what the driver says.
+    pub fn upload(&self, target: &DeviceTensor, bytes: &[u8]) -> Result<(), CudaError> {
+        if bytes.len() > target.bytes() {
+            return Err(CudaError::argument("upload", format!("{} bytes into {target:?}", bytes.len())));
+        }
+        self.bind()?;
+        // SAFETY: checked above; waits before the borrow ends.
+        unsafe { result::memcpy_htod_async(target.pointer(), bytes, self.stream) }
+            .map_err(driver("copying to the GPU"))?;
+        self.synchronize()
+    }
+
+    /// Copies `tensor` to the host and waits. For tests.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn download(&self, tensor: &DeviceTensor) -> Result<Vec<u8>, CudaError> {
+        self.bind()?;
+        let mut bytes = vec![0_u8; tensor.bytes()];
+        // SAFETY: as many bytes on both sides; waits before the borrow ends.
+        unsafe { result::memcpy_dtoh_async(&mut bytes, tensor.pointer(), self.stream) }
+            .map_err(driver("copying from the GPU"))?;
+        self.synchronize()?;
+        Ok(bytes)
+    }
+
+    /// Waits until everything queued has run.
+    ///
+    /// # Errors
+    /// What the driver says, also of a kernel that failed.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: the stream lives as long as this value.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(driver("waiting for the GPU"))
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: created in `open`, destroyed once.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The GPU: its driver, memory, kernels and libraries. All unsafe CUDA code stands here.
+//!
+//! Knows no models, no requests and no files. Kernels come from `kernels/`, one module a `.cu` file; each has a safe
+//! wrapper here that checks dtypes and shapes, then queues it on the GPU's one stream without waiting or allocating.
+#![allow(dead_code, unused_imports)] // until the backend is whole
+
+mod error;
+mod gpu;
+mod kernel;
+mod tensor;
+
+pub use error::CudaError;
+pub use gpu::{Gpu, GpuLimits};
+pub use kernel::{Arguments, Grid, Kernel};
+pub use tensor::{DType, DeviceTensor, PinnedMemory};
