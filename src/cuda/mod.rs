@@ -4,12 +4,17 @@
 //! wrapper here that checks dtypes and shapes, then queues it on the GPU's one stream without waiting or allocating.
 #![allow(dead_code, unused_imports)] // until the backend is whole
 
+mod blas;
 mod error;
+mod gemm;
 mod gpu;
 mod kernel;
 mod tensor;
+mod timing;
 
+pub use blas::{Blas, BlasMissing, Tuned};
 pub use error::CudaError;
+pub use gemm::{Gemm, Product};
 pub use gpu::{Gpu, GpuLimits};
 pub use kernel::{Arguments, Grid, Kernel};
 pub use tensor::{DType, DeviceTensor, PinnedMemory};

@@ -1,5 +1,8 @@
 //! The operations over tensors: checks, start offsets, aliasing.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use super::*;
 use candle_core::{DType, Device};
 

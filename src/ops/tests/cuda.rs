@@ -1,0 +1,15 @@
+//! The GPU's kernels beside the CPU's operations. Needs an NVIDIA GPU: `cargo test --features cuda -- --ignored cuda_`.
+
+mod gemm;
+
+use std::sync::{Arc, OnceLock};
+
+use crate::cuda::Gpu;
+
+/// The one GPU of this process.
+fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+    let gpu = GPU.get_or_init(|| Gpu::open(0).expect("an NVIDIA GPU"));
+    gpu.bind().expect("the GPU was opened");
+    gpu
+}
