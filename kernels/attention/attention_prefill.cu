@@ -1,0 +1,347 @@
+// Attention of rows that have several queries (prompts, chunks of them) over the paged cache, causal. Costs 4 D flops a
+// query, q head and visible key; the tensor cores bound it.
+//
+// qkv [tokens, (q_heads + 2 kv_heads) * D], of which q is read; keys, values as attention.cuh says; out [tokens,
+// q_heads * D]. tiles [n][2] = (row, first query of the tile in the row), the costliest first. sliding_window: tokens
+// that a query sees, or 0 for all.
+//
+// Grid: n * q_heads blocks of 128 threads, heads fastest: the heads of a group run beside each other and share what
+// they read through the second-level cache. A block takes 128 queries of one head (64 where D = 256) over tiles of 64
+// keys (32), as FlashAttention 2 does: K and V double buffered by asynchronous copies, the softmax online in registers.
+// A warp has 32 queries rather than 16, which halves what it reads of K and V from shared memory; that costs the
+// registers for q, which is read from there again for each tile where D > 64.
+#include "attention.cuh"
+
+constexpr int WARPS = 4;
+constexpr int THREADS = WARPS * 32;
+
+template <int D>
+struct Tile {
+    static constexpr int ROWS = D == 256 ? 1 : 2;  // sixteens of queries of a warp
+    static constexpr int QUERIES = WARPS * 16 * ROWS;
+    static constexpr int KEYS = D == 256 ? 32 : 64;
+    static constexpr int PIECES = D / 8;  // 16-byte pieces of a head
+    static constexpr int Q_BYTES = QUERIES * D * 2;
+    static constexpr int STAGE_BYTES = KEYS * D * 2;  // of K, and of V
+    static constexpr bool Q_HELD = D <= 64;           // q stays in registers
+
+    // Where a row's piece lies: rows r .. r + 7 of one piece fall into different banks. A row of 192 bytes moves by
+    // half the banks itself, so that two bits are enough, and pieces stay below 12.
+    __device__ static __forceinline__ int turn(int row) { return D == 96 ? (row >> 1) & 3 : row & 7; }
+    __device__ static __forceinline__ uint32_t offset(int row, int piece) {
+        return (row * PIECES + (piece ^ turn(row))) * 16;
+    }
+};
+
+// What a block works on.
+template <typename T>
+struct Work {
+    const T* keys;    // of the kv head, in cache block 0
+    const T* values;
+    const uint32_t* table;
+    int64_t block_stride;
+    int from, to;     // keys that some query of the tile sees
+};
+
+// The cache block of which this lane has the id: lane i has the i-th of key tile `tile`.
+template <typename T, int D>
+__device__ __forceinline__ uint32_t load_id(const Work<T>& work, int tile) {
+    constexpr int BLOCKS = Tile<D>::KEYS / BLOCK_TOKENS;
+    const int block = tile * BLOCKS + (threadIdx.x & (BLOCKS - 1));
+    return work.table[min(block, (work.to - 1) / BLOCK_TOKENS)];
+}
+
+// Starts copying key tile `tile` to the stage at `k`; V follows two stages of K. `id` as load_id gives it.
+template <typename T, int D>
+__device__ __forceinline__ void copy_tile(const Work<T>& work, int tile, uint32_t id, uint32_t k) {
+    using S = Tile<D>;
+#pragma unroll
+    for (int i = 0; i < S::KEYS * S::PIECES / THREADS; i++) {
+        const int at = threadIdx.x + i * THREADS, key = at / S::PIECES, piece = at % S::PIECES;
+        const int token = tile * S::KEYS + key;
+        // Keys that none sees become zeros: what lies there may be no number.
+        const bool wanted = token >= work.from && token < work.to;
+        const uint32_t block = __shfl_sync(~0u, id, key / BLOCK_TOKENS);
+        const int64_t from = block * work.block_stride + (key % BLOCK_TOKENS) * D + piece * 8;
+        const uint32_t to = k + S::offset(key, piece);
+        copy_async(to, work.keys + from, wanted);
+        copy_async(to + 2 * S::STAGE_BYTES, work.values + from, wanted);
+    }
+}
+
+// A warp's softmax and result so far. Of each 16 queries a thread has rows g (index 0) and g + 8 (1).
+template <int D>
+struct State {
+    float o[Tile<D>::ROWS][D / 8][4];
+    float highest[Tile<D>::ROWS][2];
+    float sum[Tile<D>::ROWS][2];  // this thread's part
+};
+
+// Scores of a warp's queries and a tile of keys.
+template <typename T, int D>
+__device__ __forceinline__ void multiply_keys(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], uint32_t q, uint32_t k,
+                                              const uint32_t (*held)[Tile<D>::ROWS][4]) {
+    using S = Tile<D>;
+    const int lane = threadIdx.x & 31;
+    // Pieces 2 n and 2 n + 1 are the n-th step: the lane's own bit and turn are folded into one exclusive or.
+    const uint32_t q_row = q + (lane & 15) * D * 2, q_turn = (lane >> 4) ^ S::turn(lane & 15);
+    const uint32_t k_row = k + ((lane & 7) + (lane >> 4) * 8) * D * 2, k_turn = ((lane >> 3) & 1) ^ S::turn(lane & 7);
+#pragma unroll
+    for (int n = 0; n < D / 16; n++) {
+        uint32_t a[S::ROWS][4];
+#pragma unroll
+        for (int m = 0; m < S::ROWS; m++) {
+            if constexpr (S::Q_HELD) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) a[m][i] = held[n][m][i];
+            } else {
+                load_matrices(a[m], q_row + m * 16 * D * 2 + ((2 * n) ^ q_turn) * 16);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < S::KEYS / 16; j++) {
+            uint32_t b[4];
+            load_matrices(b, k_row + j * 16 * D * 2 + ((2 * n) ^ k_turn) * 16);
+#pragma unroll
+            for (int m = 0; m < S::ROWS; m++) {
+                mma<T>(s[m][2 * j], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
+                mma<T>(s[m][2 * j + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Hides keys after a query and before its window. `position` is that of the warp's first query, `token` the first key.
+template <int D>
+__device__ __forceinline__ void hide(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], int position, int token,
+                                     int window) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int m = 0; m < Tile<D>::ROWS; m++) {
+#pragma unroll
+        for (int n = 0; n < Tile<D>::KEYS / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int query = position + m * 16 + (lane >> 2) + (i >> 1) * 8;
+                const int key = token + n * 8 + (lane & 3) * 2 + (i & 1);
+                if (key > query || key + window <= query) s[m][n][i] = -INFINITY;
+            }
+        }
+    }
+}
+
+// Turns scores into weights relative to the highest score so far, and rescales what was summed before.
+template <int D>
+__device__ __forceinline__ void soften(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], State<D>& state,
+                                       float scale_log2) {
+#pragma unroll
+    for (int m = 0; m < Tile<D>::ROWS; m++) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float highest = state.highest[m][r];
+#pragma unroll
+            for (int n = 0; n < Tile<D>::KEYS / 8; n++) {
+                highest = fmaxf(highest, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
+            }
+            highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
+            highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
+            // A query may see none of the keys so far: infinity minus infinity would be no number.
+            const float base = highest == -INFINITY ? 0.f : highest * scale_log2;
+            const float shrink = fast_exp2(state.highest[m][r] * scale_log2 - base);
+            state.highest[m][r] = highest;
+            float sum = state.sum[m][r] * shrink;
+#pragma unroll
+            for (int n = 0; n < Tile<D>::KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 2 * r; i < 2 * r + 2; i++) {
+                    s[m][n][i] = fast_exp2(fmaf(s[m][n][i], scale_log2, -base));
+                    sum += s[m][n][i];
+                }
+            }
+            state.sum[m][r] = sum;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                state.o[m][n][2 * r] *= shrink;
+                state.o[m][n][2 * r + 1] *= shrink;
+            }
+        }
+    }
+}
+
+// Adds the weighted values of a tile. The weights' registers are the A operand as they are.
+template <typename T, int D>
+__device__ __forceinline__ void multiply_values(State<D>& state,
+                                                const float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], uint32_t v) {
+    using S = Tile<D>;
+    const int lane = threadIdx.x & 31;
+    const uint32_t v_row = v + (lane & 15) * D * 2, v_turn = (lane >> 4) ^ S::turn(lane & 15);
+#pragma unroll
+    for (int n = 0; n < S::KEYS / 16; n++) {
+        uint32_t a[S::ROWS][4];
+#pragma unroll
+        for (int m = 0; m < S::ROWS; m++) {
+            a[m][0] = pack<T>(s[m][2 * n][0], s[m][2 * n][1]);
+            a[m][1] = pack<T>(s[m][2 * n][2], s[m][2 * n][3]);
+            a[m][2] = pack<T>(s[m][2 * n + 1][0], s[m][2 * n + 1][1]);
+            a[m][3] = pack<T>(s[m][2 * n + 1][2], s[m][2 * n + 1][3]);
+        }
+#pragma unroll
+        for (int j = 0; j < D / 16; j++) {
+            uint32_t b[4];
+            load_transposed(b, v_row + n * 16 * D * 2 + ((2 * j) ^ v_turn) * 16);
+#pragma unroll
+            for (int m = 0; m < S::ROWS; m++) {
+                mma<T>(state.o[m][2 * j], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
+                mma<T>(state.o[m][2 * j + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Writes a warp's queries, `queries` of them, by way of the shared memory where its q was: whole rows of `out` then.
+template <typename T, int D>
+__device__ __forceinline__ void write(State<D>& state, char* q, T* out, int64_t out_stride, int queries) {
+    using S = Tile<D>;
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < S::ROWS; m++) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float sum = state.sum[m][r];
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            sum += __shfl_xor_sync(~0u, sum, 2);
+            const float inverse = 1.f / sum;
+            const int row = m * 16 + r * 8 + g;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                *reinterpret_cast<uint32_t*>(q + S::offset(row, n) + t * 4) =
+                    pack<T>(state.o[m][n][2 * r] * inverse, state.o[m][n][2 * r + 1] * inverse);
+            }
+        }
+    }
+    __syncwarp();
+#pragma unroll 4
+    for (int i = lane; i < S::ROWS * 16 * S::PIECES; i += 32) {
+        const int row = i / S::PIECES, piece = i % S::PIECES;
+        if (row < queries) {
+            *reinterpret_cast<uint4*>(out + row * out_stride + piece * 8) =
+                *reinterpret_cast<const uint4*>(q + S::offset(row, piece));
+        }
+    }
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T* keys, const T* values,
+                                                  const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
+                                                  const uint32_t* block_tables, const uint32_t* table_offsets,
+                                                  const uint2* tiles, int q_heads, int kv_heads, int sliding_window,
+                                                  float scale) {
+    using S = Tile<D>;
+    extern __shared__ __align__(128) char shared[];  // q, two stages of K, two of V
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int head = blockIdx.x % q_heads, kv_head = head / (q_heads / kv_heads);
+    const uint2 tile = tiles[blockIdx.x / q_heads];
+    const int first_token = cu_seqlens_q[tile.x], q_len = int(cu_seqlens_q[tile.x + 1]) - first_token;
+    const int first_query = tile.y, queries = min(S::QUERIES, q_len - first_query);
+    const int position = int(context_lens[tile.x]) - q_len + first_query;  // of the tile's first query
+    const int window = sliding_window > 0 ? sliding_window : 1 << 30;
+    const float scale_log2 = scale * 1.4426950408889634f;
+
+    Work<T> work;
+    work.keys = keys + kv_head * BLOCK_TOKENS * D;
+    work.values = values + kv_head * BLOCK_TOKENS * D;
+    work.table = block_tables + table_offsets[tile.x];
+    work.block_stride = int64_t(kv_heads) * BLOCK_TOKENS * D;
+    work.from = max(0, position - window + 1);
+    work.to = position + queries;
+    const int end = (work.to + S::KEYS - 1) / S::KEYS;
+    int key_tile = work.from / S::KEYS;
+
+    const uint32_t q_shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    const uint32_t kv_shared = q_shared + S::Q_BYTES;
+    uint32_t id = load_id<T, D>(work, key_tile);
+    const int64_t q_stride = int64_t(q_heads + 2 * kv_heads) * D;
+    const T* q = qkv + (first_token + first_query) * q_stride + head * D;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < S::QUERIES * S::PIECES; i += THREADS) {
+        const int row = i / S::PIECES, piece = i % S::PIECES;
+        const bool wanted = row < queries;
+        copy_async(q_shared + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
+    }
+    copy_tile<T, D>(work, key_tile, id, kv_shared);
+    commit_copies();
+    id = load_id<T, D>(work, key_tile + 1);
+
+    State<D> state;
+#pragma unroll
+    for (int m = 0; m < S::ROWS; m++) {
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) state.o[m][n][0] = state.o[m][n][1] = state.o[m][n][2] = state.o[m][n][3] = 0.f;
+        state.highest[m][0] = state.highest[m][1] = -INFINITY;
+        state.sum[m][0] = state.sum[m][1] = 0.f;
+    }
+    const int warp_query = warp * 16 * S::ROWS;
+    const int warp_first = position + warp_query, warp_last = warp_first + 16 * S::ROWS - 1;
+    const uint32_t warp_q = q_shared + warp_query * D * 2;
+    uint32_t held[S::Q_HELD ? D / 16 : 1][S::ROWS][4];
+    if constexpr (S::Q_HELD) {
+        wait_for_copies();
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < D / 16; n++) {
+#pragma unroll
+            for (int m = 0; m < S::ROWS; m++) {
+                load_matrices(held[n][m], warp_q + S::offset(m * 16 + (lane & 15), 2 * n + (lane >> 4)));
+            }
+        }
+    }
+
+    for (uint32_t stage = 0; key_tile < end; key_tile++, stage ^= 1) {
+        // This tile is here; everyone is done with the last one, whose stage takes the next.
+        wait_for_copies();
+        __syncthreads();
+        if (key_tile + 1 < end) {
+            copy_tile<T, D>(work, key_tile + 1, id, kv_shared + (stage ^ 1) * S::STAGE_BYTES);
+            commit_copies();
+            id = load_id<T, D>(work, key_tile + 2);
+        }
+        const int token = key_tile * S::KEYS, last_token = token + S::KEYS - 1;
+        const bool sees = warp_query < queries && token <= warp_last && last_token + window > warp_first;
+        if (!sees) continue;
+        const uint32_t k = kv_shared + stage * S::STAGE_BYTES;
+        float s[S::ROWS][S::KEYS / 8][4];
+#pragma unroll
+        for (int m = 0; m < S::ROWS; m++) {
+#pragma unroll
+            for (int n = 0; n < S::KEYS / 8; n++) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.f;
+        }
+        multiply_keys<T, D>(s, warp_q, k, held);
+        if (last_token > warp_first || token + window <= warp_last) hide<D>(s, warp_first, token, window);
+        soften<D>(s, state, scale_log2);
+        multiply_values<T, D>(state, s, k + 2 * S::STAGE_BYTES);
+    }
+    const int64_t out_stride = int64_t(q_heads) * D;
+    write<T, D>(state, shared + warp_query * D * 2,
+                out + (first_token + first_query + warp_query) * out_stride + head * D, out_stride,
+                queries - warp_query);
+}
+
+// Two blocks a multiprocessor: one computes its softmax while the other multiplies.
+#define ATTENTION_PREFILL(T, D)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefill_##T##_d##D(                             \
+        T* out, const T* qkv, const T* keys, const T* values, const uint32_t* cu_seqlens_q,                            \
+        const uint32_t* context_lens, const uint32_t* block_tables, const uint32_t* table_offsets,                     \
+        const uint2* tiles, int q_heads, int kv_heads, int sliding_window, float scale) {                              \
+        attention_prefill<T, D>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables, table_offsets,       \
+                                tiles, q_heads, kv_heads, sliding_window, scale);                                      \
+    }
+
+ATTENTION_PREFILL(bf16, 64)
+ATTENTION_PREFILL(bf16, 96)
+ATTENTION_PREFILL(bf16, 128)
+ATTENTION_PREFILL(bf16, 256)
+ATTENTION_PREFILL(f16, 64)
+ATTENTION_PREFILL(f16, 96)
+ATTENTION_PREFILL(f16, 128)
+ATTENTION_PREFILL(f16, 256)
