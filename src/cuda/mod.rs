@@ -4,6 +4,7 @@
 //! wrapper here that checks dtypes and shapes, then queues it on the GPU's one stream without waiting or allocating.
 #![allow(dead_code, unused_imports)] // until the backend is whole
 
+mod attention;
 mod blas;
 mod error;
 mod gemm;
@@ -12,6 +13,9 @@ mod kernel;
 mod tensor;
 mod timing;
 
+pub use attention::{
+    AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors,
+};
 pub use blas::{Blas, BlasMissing, Tuned};
 pub use error::CudaError;
 pub use gemm::{Gemm, Product};

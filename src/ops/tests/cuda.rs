@@ -1,5 +1,6 @@
 //! The GPU's kernels beside the CPU's operations. Needs an NVIDIA GPU: `cargo test --features cuda -- --ignored cuda_`.
 
+mod attention;
 mod gemm;
 
 use std::sync::{Arc, OnceLock};

@@ -1,0 +1,300 @@
+//! Attention over the paged cache: `kernels/attention/`, checked and launched.
+//!
+//! Rows with one query go to `decode`, rows with more to `prefill`; a mixed step calls both, in any order, and each
+//! writes its own rows. What they work through, `AttentionPlan` lists. Knows not who owns a block.
+
+mod plan;
+
+pub use plan::{AttentionPlan, CHUNK_TOKENS, MAX_CHUNKS};
+use plan::{counter_bytes, partial_bytes, tile_queries};
+
+use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
+
+/// Tokens of a cache block.
+const BLOCK_TOKENS: usize = 16;
+
+/// Threads of a block of either kernel.
+const THREADS: u32 = 128;
+
+/// Head sizes that have kernels.
+const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
+
+/// The most q heads that share a kv head.
+const MAX_GROUP: usize = 64;
+
+/// What a layer's attention looks like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads; a multiple of `kv_heads`, at most 64 times as many.
+    pub q_heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head: 64, 96, 128 or 256.
+    pub head_dim: usize,
+    /// What scores are multiplied with; above zero.
+    pub scale: f32,
+    /// Tokens that a query sees, itself counted; all where `None`.
+    pub sliding_window: Option<u32>,
+}
+
+impl AttentionShape {
+    /// Elements of a row of qkv.
+    pub fn row_len(&self) -> usize {
+        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Tiles of q heads that share a kv head.
+    fn head_tiles(&self) -> usize {
+        (self.q_heads / self.kv_heads).div_ceil(plan::HEADS_PER_TILE)
+    }
+}
+
+/// What the kernels read of a step, all u32. The addresses stay, the content changes: graphs read it anew.
+#[derive(Clone, Debug)]
+pub struct AttentionArrays {
+    /// Token at which each row starts in qkv, `[rows + 1]`.
+    pub cu_seqlens_q: DeviceTensor,
+    /// Tokens of each row in the cache, the step's own counted, `[rows]`.
+    pub context_lens: DeviceTensor,
+    /// Cache blocks of all rows, one row after the other.
+    pub block_tables: DeviceTensor,
+    /// Where each row's blocks start in `block_tables`, `[rows + 1]`.
+    pub table_offsets: DeviceTensor,
+    /// [`AttentionPlan::items`], `[max_items, 2]`.
+    pub items: DeviceTensor,
+    /// [`AttentionPlan::first_item`], `[rows]`.
+    pub first_item: DeviceTensor,
+    /// How many items there are, `[1]`.
+    pub item_count: DeviceTensor,
+    /// [`AttentionPlan::tiles`], `[max_tiles, 2]`.
+    pub tiles: DeviceTensor,
+}
+
+/// What chunks of a row hand to each other. One serves all layers and graphs: the stream runs them in turn.
+#[derive(Clone, Debug)]
+pub struct AttentionScratch {
+    /// For each item and q head `head_dim + 4` f32, uninitialised.
+    pub partials: DeviceTensor,
+    /// For each row and tile of 8 q heads of a group a u32; zero before and after each launch.
+    pub counters: DeviceTensor,
+}
+
+impl AttentionScratch {
+    /// Bytes of GPU memory that `new` takes.
+    pub fn bytes(max_items: usize, max_rows: usize, shape: &AttentionShape) -> usize {
+        partial_bytes(max_items, shape) + counter_bytes(max_rows, shape)
+    }
+
+    /// Scratch memory for `max_items` items of `max_rows` rows. The largest of several shapes serves all.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn new(gpu: &Gpu, max_items: usize, max_rows: usize, shape: &AttentionShape) -> Result<Self, CudaError> {
+        let what = "merging parts of attention";
+        let partials = gpu.empty(1, partial_bytes(max_items, shape) / DType::F32.size(), DType::F32, what)?;
+        let counters = gpu.zeros(1, counter_bytes(max_rows, shape) / DType::U32.size(), DType::U32, what)?;
+        Ok(Self { partials, counters })
+    }
+}
+
+/// The tensors of one layer's attention, all of one dtype, bf16 or f16.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionTensors<'a> {
+    /// `[tokens, (q_heads + 2 kv_heads) * head_dim]`; q is read, normed and rotated already.
+    pub qkv: &'a DeviceTensor,
+    /// `[blocks * kv_heads * 16, head_dim]`: the cache's keys, those of the step among them.
+    pub keys: &'a DeviceTensor,
+    /// The cache's values, likewise.
+    pub values: &'a DeviceTensor,
+    /// `[tokens, q_heads * head_dim]`, written.
+    pub out: &'a DeviceTensor,
+}
+
+/// The kernels for one dtype and head size.
+#[derive(Clone, Copy, Debug)]
+struct HeadKernels {
+    dtype: DType,
+    head_dim: usize,
+    decode: Kernel,
+    /// Blocks of `decode` that the whole card runs at once.
+    decode_blocks: usize,
+    prefill: Kernel,
+    prefill_shared_bytes: usize,
+}
+
+impl HeadKernels {
+    fn load(gpu: &Gpu, dtype: DType, head_dim: usize) -> Result<Self, CudaError> {
+        let name = |kernel: &str| format!("{kernel}_{}_d{head_dim}", dtype.suffix());
+        let decode = gpu.kernel("attention_decode", &name("attention_decode"))?;
+        let decode_blocks = gpu.blocks_per_multiprocessor(decode, THREADS, 0)? * gpu.limits().multiprocessors;
+        let prefill = gpu.kernel("attention_prefill", &name("attention_prefill"))?;
+        let keys = if head_dim == 256 { 32 } else { 64 };
+        let prefill_shared_bytes = (tile_queries(head_dim) + 4 * keys) * head_dim * dtype.size();
+        gpu.allow_shared_memory(prefill, prefill_shared_bytes)?;
+        Ok(Self { dtype, head_dim, decode, decode_blocks, prefill, prefill_shared_bytes })
+    }
+}
+
+/// Attention for all dtypes and head sizes that have kernels.
+#[derive(Clone, Debug)]
+pub struct AttentionKernels {
+    kernels: Vec<HeadKernels>,
+}
+
+impl AttentionKernels {
+    /// Looks the kernels up.
+    ///
+    /// # Errors
+    /// [`CudaError::NoKernel`]; if the card has less shared memory than they need.
+    pub fn load(gpu: &Gpu) -> Result<Self, CudaError> {
+        let mut kernels = Vec::new();
+        for dtype in [DType::Bf16, DType::F16] {
+            for head_dim in HEAD_DIMS {
+                kernels.push(HeadKernels::load(gpu, dtype, head_dim)?);
+            }
+        }
+        Ok(Self { kernels })
+    }
+
+    /// Attention of the rows in `arrays.items`. `max_items` bounds the grid alone: a graph that was captured with it
+    /// may be replayed with any count up to it. A row's bits depend on that row alone.
+    ///
+    /// # Errors
+    /// If dtypes or shapes do not fit, or `arrays` or `scratch` are too small for `max_items`.
+    pub fn decode(
+        &self,
+        gpu: &Gpu,
+        shape: &AttentionShape,
+        tensors: AttentionTensors<'_>,
+        arrays: &AttentionArrays,
+        scratch: &AttentionScratch,
+        max_items: usize,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "attention_decode";
+        let kernels = self.check(OP, shape, tensors, arrays)?;
+        let rows = length(&arrays.context_lens);
+        let fits = [
+            (&arrays.items, 2 * max_items * DType::U32.size(), "items"),
+            (&arrays.first_item, rows * DType::U32.size(), "first_item"),
+            (&arrays.item_count, DType::U32.size(), "item_count"),
+            (&scratch.partials, partial_bytes(max_items, shape), "partials"),
+            (&scratch.counters, counter_bytes(rows, shape), "counters"),
+        ];
+        for (tensor, bytes, what) in fits {
+            if tensor.bytes() < bytes {
+                return Err(CudaError::argument(OP, format!("{what}, {tensor:?}, need {bytes} bytes")));
+            }
+        }
+        let arguments = Arguments::new()
+            .tensor(tensors.out)
+            .tensor(&scratch.partials)
+            .tensor(&scratch.counters)
+            .tensor(tensors.qkv)
+            .tensor(tensors.keys)
+            .tensor(tensors.values)
+            .tensor(&arrays.cu_seqlens_q)
+            .tensor(&arrays.context_lens)
+            .tensor(&arrays.block_tables)
+            .tensor(&arrays.table_offsets)
+            .tensor(&arrays.items)
+            .tensor(&arrays.first_item)
+            .tensor(&arrays.item_count)
+            .size(shape.q_heads)
+            .size(shape.kv_heads)
+            .size(shape.sliding_window.map_or(0, |window| window as usize))
+            .f32(shape.scale);
+        let work = max_items * shape.kv_heads * shape.head_tiles();
+        // SAFETY: tensors, arrays and scratch were checked; what the arrays say is the runner's promise.
+        unsafe { gpu.launch(kernels.decode, Grid::linear(work.min(kernels.decode_blocks), THREADS), arguments) }
+    }
+
+    /// Attention of the first `tiles` of `arrays.tiles`.
+    ///
+    /// # Errors
+    /// If dtypes or shapes do not fit, or `arrays` holds fewer tiles.
+    pub fn prefill(
+        &self,
+        gpu: &Gpu,
+        shape: &AttentionShape,
+        tensors: AttentionTensors<'_>,
+        arrays: &AttentionArrays,
+        tiles: usize,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "attention_prefill";
+        let kernels = self.check(OP, shape, tensors, arrays)?;
+        if length(&arrays.tiles) < 2 * tiles {
+            return Err(CudaError::argument(OP, format!("{tiles} tiles in {:?}", arrays.tiles)));
+        }
+        let arguments = Arguments::new()
+            .tensor(tensors.out)
+            .tensor(tensors.qkv)
+            .tensor(tensors.keys)
+            .tensor(tensors.values)
+            .tensor(&arrays.cu_seqlens_q)
+            .tensor(&arrays.context_lens)
+            .tensor(&arrays.block_tables)
+            .tensor(&arrays.table_offsets)
+            .tensor(&arrays.tiles)
+            .size(shape.q_heads)
+            .size(shape.kv_heads)
+            .size(shape.sliding_window.map_or(0, |window| window as usize))
+            .f32(shape.scale);
+        let mut grid = Grid::linear(tiles * shape.q_heads, THREADS);
+        grid.shared_bytes = kernels.prefill_shared_bytes as u32;
+        // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
+        unsafe { gpu.launch(kernels.prefill, grid, arguments) }
+    }
+
+    /// The kernels for these tensors, which fit the shape and each other.
+    fn check(
+        &self,
+        op: &'static str,
+        shape: &AttentionShape,
+        tensors: AttentionTensors<'_>,
+        arrays: &AttentionArrays,
+    ) -> Result<&HeadKernels, CudaError> {
+        let AttentionTensors { qkv, keys, values, out } = tensors;
+        let wrong = |message: String| Err(CudaError::argument(op, message));
+        let AttentionShape { q_heads, kv_heads, head_dim, scale, sliding_window } = *shape;
+        if kv_heads == 0 || q_heads == 0 || !q_heads.is_multiple_of(kv_heads) || q_heads / kv_heads > MAX_GROUP {
+            return wrong(format!("{q_heads} q heads over {kv_heads} kv heads"));
+        }
+        if scale <= 0.0 || !scale.is_finite() || sliding_window.is_some_and(|window| window == 0 || window > 1 << 30) {
+            return wrong(format!("a scale of {scale}, a window of {sliding_window:?}"));
+        }
+        if [keys, values, out].iter().any(|tensor| tensor.dtype() != qkv.dtype()) {
+            return wrong(format!("dtypes of {tensors:?}"));
+        }
+        if qkv.columns() != shape.row_len() || out.columns() != q_heads * head_dim || out.rows() != qkv.rows() {
+            return wrong(format!("{qkv:?} to {out:?} with {shape:?}"));
+        }
+        let cache_fits = keys.columns() == head_dim && keys.rows().is_multiple_of(kv_heads * BLOCK_TOKENS);
+        if !cache_fits || (values.rows(), values.columns()) != (keys.rows(), keys.columns()) {
+            return wrong(format!("a cache of {keys:?} and {values:?} with {shape:?}"));
+        }
+        let rows = length(&arrays.context_lens);
+        let all = [
+            &arrays.cu_seqlens_q,
+            &arrays.context_lens,
+            &arrays.block_tables,
+            &arrays.table_offsets,
+            &arrays.items,
+            &arrays.first_item,
+            &arrays.item_count,
+            &arrays.tiles,
+        ];
+        if all.iter().any(|array| array.dtype() != DType::U32)
+            || length(&arrays.cu_seqlens_q) <= rows
+            || length(&arrays.table_offsets) <= rows
+        {
+            return wrong(format!("{arrays:?}"));
+        }
+        let found = self.kernels.iter().find(|kernels| kernels.dtype == qkv.dtype() && kernels.head_dim == head_dim);
+        found.ok_or_else(|| CudaError::argument(op, format!("{qkv:?} with heads of {head_dim}")))
+    }
+}
+
+/// Elements of an array.
+fn length(array: &DeviceTensor) -> usize {
+    array.rows() * array.columns()
+}

@@ -1,0 +1,425 @@
+//! Attention over the paged cache, beside the CPU's and beside itself in other batches.
+
+use super::gpu;
+use crate::cpu::{Cpu, KvLayerRef};
+use crate::cuda::{
+    AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, DType,
+    DeviceTensor,
+};
+use crate::ops::{AttentionRef, HeadShape, KvLayout};
+
+/// Tokens of a cache block.
+const BLOCK: usize = 16;
+
+/// A small generator with a fixed seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Even in -`limit` to `limit`, as `dtype` rounds it.
+    fn float(&mut self, limit: f32, dtype: DType) -> f32 {
+        round(((self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0) * limit, dtype)
+    }
+}
+
+fn round(x: f32, dtype: DType) -> f32 {
+    if dtype == DType::Bf16 { half::bf16::from_f32(x).to_f32() } else { half::f16::from_f32(x).to_f32() }
+}
+
+fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
+    let bits = |x: f32| {
+        if dtype == DType::Bf16 { half::bf16::from_f32(x).to_bits() } else { half::f16::from_f32(x).to_bits() }
+    };
+    values.iter().flat_map(|&x| bits(x).to_le_bytes()).collect()
+}
+
+fn decode_floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
+    let float = |bits: u16| {
+        if dtype == DType::Bf16 { half::bf16::from_bits(bits).to_f32() } else { half::f16::from_bits(bits).to_f32() }
+    };
+    bytes.chunks_exact(2).map(|pair| float(u16::from_le_bytes([pair[0], pair[1]]))).collect()
+}
+
+fn u32_tensor(values: &[u32], spare: usize) -> DeviceTensor {
+    let tensor = poisoned(1, values.len() + spare, DType::U32);
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    gpu().upload(&tensor, &bytes).expect("it fits");
+    tensor
+}
+
+/// A tensor full of bytes 0xFF: no number in any float, and no index.
+fn poisoned(rows: usize, columns: usize, dtype: DType) -> DeviceTensor {
+    let tensor = gpu().empty(rows, columns, dtype, "a test").expect("memory");
+    gpu().upload(&tensor, &vec![0xFF; tensor.bytes()]).expect("it fits");
+    tensor
+}
+
+/// A row of a batch: its cache blocks, its tokens in the cache, how many of them are new.
+#[derive(Clone)]
+struct Row {
+    table: Vec<u32>,
+    context: usize,
+    queries: usize,
+}
+
+/// A cache of one layer, the same on both sides; slots that belong to no token hold no number.
+struct Cache {
+    layout: KvLayout,
+    dtype: DType,
+    cpu_keys: Vec<f32>,
+    cpu_values: Vec<f32>,
+    keys: DeviceTensor,
+    values: DeviceTensor,
+}
+
+impl Cache {
+    /// A cache of rows of these `(context, queries)`, their blocks in random order.
+    fn new(random: &mut Random, layout: KvLayout, dtype: DType, lens: &[(usize, usize)]) -> (Self, Vec<Row>) {
+        let blocks: usize = 3 + lens.iter().map(|(context, _)| context.div_ceil(BLOCK)).sum::<usize>();
+        let mut ids: Vec<u32> = (0..blocks as u32).collect();
+        for i in (1..blocks).rev() {
+            ids.swap(i, random.next() as usize % (i + 1));
+        }
+        let (heads, d) = (layout.kv_heads, layout.head_dim);
+        let len = blocks * heads * BLOCK * d;
+        let (mut cpu_keys, mut cpu_values) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+        let (mut keys, mut values) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+        let mut rows = Vec::new();
+        for &(context, queries) in lens {
+            let table = ids.split_off(ids.len() - context.div_ceil(BLOCK));
+            for token in 0..context {
+                let (block, slot) = (table[token / BLOCK] as usize, token % BLOCK);
+                for start in (0..heads).map(|head| (block * heads + head) * BLOCK * d) {
+                    for i in 0..d {
+                        let (k, v) = (random.float(1.0, dtype), random.float(1.0, dtype));
+                        cpu_keys[start + i * BLOCK + slot] = k;
+                        keys[start + slot * d + i] = k;
+                        cpu_values[start + slot * d + i] = v;
+                        values[start + slot * d + i] = v;
+                    }
+                }
+            }
+            rows.push(Row { table, context, queries });
+        }
+        let device = |values: &[f32]| {
+            let tensor = gpu().empty(blocks * heads * BLOCK, d, dtype, "a test").expect("memory");
+            gpu().upload(&tensor, &encode(values, dtype)).expect("it fits");
+            tensor
+        };
+        let (keys, values) = (device(&keys), device(&values));
+        (Self { layout, dtype, cpu_keys, cpu_values, keys, values }, rows)
+    }
+}
+
+/// Rows that are computed together, with their qkv.
+struct Batch<'a> {
+    cache: &'a Cache,
+    shape: AttentionShape,
+    rows: Vec<Row>,
+    qkv: Vec<f32>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(random: &mut Random, cache: &'a Cache, shape: AttentionShape, rows: &[Row]) -> Self {
+        let tokens: usize = rows.iter().map(|row| row.queries).sum();
+        let q = shape.q_heads * shape.head_dim;
+        // k and v of the step are in the cache already: nothing may read them here.
+        let mut qkv = vec![f32::NAN; tokens * shape.row_len()];
+        for row in qkv.chunks_exact_mut(shape.row_len()) {
+            row[..q].fill_with(|| random.float(4.0, cache.dtype));
+        }
+        Self { cache, shape, rows: rows.to_vec(), qkv }
+    }
+
+    /// The batch of row `index` alone.
+    fn alone(&self, index: usize) -> Self {
+        let before: usize = self.rows[..index].iter().map(|row| row.queries).sum();
+        let len = self.shape.row_len();
+        let qkv = self.qkv[before * len..(before + self.rows[index].queries) * len].to_vec();
+        Self { cache: self.cache, shape: self.shape, rows: vec![self.rows[index].clone()], qkv }
+    }
+
+    fn tokens(&self) -> usize {
+        self.qkv.len() / self.shape.row_len()
+    }
+
+    fn out_len(&self) -> usize {
+        self.shape.q_heads * self.shape.head_dim
+    }
+
+    fn lens(&self) -> (Vec<u32>, Vec<u32>) {
+        self.rows.iter().map(|row| (row.context as u32, row.queries as u32)).unzip()
+    }
+
+    /// `cu_seqlens_q`, block tables and their offsets.
+    fn arrays(&self) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
+        let (mut starts, mut tables, mut offsets) = (vec![0], Vec::new(), vec![0]);
+        for row in &self.rows {
+            starts.push(starts[starts.len() - 1] + row.queries as u32);
+            tables.extend_from_slice(&row.table);
+            offsets.push(tables.len() as u32);
+        }
+        (starts, tables, offsets)
+    }
+
+    fn on_cpu(&self) -> Vec<f32> {
+        let (cu_seqlens_q, block_tables, block_table_offsets) = self.arrays();
+        let inputs = AttentionRef {
+            cu_seqlens_q: &cu_seqlens_q,
+            context_lens: &self.lens().0,
+            block_tables: &block_tables,
+            block_table_offsets: &block_table_offsets,
+        };
+        let AttentionShape { q_heads, kv_heads, head_dim, scale, sliding_window } = self.shape;
+        let heads = HeadShape { q_heads, kv_heads, head_dim };
+        let Cache { layout, cpu_keys, cpu_values, .. } = self.cache;
+        let kv = KvLayerRef { layout: *layout, keys: cpu_keys, values: cpu_values };
+        let mut out = vec![f32::NAN; self.tokens() * self.out_len()];
+        Cpu::new(None).attention(&self.qkv, heads, kv, inputs, scale, sliding_window, &mut out);
+        out
+    }
+
+    fn on_gpu(&self, kernels: &AttentionKernels) -> Device {
+        let (context_lens, q_lens) = self.lens();
+        let mut plan = AttentionPlan::default();
+        plan.fill(&context_lens, &q_lens, self.shape.head_dim);
+        let (starts, tables, offsets) = self.arrays();
+        let arrays = AttentionArrays {
+            cu_seqlens_q: u32_tensor(&starts, 0),
+            context_lens: u32_tensor(&context_lens, 0),
+            block_tables: u32_tensor(&tables, 1),
+            table_offsets: u32_tensor(&offsets, 0),
+            items: u32_tensor(plan.items.as_flattened(), 8),
+            first_item: u32_tensor(&plan.first_item, 0),
+            item_count: u32_tensor(&[plan.items.len() as u32], 0),
+            tiles: u32_tensor(plan.tiles.as_flattened(), 8),
+        };
+        let max_items = plan.items.len() + 3; // as in a graph, the bound is higher than the count
+        let scratch = AttentionScratch::new(gpu(), max_items, self.rows.len(), &self.shape).expect("memory");
+        gpu().upload(&scratch.partials, &vec![0xFF; scratch.partials.bytes()]).expect("it fits");
+        let qkv = poisoned(self.tokens(), self.shape.row_len(), self.cache.dtype);
+        gpu().upload(&qkv, &encode(&self.qkv, self.cache.dtype)).expect("it fits");
+        let out = poisoned(self.tokens(), self.out_len(), self.cache.dtype);
+        let (keys, values) = (self.cache.keys.clone(), self.cache.values.clone());
+        let (shape, kernels) = (self.shape, kernels.clone());
+        Device { shape, kernels, arrays, scratch, max_items, tiles: plan.tiles.len(), qkv, keys, values, out }
+    }
+
+    /// Fails unless each token's output is within the dtype's rounding of the CPU's.
+    #[track_caller]
+    fn assert_close(&self, found: &[u8], expected: &[f32], what: &str) {
+        let found = decode_floats(found, self.cache.dtype);
+        let limit = if self.cache.dtype == DType::Bf16 { 1e-2 } else { 2e-3 };
+        let mut token = 0;
+        for row in &self.rows {
+            for query in 0..row.queries {
+                let range = token * self.out_len()..(token + 1) * self.out_len();
+                let (found, expected) = (&found[range.clone()], &expected[range]);
+                let square = |x: f32| f64::from(x) * f64::from(x);
+                let error: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+                let norm: f64 = expected.iter().map(|&x| square(x)).sum();
+                let error = (error / norm).sqrt();
+                assert!(
+                    error < limit,
+                    "{what}: query {query} of {} at context {} is off by {error:e}; {:?} window {:?}, {:?}",
+                    row.queries,
+                    row.context,
+                    (self.shape.q_heads, self.shape.kv_heads, self.shape.head_dim),
+                    self.shape.sliding_window,
+                    self.cache.dtype,
+                );
+                token += 1;
+            }
+        }
+    }
+}
+
+/// A batch on the GPU.
+struct Device {
+    shape: AttentionShape,
+    kernels: AttentionKernels,
+    arrays: AttentionArrays,
+    scratch: AttentionScratch,
+    max_items: usize,
+    tiles: usize,
+    qkv: DeviceTensor,
+    keys: DeviceTensor,
+    values: DeviceTensor,
+    out: DeviceTensor,
+}
+
+impl Device {
+    fn tensors(&self) -> AttentionTensors<'_> {
+        AttentionTensors { qkv: &self.qkv, keys: &self.keys, values: &self.values, out: &self.out }
+    }
+
+    fn decode(&self) {
+        self.kernels
+            .decode(gpu(), &self.shape, self.tensors(), &self.arrays, &self.scratch, self.max_items)
+            .expect("a launch");
+    }
+
+    fn prefill(&self) {
+        self.kernels.prefill(gpu(), &self.shape, self.tensors(), &self.arrays, self.tiles).expect("a launch");
+    }
+
+    fn out(&self) -> Vec<u8> {
+        gpu().download(&self.out).expect("the kernels ran")
+    }
+}
+
+fn shape(kv_heads: usize, group: usize, head_dim: usize, sliding_window: Option<u32>) -> AttentionShape {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    AttentionShape { q_heads: kv_heads * group, kv_heads, head_dim, scale, sliding_window }
+}
+
+const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
+const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
+const GROUPS: [usize; 8] = [1, 3, 4, 6, 7, 8, 12, 16];
+const WINDOWS: [Option<u32>; 4] = [None, Some(1), Some(37), Some(700)];
+
+/// Runs `lens` with every head size, dtype, group and window.
+fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
+    let kernels = AttentionKernels::load(gpu()).expect("kernels");
+    let mut random = Random(seed);
+    for head_dim in HEAD_DIMS {
+        for dtype in DTYPES {
+            let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 2, head_dim }, dtype, lens);
+            for group in GROUPS {
+                for window in WINDOWS {
+                    let batch = Batch::new(&mut random, &cache, shape(2, group, head_dim, window), &rows);
+                    let device = batch.on_gpu(&kernels);
+                    device.decode();
+                    device.prefill();
+                    batch.assert_close(&device.out(), &batch.on_cpu(), what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_attention_decode_matches_the_cpu() {
+    let contexts = [1, 15, 16, 17, 255, 256, 257, 1000, 9000];
+    let lens: Vec<(usize, usize)> = contexts.map(|context| (context, 1)).into();
+    compare(30, &lens, "decode");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_attention_prefill_matches_the_cpu() {
+    let lens = [(2, 2), (17, 17), (63, 2), (64, 64), (65, 65), (129, 129), (300, 257), (1000, 5), (1500, 130)];
+    compare(31, &lens, "prefill");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_attention_of_a_mixed_batch_matches_the_cpu() {
+    let lens = [(300, 1), (70, 33), (0, 0), (8200, 1), (1, 1), (200, 129)];
+    compare(32, &lens, "mixed");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_attention_kernels_write_their_own_rows_only() {
+    let kernels = AttentionKernels::load(gpu()).expect("kernels");
+    let mut random = Random(33);
+    let lens = [(300, 1), (70, 33), (600, 1)];
+    let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 3, head_dim: 128 }, DType::Bf16, &lens);
+    let batch = Batch::new(&mut random, &cache, shape(3, 5, 128, None), &rows);
+    let row_bytes = batch.out_len() * 2;
+    let untouched = |out: &[u8], token: usize| out[token * row_bytes..][..row_bytes].iter().all(|&byte| byte == 0xFF);
+    let device = batch.on_gpu(&kernels);
+    device.decode();
+    let out = device.out();
+    assert!((0..35).all(|token| untouched(&out, token) == (1..34).contains(&token)), "decode");
+    let device = batch.on_gpu(&kernels);
+    device.prefill();
+    let out = device.out();
+    assert!((0..35).all(|token| untouched(&out, token) != (1..34).contains(&token)), "prefill");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_attention_decode_is_the_same_alone_in_a_batch_and_again() {
+    let kernels = AttentionKernels::load(gpu()).expect("kernels");
+    let mut random = Random(34);
+    let lens: Vec<(usize, usize)> = (0..40).map(|i| ([5, 640, 257, 3000, 9000][i % 5] + i, 1)).collect();
+    for (group, window) in [(4, None), (12, Some(1000))] {
+        let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 2, head_dim: 128 }, DType::Bf16, &lens);
+        let batch = Batch::new(&mut random, &cache, shape(2, group, 128, window), &rows);
+        let device = batch.on_gpu(&kernels);
+        device.decode();
+        let together = device.out();
+        for _ in 0..20 {
+            gpu().upload(&device.out, &vec![0xFF; device.out.bytes()]).expect("it fits");
+            device.decode();
+            assert!(device.out() == together, "again");
+        }
+        let counters = gpu().download(&device.scratch.counters).expect("the kernels ran");
+        assert!(counters.iter().all(|&byte| byte == 0), "counters are ready for the next launch");
+        for index in 0..rows.len() {
+            let alone = batch.alone(index).on_gpu(&kernels);
+            alone.decode();
+            let row_bytes = batch.out_len() * 2;
+            assert!(alone.out() == together[index * row_bytes..][..row_bytes], "row {index} alone");
+        }
+    }
+}
+
+/// A batch over caches that are used in turn, so that the second-level cache holds none of them.
+fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: usize) -> (f64, f64) {
+    let kernels = AttentionKernels::load(gpu()).expect("kernels");
+    let shape = shape(kv_heads, q_heads / kv_heads, 128, None);
+    let per_row = context.div_ceil(BLOCK);
+    let blocks = rows * per_row;
+    let layout = KvLayout { kv_heads, head_dim: 128 };
+    let kv_bytes = 2 * blocks * layout.block_len() * DType::Bf16.size();
+    let zeros = || gpu().zeros(blocks * kv_heads * BLOCK, 128, DType::Bf16, "a bench").expect("memory");
+    let caches: Vec<_> = (0..(256 << 20) / kv_bytes + 1).map(|_| (zeros(), zeros())).collect();
+    let table = |row: usize| (0..per_row).map(|i| ((i * rows + row) as u32 * 7919) % blocks as u32).collect();
+    let rows: Vec<Row> = (0..rows).map(|row| Row { table: table(row), context, queries }).collect();
+    let (keys, values) = caches[0].clone();
+    let cache = Cache { layout, dtype: DType::Bf16, cpu_keys: vec![], cpu_values: vec![], keys, values };
+    let batch = Batch::new(&mut Random(35), &cache, shape, &rows);
+    let device = batch.on_gpu(&kernels);
+    let mut calls = 0;
+    let microseconds = gpu().time(caches.len().max(20), |gpu| {
+        calls += 1;
+        let (keys, values) = &caches[calls % caches.len()];
+        let tensors = AttentionTensors { keys, values, ..device.tensors() };
+        if device.tiles == 0 {
+            device.kernels.decode(gpu, &shape, tensors, &device.arrays, &device.scratch, device.max_items)
+        } else {
+            device.kernels.prefill(gpu, &shape, tensors, &device.arrays, device.tiles)
+        }
+    });
+    (microseconds.expect("the kernels ran"), kv_bytes as f64)
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_bench_attention() {
+    for (q_heads, kv_heads) in [(32, 8), (12, 2)] {
+        for (rows, context) in [(1, 640), (32, 640), (256, 640), (1, 32_768)] {
+            let (microseconds, kv_bytes) = bench(q_heads, kv_heads, rows, context, 1);
+            println!(
+                "decode {q_heads}/{kv_heads} x128, {rows} rows of {context}: {microseconds:.1} us, {:.0} GB/s",
+                kv_bytes / microseconds / 1e3
+            );
+        }
+        let (microseconds, _) = bench(q_heads, kv_heads, 1, 4096, 4096);
+        let flops = 4.0 * 128.0 * q_heads as f64 * 4096.0 * 4097.0 / 2.0;
+        println!(
+            "prefill {q_heads}/{kv_heads} x128, 4096 tokens: {microseconds:.1} us, {:.0} TFLOP/s",
+            flops / microseconds / 1e6
+        );
+    }
+}
