@@ -6,10 +6,13 @@
 
 mod attention;
 mod blas;
+mod check;
+mod elementwise;
 mod error;
 mod gemm;
 mod gpu;
 mod kernel;
+mod rope;
 mod tensor;
 mod timing;
 
@@ -17,8 +20,10 @@ pub use attention::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors,
 };
 pub use blas::{Blas, BlasMissing, Tuned};
+pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 pub use gemm::{Gemm, Product};
 pub use gpu::{Gpu, GpuLimits};
 pub use kernel::{Arguments, Grid, Kernel};
+pub use rope::{RopeKernels, RopeShape, RopeWeights};
 pub use tensor::{DType, DeviceTensor, PinnedMemory};

@@ -1,0 +1,129 @@
+// Rows moved or changed element by element: embedding, gathering, the gated activation, bias, conversion.
+#include "lantern.cuh"
+
+// residual[t] = float(table[id(t)]): table [vocab, width], ids u32 [T], residual f32 [T, width]. An id whose top bit is
+// set names a place of `last_tokens` u32 [slots], which holds the token that an earlier step drew. What is outside the
+// table is read as token 0. Grid: (T, blocks over the row's packs of 8). Moves 6 bytes an element.
+template <typename T>
+__device__ void embed(
+    float* residual, const T* table, const uint32_t* ids, const uint32_t* last_tokens, int width, int vocab, int slots
+) {
+    uint32_t id = ids[blockIdx.x];
+    if (id & 0x80000000u) {
+        uint32_t slot = id & 0x7fffffffu;
+        id = slot < uint32_t(slots) ? last_tokens[slot] : 0;
+    }
+    if (id >= uint32_t(vocab)) id = 0;
+    const T* from = table + size_t(id) * width;
+    float* to = residual + size_t(blockIdx.x) * width;
+    int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
+    if (width % 8 == 0) {
+        for (int pack = first; pack < width / 8; pack += step) {
+            Pack<T, 8> in = reinterpret_cast<const Pack<T, 8>*>(from)[pack];
+            Pack<float, 4> low, high;
+#pragma unroll
+            for (int i = 0; i < 4; i++) low.at[i] = to_float(in.at[i]), high.at[i] = to_float(in.at[4 + i]);
+            reinterpret_cast<Pack<float, 4>*>(to)[2 * pack] = low;
+            reinterpret_cast<Pack<float, 4>*>(to)[2 * pack + 1] = high;
+        }
+    } else {
+        for (int i = first; i < width; i += step) to[i] = to_float(from[i]);
+    }
+}
+
+// dst[i] = x[rows[i]] for rows of `bytes` (even): rows u32 [R]. A row that is not below `count` is read as row 0.
+// Grid: (R, blocks over the row's 16-byte packs). Moves twice the bytes of dst.
+extern "C" __global__ void gather_rows(char* dst, const char* x, const uint32_t* rows, int bytes, int count) {
+    uint32_t row = rows[blockIdx.x];
+    const char* from = x + size_t(row < uint32_t(count) ? row : 0) * bytes;
+    char* to = dst + size_t(blockIdx.x) * bytes;
+    int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
+    if (bytes % 16 == 0) {
+        for (int i = first; i < bytes / 16; i += step) {
+            reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
+        }
+    } else {
+        for (int i = first; i < bytes / 2; i += step) {
+            reinterpret_cast<uint16_t*>(to)[i] = reinterpret_cast<const uint16_t*>(from)[i];
+        }
+    }
+}
+
+__device__ __forceinline__ float silu_times(float gate, float up) {
+    return __fdividef(gate, 1.f + __expf(-gate)) * up;
+}
+
+// dst[t, i] = silu(gate_up[t, i]) * gate_up[t, width + i]: gate_up [T, 2 width], dst [T, width].
+// Grid: (T, blocks over the row's packs of 8). Moves 6 bytes an element of dst.
+template <typename T>
+__device__ void silu_mul(T* dst, const T* gate_up, int width) {
+    const T* gate = gate_up + size_t(blockIdx.x) * 2 * width;
+    const T* up = gate + width;
+    T* to = dst + size_t(blockIdx.x) * width;
+    int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
+    if (width % 8 == 0) {
+        for (int pack = first; pack < width / 8; pack += step) {
+            Pack<T, 8> g = reinterpret_cast<const Pack<T, 8>*>(gate)[pack];
+            Pack<T, 8> u = reinterpret_cast<const Pack<T, 8>*>(up)[pack];
+            Pack<T, 8> out;
+#pragma unroll
+            for (int i = 0; i < 8; i++) out.at[i] = from_float<T>(silu_times(to_float(g.at[i]), to_float(u.at[i])));
+            reinterpret_cast<Pack<T, 8>*>(to)[pack] = out;
+        }
+    } else {
+        for (int i = first; i < width; i += step) to[i] = from_float<T>(silu_times(to_float(gate[i]), to_float(up[i])));
+    }
+}
+
+// x[t, i] += bias[i]: x [T, width], bias f32 [width]. Grid: (T, blocks over the row's packs of 8). 4 bytes an element.
+template <typename T>
+__device__ void add_bias(T* x, const float* bias, int width) {
+    T* row = x + size_t(blockIdx.x) * width;
+    int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
+    if (width % 8 == 0) {
+        for (int pack = first; pack < width / 8; pack += step) {
+            Pack<T, 8> v = reinterpret_cast<Pack<T, 8>*>(row)[pack];
+            Pack<float, 4> low = reinterpret_cast<const Pack<float, 4>*>(bias)[2 * pack];
+            Pack<float, 4> high = reinterpret_cast<const Pack<float, 4>*>(bias)[2 * pack + 1];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                v.at[i] = from_float<T>(to_float(v.at[i]) + low.at[i]);
+                v.at[4 + i] = from_float<T>(to_float(v.at[4 + i]) + high.at[i]);
+            }
+            reinterpret_cast<Pack<T, 8>*>(row)[pack] = v;
+        }
+    } else {
+        for (int i = first; i < width; i += step) row[i] = from_float<T>(to_float(row[i]) + bias[i]);
+    }
+}
+
+// dst[i] = x[i], rounded to nearest: x f32 [count]. Grid: a thread for 8 elements. 6 bytes an element.
+template <typename T>
+__device__ void convert(T* dst, const float* x, size_t count) {
+    size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+    if (at + 8 <= count) {
+        Pack<float, 4> low = *reinterpret_cast<const Pack<float, 4>*>(x + at);
+        Pack<float, 4> high = *reinterpret_cast<const Pack<float, 4>*>(x + at + 4);
+        Pack<T, 8> out;
+#pragma unroll
+        for (int i = 0; i < 4; i++) out.at[i] = from_float<T>(low.at[i]), out.at[4 + i] = from_float<T>(high.at[i]);
+        *reinterpret_cast<Pack<T, 8>*>(dst + at) = out;
+    } else {
+        for (; at < count; at++) dst[at] = from_float<T>(x[at]);
+    }
+}
+
+#define ROWS(T)                                                                                                       \
+    extern "C" __global__ void embed_##T(                                                                             \
+        float* residual, const T* table, const uint32_t* ids, const uint32_t* last_tokens, int width, int vocab,      \
+        int slots                                                                                                     \
+    ) {                                                                                                               \
+        embed<T>(residual, table, ids, last_tokens, width, vocab, slots);                                             \
+    }                                                                                                                 \
+    extern "C" __global__ void silu_mul_##T(T* dst, const T* gate_up, int width) { silu_mul<T>(dst, gate_up, width); } \
+    extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }       \
+    extern "C" __global__ void convert_##T(T* dst, const float* x, unsigned long long count) {                        \
+        convert<T>(dst, x, count);                                                                                    \
+    }
+ROWS(bf16)
+ROWS(f16)
