@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
-pub use engine::{DeviceWish, DeviceWishError, EngineConfig, Lag, MAX_SEQUENCES};
+pub use engine::{DeviceWish, DeviceWishError, EngineConfig, Lag, MAX_SEQUENCES, StepSizes};
 pub use keep_alive::{KeepAlive, KeepAliveError};
 pub use settings::{KEYS, Lookup, Origins, Settings};
 pub use size::{ByteSize, SizeError};
@@ -216,17 +216,13 @@ fn resolve_server(settings: &Settings, address: Address) -> Result<ServeConfig, 
 
 fn resolve_engine(settings: &Settings) -> EngineConfig {
     let default = EngineConfig::default();
-    let max_sequences = settings.max_sequences.unwrap_or(default.max_sequences);
     EngineConfig {
         threads: settings.threads,
         context_length: settings.context,
         kv_cache_bytes: settings.kv_cache.map(|size| size.0),
-        max_sequences,
-        // Whoever asks for more sequences alone means that a step holds them all.
-        max_step_tokens: settings.max_step_tokens.unwrap_or(default.max_step_tokens.max(max_sequences)),
-        max_prompt_chunk_while_decoding: settings
-            .max_prompt_chunk_while_decoding
-            .unwrap_or(default.max_prompt_chunk_while_decoding),
+        max_sequences: settings.max_sequences,
+        max_step_tokens: settings.max_step_tokens,
+        max_prompt_chunk_while_decoding: settings.max_prompt_chunk_while_decoding,
         max_waiting: settings.max_waiting.unwrap_or(default.max_waiting),
         prefix_cache: settings.prefix_cache.unwrap_or(default.prefix_cache),
         lag: default.lag,

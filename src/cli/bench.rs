@@ -4,14 +4,18 @@
 
 mod measure;
 mod report;
+mod serving;
 
 use super::flags::{EngineFlags, StoreFlags};
 use super::load;
 use super::{CliError, Session};
 use crate::config::Settings;
 use crate::device::Hardware;
+use crate::llm::Llm;
 use measure::Bench;
-use report::Report;
+use report::{Measured, Report};
+use std::path::PathBuf;
+use std::time::Instant;
 
 /// Arguments of `lantern bench`.
 #[derive(Clone, Debug, clap::Args)]
@@ -20,6 +24,12 @@ use report::Report;
 pub struct BenchArgs {
     /// Model to measure [default: smollm2:135m]
     model: Option<String>,
+    /// Measure the shapes of this config.json with random weights, instead of a model
+    #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
+    random_weights: Option<PathBuf>,
+    /// Measure what servers are compared by: all requests at once, 512 tokens in and 256 out, and long prompts
+    #[arg(long)]
+    serving: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -50,13 +60,30 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
     let config = session.resolve(settings)?;
     session.log(&config, "warn")?;
     let hardware = Hardware::detect();
-    let llm = load::load(&config, args.model.as_deref(), session)?;
+    let started = Instant::now();
+    let llm = match &args.random_weights {
+        Some(shapes) => Llm::builder().random_weights(shapes).engine_config(config.engine.clone()).load_blocking()?,
+        None => load::load(&config, args.model.as_deref(), session)?,
+    };
+    let start_seconds = started.elapsed().as_secs_f64();
     let mut bench = Bench::new(&llm, args.repeat);
     let runtime = super::runtime()?;
-    let mut rows = vec![runtime.block_on(bench.prompt(args.prompt))?];
-    for sequences in &args.sequences {
-        rows.push(runtime.block_on(bench.generate(args.generate, *sequences))?);
+    let (mut results, mut serving) = (Vec::new(), Vec::new());
+    if args.serving {
+        for sequences in &args.sequences {
+            serving.push(runtime.block_on(bench.answers(*sequences))?);
+        }
+        for sequences in [1, serving::LONG_PROMPT.1] {
+            serving.push(runtime.block_on(bench.prompts(sequences))?);
+        }
+        serving.push(runtime.block_on(bench.intrusion(32))?);
+    } else {
+        results.push(runtime.block_on(bench.prompt(args.prompt))?);
+        for sequences in &args.sequences {
+            results.push(runtime.block_on(bench.generate(args.generate, *sequences))?);
+        }
     }
-    let report = Report::new(&llm, &hardware, rows, measure::resident_bytes());
+    let measured = Measured { results, serving, start_seconds };
+    let report = Report::new(&llm, &hardware, measured, measure::resident_bytes());
     session.print(&if args.json { report.to_json() } else { report.to_string() })
 }

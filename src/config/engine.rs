@@ -80,20 +80,44 @@ pub struct EngineConfig {
     pub context_length: Option<u32>,
     /// Bytes of the KV cache. `None`: planned from the memory that is free.
     pub kv_cache_bytes: Option<u64>,
-    /// Sequences in one step, 1 to [`MAX_SEQUENCES`]. 64: beyond it a CPU's step grows about as fast as its rows.
-    pub max_sequences: u32,
-    /// Tokens in one step, at least `max_sequences`. 512: large enough that a prompt's matrix products reach full
-    /// speed, small enough that the workspace stays some tens of megabytes.
-    pub max_step_tokens: u32,
-    /// Prompt tokens in one step while somebody decodes, at least 1. 128: a long prompt of one person delays the next
-    /// token of another by no more than a fraction of a second on a small CPU.
-    pub max_prompt_chunk_while_decoding: u32,
+    /// Sequences in one step, 1 to [`MAX_SEQUENCES`]. `None`: see [`StepSizes`], as for the next three.
+    pub max_sequences: Option<u32>,
+    /// Tokens in one step, at least `max_sequences`.
+    pub max_step_tokens: Option<u32>,
+    /// Prompt tokens in one step while somebody decodes, at least 1.
+    pub max_prompt_chunk_while_decoding: Option<u32>,
     /// Requests that wait besides those that run; one more is refused. 256: minutes of work, not hours.
     pub max_waiting: u32,
     /// Keep the blocks of what was computed, and use them again where a prompt begins the same.
     pub prefix_cache: bool,
-    /// How late tokens are committed. [`Lag::Zero`], since this build computes on the CPU.
+    /// How late tokens are committed.
+    pub lag: Option<Lag>,
+}
+
+/// The sizes of a step, resolved for where it is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepSizes {
+    /// Sequences in one step.
+    pub max_sequences: u32,
+    /// Tokens in one step.
+    pub max_step_tokens: u32,
+    /// Prompt tokens in one step while somebody decodes.
+    pub max_prompt_chunk_while_decoding: u32,
+    /// How late tokens are committed.
     pub lag: Lag,
+}
+
+impl StepSizes {
+    /// A processor's. Beyond 64 sequences its step grows about as fast as its rows; with 512 tokens a prompt's matrix
+    /// products reach full speed and the workspace stays some tens of megabytes; a chunk of 128 delays the next token of
+    /// others by no more than a fraction of a second on a small processor; and it computes where it schedules.
+    pub const CPU: Self =
+        Self { max_sequences: 64, max_step_tokens: 512, max_prompt_chunk_while_decoding: 128, lag: Lag::Zero };
+
+    /// A GPU's. Decoding grows cheaper a sequence up to 256 of them; prompts reach full speed at thousands of tokens; a
+    /// chunk of 512 at most about triples the time of a step that decodes; and the host works while the GPU does.
+    pub const GPU: Self =
+        Self { max_sequences: 256, max_step_tokens: 8192, max_prompt_chunk_while_decoding: 512, lag: Lag::One };
 }
 
 impl Default for EngineConfig {
@@ -103,12 +127,12 @@ impl Default for EngineConfig {
             threads: None,
             context_length: None,
             kv_cache_bytes: None,
-            max_sequences: 64,
-            max_step_tokens: 512,
-            max_prompt_chunk_while_decoding: 128,
+            max_sequences: None,
+            max_step_tokens: None,
+            max_prompt_chunk_while_decoding: None,
             max_waiting: 256,
             prefix_cache: true,
-            lag: Lag::Zero,
+            lag: None,
         }
     }
 }
@@ -128,10 +152,26 @@ impl EngineConfig {
         if let Some(bytes) = self.kv_cache_bytes {
             within("kv_cache", bytes, 1 << 20, 1 << 50)?;
         }
-        within("max_sequences", self.max_sequences.into(), 1, MAX_SEQUENCES.into())?;
-        within("max_step_tokens", self.max_step_tokens.into(), self.max_sequences.max(16).into(), 1 << 20)?;
-        within("max_prompt_chunk_while_decoding", self.max_prompt_chunk_while_decoding.into(), 1, 1 << 20)?;
+        let sizes = self.step_sizes(StepSizes::CPU);
+        within("max_sequences", sizes.max_sequences.into(), 1, MAX_SEQUENCES.into())?;
+        within("max_step_tokens", sizes.max_step_tokens.into(), sizes.max_sequences.max(16).into(), 1 << 20)?;
+        within("max_prompt_chunk_while_decoding", sizes.max_prompt_chunk_while_decoding.into(), 1, 1 << 20)?;
         within("max_waiting", self.max_waiting.into(), 0, 1 << 20)
+    }
+
+    /// What was set, over `defaults`. Whoever asks for more sequences alone means that a step holds them all; whoever asks
+    /// for smaller steps alone means fewer sequences too.
+    pub fn step_sizes(&self, defaults: StepSizes) -> StepSizes {
+        let most_sequences = self.max_step_tokens.map_or(u32::MAX, |tokens| tokens.max(1));
+        let max_sequences = self.max_sequences.unwrap_or(defaults.max_sequences.min(most_sequences));
+        StepSizes {
+            max_sequences,
+            max_step_tokens: self.max_step_tokens.unwrap_or(defaults.max_step_tokens.max(max_sequences)),
+            max_prompt_chunk_while_decoding: self
+                .max_prompt_chunk_while_decoding
+                .unwrap_or(defaults.max_prompt_chunk_while_decoding),
+            lag: self.lag.unwrap_or(defaults.lag),
+        }
     }
 }
 
@@ -151,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_step_must_have_a_token_for_each_sequence() {
-        let config = EngineConfig { max_sequences: 600, ..EngineConfig::default() };
+        let config = EngineConfig { max_sequences: Some(600), max_step_tokens: Some(512), ..EngineConfig::default() };
         let error = config.validate().expect_err("600 sequences do not fit into 512 tokens").to_string();
         assert_eq!(error, "max_step_tokens is 512, outside 600 to 1048576");
     }
@@ -160,10 +200,10 @@ mod tests {
     fn numbers_outside_their_range_are_named() {
         let base = EngineConfig::default();
         let cases = [
-            (EngineConfig { max_sequences: 0, ..base.clone() }, "max_sequences is 0, outside 1 to 4096"),
+            (EngineConfig { max_sequences: Some(0), ..base.clone() }, "max_sequences is 0, outside 1 to 4096"),
             (EngineConfig { context_length: Some(3), ..base.clone() }, "context is 3, outside 16 to 16777216"),
             (
-                EngineConfig { max_prompt_chunk_while_decoding: 0, ..base.clone() },
+                EngineConfig { max_prompt_chunk_while_decoding: Some(0), ..base.clone() },
                 "max_prompt_chunk_while_decoding is 0, outside 1 to 1048576",
             ),
             (EngineConfig { threads: NonZeroUsize::new(5000), ..base }, "threads is 5000, outside 1 to 1024"),

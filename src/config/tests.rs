@@ -73,7 +73,7 @@ fn the_nearest_file_is_read_and_only_that() {
     let waiting =
         |variables: Pairs<'_>, files: Pairs<'_>| resolve(Settings::default(), variables, files).expect("valid").engine;
     assert_eq!(waiting(&[], &[near, user]).max_waiting, 1);
-    assert_eq!(waiting(&[], &[near, user]).max_sequences, 64);
+    assert_eq!(waiting(&[], &[near, user]).max_sequences, None);
     assert_eq!(waiting(&[], &[user, xdg]).max_waiting, 2);
     assert_eq!(waiting(&[("XDG_CONFIG_HOME", "/xdg")], &[user, xdg]).max_waiting, 3);
 }
@@ -95,7 +95,8 @@ fn sizes_durations_and_switches_reach_their_places() {
     assert_eq!(config.engine.kv_cache_bytes, Some(2 << 30));
     assert_eq!(config.engine.context_length, Some(4096));
     assert!(!config.engine.prefix_cache);
-    assert_eq!((config.engine.max_sequences, config.engine.max_step_tokens), (1000, 1000));
+    let sizes = config.engine.step_sizes(StepSizes::CPU);
+    assert_eq!((sizes.max_sequences, sizes.max_step_tokens), (1000, 1000));
     assert_eq!(config.server.max_body_bytes, Some(1 << 20));
     assert_eq!(config.server.drain_timeout, Some(Duration::from_secs(5)));
     assert_eq!(config.keep_alive, KeepAlive::For(Duration::from_secs(300)));

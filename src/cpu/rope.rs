@@ -42,7 +42,7 @@ impl RopeTable {
     }
 
     /// Which elements are rotated together.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "cuda"))]
     pub fn layout(&self) -> RopeLayout {
         self.layout
     }
@@ -55,6 +55,18 @@ impl RopeTable {
     /// Positions that the table holds.
     pub fn max_positions(&self) -> usize {
         self.cos.len() / (self.rotary_dim / 2)
+    }
+
+    /// All cosines, `[positions, rotary_dim / 2]`.
+    #[cfg(feature = "cuda")]
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// All sines, `[positions, rotary_dim / 2]`.
+    #[cfg(feature = "cuda")]
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
     }
 
     /// Cosines and sines of one position.

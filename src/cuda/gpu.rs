@@ -92,6 +92,10 @@ impl Gpu {
         self.stream
     }
 
+    pub(super) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
     pub(super) fn modules(&self) -> &Modules {
         &self.modules
     }
@@ -131,6 +135,53 @@ impl Gpu {
     /// What the driver says.
     pub fn pinned(&self, bytes: usize) -> Result<PinnedMemory, CudaError> {
         PinnedMemory::allocate(&self.context, bytes)
+    }
+
+    /// Queues a copy of `bytes` bytes from `source` at `offset` to the start of `target`. `source` must not change until
+    /// the stream has passed it.
+    ///
+    /// # Errors
+    /// If either has fewer; what the driver says.
+    pub fn queue_upload(
+        &self,
+        target: &DeviceTensor,
+        source: &PinnedMemory,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let from = source.as_slice().get(offset..offset + bytes).filter(|_| bytes <= target.bytes());
+        let Some(from) = from else {
+            return Err(CudaError::argument("queue_upload", format!("{bytes} bytes into {target:?}")));
+        };
+        // SAFETY: checked above; page-locked memory lives until its owner, who waits for the stream, drops it.
+        unsafe { result::memcpy_htod_async(target.pointer(), from, self.stream) }.map_err(driver("copying to the GPU"))
+    }
+
+    /// Queues a copy of the first `bytes` bytes of `source` to `target` at `offset`, which may be read once the stream has
+    /// passed it.
+    ///
+    /// # Errors
+    /// If either has fewer; what the driver says.
+    pub fn queue_download(
+        &self,
+        target: &mut PinnedMemory,
+        offset: usize,
+        source: &DeviceTensor,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let into = target.as_mut_slice().get_mut(offset..offset + bytes).filter(|_| bytes <= source.bytes());
+        let Some(into) = into else {
+            return Err(CudaError::argument("queue_download", format!("{bytes} bytes of {source:?}")));
+        };
+        // SAFETY: checked above; page-locked memory lives until its owner, who waits for the stream, drops it.
+        unsafe { result::memcpy_dtoh_async(into, source.pointer(), self.stream) }
+            .map_err(driver("copying from the GPU"))
     }
 
     /// Copies `bytes` to the start of `target` and waits. For start and tests.

@@ -133,6 +133,17 @@ impl DeviceTensor {
         Self { memory: self.memory.clone(), offset, rows: count, columns: self.columns, dtype: self.dtype }
     }
 
+    /// `[rows, columns]` of `dtype` from `byte_offset` on, over the same memory.
+    ///
+    /// # Panics
+    /// If that is more bytes than there are.
+    pub fn view(&self, byte_offset: usize, rows: usize, columns: usize, dtype: DType) -> Self {
+        let offset = self.offset + byte_offset;
+        let tensor = Self { memory: self.memory.clone(), offset, rows, columns, dtype };
+        assert!(offset + tensor.bytes() <= self.memory.bytes, "a view of more than there is");
+        tensor
+    }
+
     /// The same memory as `[rows, columns]` of `dtype`.
     ///
     /// # Panics

@@ -2,10 +2,8 @@
 //!
 //! Knows no names of models and no text.
 
-use std::path::Path;
-
 use crate::config::EngineConfig;
-use crate::runner::{self, KvLayout, LoadedModel, ModelError};
+use crate::runner::{self, KvLayout, LoadedModel, ModelError, ModelFiles, Target};
 use crate::scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use super::handle::{EngineHandle, EngineLimits, channel};
@@ -25,32 +23,33 @@ pub enum StartError {
     Thread(#[source] std::io::Error),
 }
 
-/// Loads the model in `path` into at most `free_bytes` and starts an engine on it.
+/// Loads the model in `files` to `target` and starts an engine on it.
 ///
 /// # Errors
 /// [`StartError`].
 pub(crate) fn start(
-    path: &Path,
+    files: ModelFiles<'_>,
     config: &EngineConfig,
-    free_bytes: u64,
+    target: Target,
 ) -> Result<(EngineHandle, LoadedModel), StartError> {
-    let (runner, model) = runner::load(path, config, free_bytes)?;
+    let (runner, model) = runner::load(files, config, target)?;
+    let sizes = model.sizes;
     let scheduler = SchedulerConfig {
         block_size: KvLayout::BLOCK_SIZE as u32,
         num_blocks: model.plan.blocks,
-        max_sequences: config.max_sequences,
-        max_step_tokens: config.max_step_tokens,
-        max_prompt_chunk_while_decoding: config.max_prompt_chunk_while_decoding,
+        max_sequences: sizes.max_sequences,
+        max_step_tokens: sizes.max_step_tokens,
+        max_prompt_chunk_while_decoding: sizes.max_prompt_chunk_while_decoding,
         max_model_len: model.plan.context_length,
-        max_waiting: config.max_waiting + config.max_sequences,
-        max_waiting_per_tenant: config.max_waiting + config.max_sequences,
-        lag: config.lag,
+        max_waiting: config.max_waiting + sizes.max_sequences,
+        max_waiting_per_tenant: config.max_waiting + sizes.max_sequences,
+        lag: sizes.lag,
         prefix_cache: config.prefix_cache,
     };
     let scheduler = Scheduler::new(scheduler, random_key())?;
     let (handle, inbox) = channel(EngineLimits {
         max_context: model.plan.context_length,
-        max_sequences: config.max_sequences,
+        max_sequences: sizes.max_sequences,
         max_waiting: config.max_waiting,
         vocab_size: model.vocab,
     });

@@ -7,7 +7,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use crate::runner::{GenerationDefaults, GgufVocab as VocabFields, TokenizerSource};
+pub(crate) use crate::runner::{GenerationDefaults, GgufVocab as VocabFields, ModelFiles, Target, TokenizerSource};
 #[cfg(test)]
 pub(crate) use handle::{Command, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};

@@ -27,22 +27,17 @@ struct Live {
     prompt_logprobs: Vec<TokenLogprobs>,
 }
 
-/// A step that was executed and is not committed.
-struct Executed {
-    planned: SchedulerOutput,
-    result: StepOutput,
-}
-
 /// Everything the engine's thread owns.
 pub(crate) struct Engine<R> {
     scheduler: Scheduler,
     runner: R,
     inbox: EngineInbox,
-    /// Steps that may be executed before the oldest of them is committed, less one: 0 or 1.
+    /// Steps that may be begun before the oldest of them is committed, less one: 0 or 1.
     lag: usize,
     live: HashMap<RequestId, Live>,
     owners: HashMap<SeqId, RequestId>,
-    uncommitted: VecDeque<Executed>,
+    /// Steps that were begun and are not committed.
+    uncommitted: VecDeque<SchedulerOutput>,
     /// Outputs whose memory is used again.
     spare: Vec<SchedulerOutput>,
     events: Vec<SchedulerEvent>,
@@ -172,7 +167,7 @@ impl<R: StepRunner> Engine<R> {
         self.tell_all(&mut StepOutput::default());
     }
 
-    /// One step: plan and execute the next, commit the one that is `lag` steps old.
+    /// One step: plan and begin the next, commit the one that is `lag` steps old.
     fn step(&mut self) -> Result<(), RunnerError> {
         let started = Instant::now();
         let mut planned = self.spare.pop().unwrap_or_default();
@@ -184,15 +179,16 @@ impl<R: StepRunner> Engine<R> {
         if empty {
             self.spare.push(planned);
         } else {
-            let result = self.runner.execute(&planned)?;
-            self.inbox.metrics().model_nanoseconds.fetch_add(result.model_time.as_nanos() as u64, Relaxed);
-            self.uncommitted.push_back(Executed { planned, result });
+            self.runner.begin(&planned)?;
+            self.uncommitted.push_back(planned);
         }
         let keep = if empty { 0 } else { self.lag };
         while self.uncommitted.len() > keep
-            && let Some(executed) = self.uncommitted.pop_front()
+            && let Some(planned) = self.uncommitted.pop_front()
         {
-            self.commit(executed);
+            let result = self.runner.collect()?;
+            self.inbox.metrics().model_nanoseconds.fetch_add(result.model_time.as_nanos() as u64, Relaxed);
+            self.commit(planned, result);
         }
         if !empty {
             let metrics = self.inbox.metrics();
@@ -202,8 +198,7 @@ impl<R: StepRunner> Engine<R> {
         Ok(())
     }
 
-    fn commit(&mut self, executed: Executed) {
-        let Executed { planned, mut result } = executed;
+    fn commit(&mut self, planned: SchedulerOutput, mut result: StepOutput) {
         for (seq, reason) in std::mem::take(&mut result.failed) {
             if let Some(id) = self.owners.get(&seq).copied() {
                 self.fail(id, reason.into());

@@ -1,5 +1,6 @@
 //! The engine's loop against a runner that counts: what readers see when all goes well and when it does not.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ struct Sevens {
     /// One message a step; a step waits for it where the test holds the other end.
     gate: Option<mpsc::Receiver<()>>,
     poisoned: Vec<SeqId>,
+    computed: VecDeque<StepOutput>,
     released: mpsc::Sender<SeqId>,
 }
 
@@ -33,7 +35,7 @@ impl StepRunner for Sevens {
         let _ = self.released.send(seq);
     }
 
-    fn execute(&mut self, planned: &SchedulerOutput) -> Result<StepOutput, RunnerError> {
+    fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
         if let Some(gate) = &self.gate {
             let _ = gate.recv_timeout(Duration::from_secs(10));
         }
@@ -44,7 +46,12 @@ impl StepRunner for Sevens {
             }
             output.sampled.push(Sampled { seq: *seq, token: 7, logprobs: None });
         }
-        Ok(output)
+        self.computed.push_back(output);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, RunnerError> {
+        self.computed.pop_front().ok_or(RunnerError::NothingBegun)
     }
 }
 
@@ -71,7 +78,7 @@ fn engine(lag: Lag, max_waiting: u32, gate: Option<mpsc::Receiver<()>>) -> Setup
     let limits = EngineLimits { max_context: 4096, max_sequences: 4, max_waiting, vocab_size: 100 };
     let (engine, inbox) = channel(limits);
     let (sender, released) = mpsc::channel();
-    let runner = Sevens { gate, poisoned: Vec::new(), released: sender };
+    let runner = Sevens { gate, poisoned: Vec::new(), computed: VecDeque::new(), released: sender };
     let thread = spawn(scheduler, runner, inbox).expect("a thread");
     Setup { engine, released, thread }
 }

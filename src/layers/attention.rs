@@ -2,10 +2,11 @@
 //!
 //! Knows no model family: what differs between them is data.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-use crate::attention::AttentionInputs;
-use crate::ops::{self, Compute, HeadShape, KvLayer, QkNormTensors, RopeTable, TokenSlots};
+use crate::ops::{
+    self, AttentionParams, Compute, HeadShape, KvLayer, QkNormTensors, QkvParams, Rope, StepInputs, Tensor,
+};
 
 use super::Linear;
 
@@ -19,21 +20,12 @@ pub(crate) struct HeadNorms {
     pub(crate) eps: f32,
 }
 
-/// The tokens of a step and where they stand.
-#[derive(Clone, Copy)]
-pub(crate) struct StepTokens<'a> {
-    /// `[T]`: vocabulary ids.
-    pub(crate) ids: &'a [u32],
-    /// `[T]`: each token's place in its sequence.
-    pub(crate) positions: &'a [u32],
-    /// The rows.
-    pub(crate) attention: &'a AttentionInputs,
-}
-
 /// Weights and constants of one layer's attention.
 pub(crate) struct SelfAttention {
     /// `[(q_heads + 2 kv_heads) * head_dim, H]`: q, then k, then v.
     pub(crate) qkv: Linear,
+    /// `[(q_heads + 2 kv_heads) * head_dim]`, f32: added with the rotation, not with the product.
+    pub(crate) qkv_bias: Option<Tensor>,
     /// `[H, q_heads * head_dim]`.
     pub(crate) output: Linear,
     /// RMSNorm over each head of q and of k, before the rotary embedding.
@@ -46,7 +38,7 @@ pub(crate) struct SelfAttention {
     pub(crate) sliding_window: Option<u32>,
 }
 
-/// Where a block of attention writes; all f32.
+/// Where a block of attention writes.
 pub(crate) struct AttentionBuffers<'a> {
     /// `[T, (q_heads + 2 kv_heads) * head_dim]`.
     pub(crate) qkv: &'a Tensor,
@@ -57,7 +49,7 @@ pub(crate) struct AttentionBuffers<'a> {
 }
 
 impl SelfAttention {
-    /// `x [T, H]` -> `buffers.out [T, H]`; writes the tokens' keys and values to `kv` at `tokens.attention.slot_mapping`.
+    /// `x [T, H]` -> `buffers.out [T, H]`; writes the tokens' keys and values to `kv` at their slots.
     ///
     /// # Errors
     /// If shapes do not fit.
@@ -65,17 +57,17 @@ impl SelfAttention {
         &self,
         compute: &Compute,
         x: &Tensor,
-        tokens: StepTokens<'_>,
-        rope: &RopeTable,
+        inputs: StepInputs<'_>,
+        rope: &Rope,
         kv: &KvLayer,
         buffers: &AttentionBuffers<'_>,
     ) -> Result<()> {
         self.qkv.forward(compute, x, buffers.qkv)?;
         let norms = self.head_norms.as_ref().map(|norms| QkNormTensors { q: &norms.q, k: &norms.k, eps: norms.eps });
-        let slots = TokenSlots { positions: tokens.positions, slots: &tokens.attention.slot_mapping };
-        ops::rope_and_cache(compute, buffers.qkv, self.heads, slots, rope, norms, kv)?;
-        let (inputs, window) = (tokens.attention.as_ref(), self.sliding_window);
-        ops::attention(compute, buffers.qkv, self.heads, kv, inputs, self.scale, window, buffers.heads)?;
+        let params = QkvParams { heads: self.heads, bias: self.qkv_bias.as_ref(), norms, rope };
+        ops::rope_and_cache(compute, buffers.qkv, inputs, params, kv)?;
+        let params = AttentionParams { heads: self.heads, scale: self.scale, sliding_window: self.sliding_window };
+        ops::attention(compute, buffers.qkv, inputs, params, kv, buffers.heads)?;
         self.output.forward(compute, buffers.heads, buffers.out)
     }
 }

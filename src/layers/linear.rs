@@ -2,27 +2,27 @@
 //!
 //! Knows no model: the decoder says what is stacked.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-use crate::ops::{self, Compute, Matrix};
+use crate::ops::{self, Compute, Tensor, Weight};
 
 /// y = x W^T + b, with W `[out, in]` as one or more matrices stacked along `out`, whose formats may differ.
 pub(crate) struct Linear {
-    parts: Vec<Matrix>,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
 impl Linear {
-    /// A layer over `parts` (each `[out_i, in]`) and a bias `[sum of out_i]`, f32.
-    pub(crate) fn new(parts: Vec<Matrix>, bias: Option<Tensor>) -> Self {
-        Self { parts, bias }
+    /// A layer over `weight [out, in]` and a bias `[out]`, f32.
+    pub(crate) fn new(weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
     }
 
-    /// `x [T, in]` f32 -> `out [T, out]` f32.
+    /// `x [T, in]` -> `out [T, out]`.
     ///
     /// # Errors
     /// If shapes do not fit.
     pub(crate) fn forward(&self, compute: &Compute, x: &Tensor, out: &Tensor) -> Result<()> {
-        ops::linear(compute, x, &self.parts, self.bias.as_ref(), out)
+        ops::linear(compute, x, &self.weight, self.bias.as_ref(), out)
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Source: Shazeer, "GLU Variants Improve Transformer", 2020 (SwiGLU).
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-use crate::ops::{self, Compute};
+use crate::ops::{self, Compute, Tensor};
 
 use super::Linear;
 
@@ -20,7 +20,7 @@ impl GatedMlp {
         Self { gate_up, down }
     }
 
-    /// `x [T, H]` -> `out [T, H]` by way of `gate_up [T, 2F]` and `product [T, F]`; all f32.
+    /// `x [T, H]` -> `out [T, H]` by way of `gate_up [T, 2F]` and `product [T, F]`.
     ///
     /// # Errors
     /// If shapes do not fit.

@@ -7,7 +7,7 @@ mod linear;
 mod mlp;
 mod norm;
 
-pub(crate) use attention::{AttentionBuffers, HeadNorms, SelfAttention, StepTokens};
+pub(crate) use attention::{AttentionBuffers, HeadNorms, SelfAttention};
 pub(crate) use linear::Linear;
 pub(crate) use mlp::GatedMlp;
 pub(crate) use norm::RmsNorm;

@@ -9,7 +9,8 @@ use crate::config::{EngineConfig, HubConfig, environment};
 use crate::hub::{self, Catalog, HubOptions, ModelName, Progress, Store};
 
 use super::handle::Llm;
-use super::load::{LoadError, load_path};
+use super::load::{LoadError, load_files};
+use crate::engine::ModelFiles;
 
 /// The model that is loaded where none is named.
 pub const DEFAULT_MODEL: &str = "smollm2:135m";
@@ -18,6 +19,7 @@ pub const DEFAULT_MODEL: &str = "smollm2:135m";
 #[derive(Default)]
 pub struct LlmBuilder {
     model: Option<String>,
+    random_weights: Option<PathBuf>,
     served_name: Option<String>,
     engine: EngineConfig,
     hub: Option<HubConfig>,
@@ -30,6 +32,13 @@ impl LlmBuilder {
     /// [`DEFAULT_MODEL`] unless set.
     pub fn model(mut self, name_or_path: impl Into<String>) -> Self {
         self.model = Some(name_or_path.into());
+        self
+    }
+
+    /// Instead of a model that has been trained, one of the shapes that this config.json says, with random weights and
+    /// numbers for words: to measure with.
+    pub fn random_weights(mut self, config: impl Into<PathBuf>) -> Self {
+        self.random_weights = Some(config.into());
         self
     }
 
@@ -84,7 +93,7 @@ impl LlmBuilder {
 
     /// Sequences in one step.
     pub fn max_sequences(mut self, sequences: u32) -> Self {
-        self.engine.max_sequences = sequences;
+        self.engine.max_sequences = Some(sequences);
         self
     }
 
@@ -105,9 +114,13 @@ impl LlmBuilder {
     /// # Errors
     /// [`LoadError`].
     pub fn load_blocking(mut self) -> Result<Llm, LoadError> {
+        if let Some(config) = &self.random_weights {
+            let name = self.served_name.as_deref().unwrap_or("random");
+            return load_files(ModelFiles::RandomWeights(config), name, &self.engine);
+        }
         let located = self.locate()?;
         let name = self.served_name.unwrap_or(located.display_name);
-        load_path(located.kind.path(), &name, &self.engine)
+        load_files(ModelFiles::Stored(located.kind.path()), &name, &self.engine)
     }
 
     /// As [`Self::load_blocking`], for async callers.

@@ -2,12 +2,11 @@
 //!
 //! Knows no names of models: what is loaded is a path.
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::EngineConfig;
 use crate::device::{self, DeviceError, Hardware};
-use crate::engine::{self, GenerationDefaults, StartError, TokenizerSource, VocabFields};
+use crate::engine::{self, GenerationDefaults, ModelFiles, StartError, Target, TokenizerSource, VocabFields};
 use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate, GgufVocab, TemplateError, Tokenizer, TokenizerError};
 
 use super::generate::SamplingOptions;
@@ -53,13 +52,19 @@ pub enum LoadError {
 }
 
 /// Loads the model in `path` (a folder or a GGUF file) and serves it as `name`.
-pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
+#[cfg(test)]
+pub(super) fn load_path(path: &std::path::Path, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
+    load_files(ModelFiles::Stored(path), name, config)
+}
+
+/// Loads the model in `files` and serves it as `name`.
+pub(super) fn load_files(files: ModelFiles<'_>, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
     config.validate()?;
     let hardware = Hardware::detect();
     let choice = device::choose(&hardware, config.device)?;
     // Where the system does not say what is free, nothing is held back.
     let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
-    let (engine, model) = engine::start(path, config, free_bytes)?;
+    let (engine, model) = engine::start(files, config, Target::Cpu { free_bytes })?;
     let plan = &model.plan;
     let info = ModelInfo {
         name: name.to_owned(),
@@ -68,7 +73,7 @@ pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Resul
         format: model.format,
         weight_bytes: plan.weight_bytes,
         context_length: plan.context_length,
-        device: hardware.describe_cpu(model.threads),
+        device: hardware.describe_cpu(model.threads.unwrap_or(1)),
         device_reason: choice.reason,
         kv_bytes: plan.kv_bytes(),
         kv_tokens: plan.kv_tokens(),

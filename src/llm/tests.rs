@@ -62,9 +62,10 @@ fn company_changes_no_bit_of_any_answer() {
     for family in ["llama3", "qwen2", "qwen3"] {
         let alone = alone(family);
         assert_eq!(together(&load(family, |_| {})), alone, "{family} batched");
-        assert_eq!(together(&load(family, |config| config.lag = Lag::One)), alone, "{family} batched, lag 1");
+        assert_eq!(together(&load(family, |config| config.lag = Some(Lag::One))), alone, "{family} batched, lag 1");
         let chunked = load(family, |config| {
-            (config.max_step_tokens, config.max_sequences, config.max_prompt_chunk_while_decoding) = (16, 16, 3);
+            (config.max_step_tokens, config.max_sequences, config.max_prompt_chunk_while_decoding) =
+                (Some(16), Some(16), Some(3));
         });
         assert_eq!(together(&chunked), alone, "{family} chunked");
         let threaded = load(family, |config| config.threads = std::num::NonZeroUsize::new(3));
@@ -87,7 +88,7 @@ fn preemption_changes_no_bit_and_happens() {
     let alone = alone("llama3");
     for lag in [Lag::Zero, Lag::One] {
         let small = load("llama3", |config| {
-            (config.kv_cache_bytes, config.lag, config.context_length) = (Some(1 << 20), lag, Some(160));
+            (config.kv_cache_bytes, config.lag, config.context_length) = (Some(1 << 20), Some(lag), Some(160));
             config.prefix_cache = false;
         });
         let running: Vec<_> = (0..3).map(|_| small.clone()).collect();
@@ -114,7 +115,7 @@ fn choices_share_a_prompt_and_each_is_as_if_alone() {
     assert_eq!(forked[0], one(&llm, prompt, 5), "the first choice is the request without the others");
     assert!(forked[1..].iter().all(|answer| answer.tokens != forked[0].tokens), "each has a stream of its own");
     // The same beside others, in another engine.
-    let busy = load("qwen3", |config| config.max_prompt_chunk_while_decoding = 5);
+    let busy = load("qwen3", |config| config.max_prompt_chunk_while_decoding = Some(5));
     let neighbour = busy.generate(request(&prompts()[3], 1)).expect("taken");
     assert_eq!(busy.generate(four).expect("taken").collect_blocking().expect("answered"), forked);
     drop(neighbour);
@@ -136,7 +137,7 @@ fn prompt_logprobs_are_whole_whatever_the_chunks() {
     let (whole, _) = logprobs(&llm);
     assert_eq!(whole.len(), prompt.len() - 1);
     assert_eq!(logprobs(&llm), (whole.clone(), 0), "they skip the prefix cache");
-    let chunked = load("llama3", |config| (config.max_step_tokens, config.max_sequences) = (16, 4));
+    let chunked = load("llama3", |config| (config.max_step_tokens, config.max_sequences) = (Some(16), Some(4)));
     assert_eq!(logprobs(&chunked).0, whole);
 }
 

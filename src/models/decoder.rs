@@ -2,10 +2,10 @@
 //!
 //! Knows no family by name and no scheduling: a batch of packed rows goes in, logits of chosen tokens come out.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 
-use crate::layers::{AttentionBuffers, GatedMlp, HeadNorms, Linear, RmsNorm, SelfAttention, StepTokens};
-use crate::ops::{self, Compute, HeadShape, KvLayer, Matrix, RopeTable};
+use crate::layers::{AttentionBuffers, GatedMlp, HeadNorms, Linear, RmsNorm, SelfAttention};
+use crate::ops::{self, Compute, HeadShape, KvCache, Rope, RopeTable, RowIndices, StepInputs, Tensor, Weight};
 use crate::weights::{LoadError, WeightName, Weights};
 
 use super::spec::DecoderSpec;
@@ -35,32 +35,39 @@ struct Layer {
 /// A decoder-only transformer, ready to run.
 pub(crate) struct Decoder {
     spec: DecoderSpec,
-    embedding: Matrix,
+    embedding: Weight,
     layers: Vec<Layer>,
     output_norm: RmsNorm,
     output: Linear,
-    rope: RopeTable,
+    rope: Rope,
 }
 
 impl Decoder {
-    /// Takes the weights that `spec` asks for. `context` is how many positions the rotary table holds.
+    /// Brings the weights that `spec` asks for to where `compute` computes. `context` is how many positions the rotary
+    /// table holds.
     ///
     /// # Errors
-    /// [`DecoderError`]: a tensor is missing or has another shape.
-    pub(crate) fn load(spec: DecoderSpec, weights: &Weights, context: u32) -> std::result::Result<Self, DecoderError> {
-        let loader = Loader { spec: &spec, weights };
-        let embedding = weights.matrix(WeightName::TokenEmbedding, spec.vocab, spec.hidden)?;
+    /// [`DecoderError`]: a tensor is missing or has another shape, or the device has no room.
+    pub(crate) fn load(
+        compute: &Compute,
+        spec: DecoderSpec,
+        weights: &Weights,
+        context: u32,
+    ) -> std::result::Result<Self, DecoderError> {
+        let loader = Loader { compute, spec: &spec, weights };
+        let embedding = loader.weight(&[(WeightName::TokenEmbedding, spec.vocab)], spec.hidden)?;
         let output = if spec.tied_embeddings {
             embedding.clone()
         } else {
-            weights.matrix(WeightName::Output, spec.vocab, spec.hidden)?
+            loader.weight(&[(WeightName::Output, spec.vocab)], spec.hidden)?
         };
         let layers =
             (0..spec.layers as u32).map(|layer| loader.layer(layer)).collect::<std::result::Result<Vec<_>, _>>()?;
         let output_norm = loader.norm(WeightName::OutputNorm, spec.hidden)?;
         let angles = super::rope::table(&spec.rope, context as usize);
         let rope = RopeTable::new(spec.rope.layout, spec.rope.rotary_dim, angles.cos, angles.sin)?;
-        Ok(Self { layers, output_norm, output: Linear::new(vec![output], None), rope, embedding, spec })
+        let rope = Rope::load(compute, rope)?;
+        Ok(Self { layers, output_norm, output: Linear::new(output, None), rope, embedding, spec })
     }
 
     /// What it is.
@@ -68,22 +75,22 @@ impl Decoder {
         &self.spec
     }
 
-    /// Runs `tokens` through all layers; their keys and values go to `kv`, one entry a layer. What
-    /// [`Self::logits`] needs stays in `workspace`.
+    /// Runs a step's tokens through all layers; their keys and values go to `kv`. What [`Self::logits`] needs stays in
+    /// `workspace`.
     ///
     /// # Errors
     /// If shapes do not fit, or there are more tokens than the workspace holds.
     pub(crate) fn forward(
         &self,
         compute: &Compute,
-        tokens: StepTokens<'_>,
-        kv: &[KvLayer],
+        inputs: StepInputs<'_>,
+        kv: &KvCache,
         workspace: &Workspace,
     ) -> Result<()> {
-        let buffers = workspace.tokens(tokens.ids.len())?;
-        ops::embed(compute, &self.embedding, tokens.ids, &buffers.residual)?;
+        let buffers = workspace.tokens(inputs.tokens())?;
+        ops::embed(compute, &self.embedding, inputs, &buffers.residual)?;
         let attention_buffers = AttentionBuffers { qkv: &buffers.qkv, heads: &buffers.heads, out: &buffers.update };
-        for (index, (layer, kv)) in self.layers.iter().zip(kv).enumerate() {
+        for (index, (layer, kv)) in self.layers.iter().zip(kv.layers()).enumerate() {
             let (residual, update, normed) = (&buffers.residual, &buffers.update, &buffers.normed);
             if index == 0 {
                 layer.attention_norm.forward(compute, residual, normed)?;
@@ -91,7 +98,7 @@ impl Decoder {
                 // Adds what the layer before has left in `update`.
                 layer.attention_norm.add_forward(compute, residual, update, normed)?;
             }
-            layer.attention.forward(compute, normed, tokens, &self.rope, kv, &attention_buffers)?;
+            layer.attention.forward(compute, normed, inputs, &self.rope, kv, &attention_buffers)?;
             layer.ffn_norm.add_forward(compute, residual, update, normed)?;
             layer.mlp.forward(compute, normed, &buffers.gate_up, &buffers.product, update)?;
         }
@@ -102,11 +109,10 @@ impl Decoder {
     ///
     /// # Errors
     /// If there are more indices than the workspace has rows for, or one is outside the step.
-    pub(crate) fn logits(&self, compute: &Compute, indices: &[u32], workspace: &Workspace) -> Result<Tensor> {
-        let rows = workspace.rows(indices.len())?;
-        ops::gather_rows(compute, workspace.residual(), indices, &rows.residual)?;
-        ops::gather_rows(compute, workspace.update(), indices, &rows.update)?;
-        self.output_norm.add_forward(compute, &rows.residual, &rows.update, &rows.normed)?;
+    pub(crate) fn logits(&self, compute: &Compute, indices: RowIndices<'_>, workspace: &Workspace) -> Result<Tensor> {
+        let rows = workspace.rows(indices.count())?;
+        let (residual, update) = (workspace.residual(), workspace.update());
+        self.output_norm.add_forward_rows(compute, residual, update, indices, &rows.normed)?;
         self.output.forward(compute, &rows.normed, &rows.logits)?;
         Ok(rows.logits)
     }
@@ -114,6 +120,7 @@ impl Decoder {
 
 /// Reads one decoder's tensors by name.
 struct Loader<'a> {
+    compute: &'a Compute,
     spec: &'a DecoderSpec,
     weights: &'a Weights,
 }
@@ -140,16 +147,15 @@ impl Loader<'_> {
         } else {
             None
         };
+        let biases = [(WeightName::QBias(layer), q), (WeightName::KBias(layer), kv), (WeightName::VBias(layer), kv)];
+        let qkv_bias = if spec.qkv_bias { Some(self.bias(&biases)?) } else { None };
         Ok(SelfAttention {
             qkv: self.linear(
                 &[(WeightName::Q(layer), q), (WeightName::K(layer), kv), (WeightName::V(layer), kv)],
                 spec.hidden,
-                spec.qkv_bias.then_some(&[
-                    WeightName::QBias(layer),
-                    WeightName::KBias(layer),
-                    WeightName::VBias(layer),
-                ]),
+                None,
             )?,
+            qkv_bias,
             output: self.linear(
                 &[(WeightName::O(layer), spec.hidden)],
                 q,
@@ -184,21 +190,32 @@ impl Loader<'_> {
         columns: usize,
         biases: Option<&[WeightName; N]>,
     ) -> std::result::Result<Linear, DecoderError> {
+        let bias = match biases {
+            None => None,
+            Some(names) => {
+                let lengths = parts.iter().map(|(_, rows)| *rows);
+                Some(self.bias(&names.iter().copied().zip(lengths).collect::<Vec<_>>())?)
+            }
+        };
+        Ok(Linear::new(self.weight(parts, columns)?, bias))
+    }
+
+    /// The matrices `[rows, columns]`, stacked.
+    fn weight(&self, parts: &[(WeightName, usize)], columns: usize) -> std::result::Result<Weight, DecoderError> {
         let matrices = parts
             .iter()
             .map(|(name, rows)| self.weights.matrix(*name, *rows, columns))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        let bias = match biases {
-            None => None,
-            Some(names) => {
-                let mut bias = Vec::new();
-                for (name, (_, rows)) in names.iter().zip(parts) {
-                    bias.extend(self.weights.vector(*name, *rows)?);
-                }
-                Some(tensor(bias)?)
-            }
-        };
-        Ok(Linear::new(matrices, bias))
+        Ok(Weight::load(self.compute, matrices)?)
+    }
+
+    /// The vectors, one after the other.
+    fn bias(&self, parts: &[(WeightName, usize)]) -> std::result::Result<Tensor, DecoderError> {
+        let mut bias = Vec::new();
+        for (name, length) in parts {
+            bias.extend(self.weights.vector(*name, *length)?);
+        }
+        Ok(Tensor::vector(self.compute, bias)?)
     }
 
     fn norm(&self, name: WeightName, length: usize) -> std::result::Result<RmsNorm, DecoderError> {
@@ -206,11 +223,6 @@ impl Loader<'_> {
     }
 
     fn vector(&self, name: WeightName, length: usize) -> std::result::Result<Tensor, DecoderError> {
-        tensor(self.weights.vector(name, length)?)
+        Ok(Tensor::vector(self.compute, self.weights.vector(name, length)?)?)
     }
-}
-
-fn tensor(values: Vec<f32>) -> std::result::Result<Tensor, DecoderError> {
-    let length = values.len();
-    Ok(Tensor::from_vec(values, length, &Device::Cpu)?)
 }

@@ -17,7 +17,6 @@ mod tests;
 mod vocab;
 mod workspace;
 
-pub(crate) use crate::layers::StepTokens;
 pub(crate) use decoder::Decoder;
 pub use decoder::DecoderError;
 pub use generation::GenerationDefaults;

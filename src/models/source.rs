@@ -71,6 +71,26 @@ impl ModelSource {
         }
     }
 
+    /// A model of the shapes that a config.json says, with random weights and numbers for words: to measure with.
+    ///
+    /// # Errors
+    /// The file is missing, or it holds something else than it must.
+    pub fn random(config: &Path) -> Result<Self, LoadError> {
+        let json = read_json(config, MAX_CONFIG_BYTES)?;
+        let spec = registry::from_config(Fields::root(config, &json)?)?;
+        let vocab = GgufVocab::numbers(spec.vocab);
+        Ok(Self {
+            name: file_name(config.parent().unwrap_or(config)),
+            weights: Weights::random(config, spec.parameters()),
+            special_tokens: vocab.special_tokens(),
+            tokenizer: TokenizerSource::Gguf(vocab),
+            chat_template: None,
+            eos_token_ids: Vec::new(),
+            defaults: GenerationDefaults::default(),
+            spec,
+        })
+    }
+
     fn from_folder(
         folder: &Path,
         spec: DecoderSpec,

@@ -64,6 +64,18 @@ pub struct DecoderSpec {
 }
 
 impl DecoderSpec {
+    /// Elements of all its weights.
+    pub(crate) fn parameters(&self) -> u64 {
+        let [hidden, ffn, vocab, head] = [self.hidden, self.ffn, self.vocab, self.head_dim].map(|size| size as u64);
+        let (q, kv) = (self.q_heads as u64 * head, self.kv_heads as u64 * head);
+        let bias = |present: bool, size: u64| if present { size } else { 0 };
+        let biases =
+            bias(self.qkv_bias, q + 2 * kv) + bias(self.o_bias, hidden) + bias(self.mlp_bias, 2 * ffn + hidden);
+        let norms = 2 * hidden + bias(self.qk_norm, 2 * head);
+        let layer = hidden * (2 * q + 2 * kv) + 3 * hidden * ffn + norms + biases;
+        vocab * hidden * if self.tied_embeddings { 1 } else { 2 } + self.layers as u64 * layer + hidden
+    }
+
     /// What follows from the other numbers and holds for every family.
     pub(super) fn check(self, file: &Path) -> Result<Self, LoadError> {
         let refuse =

@@ -42,6 +42,25 @@ pub struct GgufVocab {
 }
 
 impl GgufVocab {
+    /// A vocabulary of numbers, for a model that has none: token 17 reads ` 17`.
+    pub(super) fn numbers(count: usize) -> Self {
+        Self {
+            model: "gpt2".to_owned(),
+            pre: None,
+            tokens: (0..count).map(|id| format!("\u{120}{id}")).collect(),
+            token_types: vec![1; count],
+            merges: Vec::new(),
+            scores: Vec::new(),
+            bos_id: None,
+            eos_id: None,
+            unk_id: None,
+            pad_id: None,
+            add_bos: Some(false),
+            add_eos: Some(false),
+            add_space_prefix: Some(false),
+        }
+    }
+
     /// Reads the keys that start with `tokenizer.ggml`.
     pub(super) fn read(metadata: &Metadata) -> Result<Self, LoadError> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");

@@ -2,11 +2,13 @@
 //!
 //! Their addresses never change; a smaller step uses a prefix of each.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::Result;
+
+use crate::ops::{Compute, Kind, Tensor};
 
 use super::spec::DecoderSpec;
 
-/// Buffers of one model; all f32, on one device.
+/// Buffers of one model, all where its steps are computed. The residual stream and the logits are f32.
 pub(crate) struct Workspace {
     residual: Tensor,
     update: Tensor,
@@ -15,8 +17,6 @@ pub(crate) struct Workspace {
     heads: Tensor,
     gate_up: Tensor,
     product: Tensor,
-    row_residual: Tensor,
-    row_update: Tensor,
     row_normed: Tensor,
     logits: Tensor,
 }
@@ -42,10 +42,6 @@ pub(super) struct TokenBuffers {
 /// Prefixes of the buffers for `R` tokens whose logits are wanted.
 pub(super) struct RowBuffers {
     /// `[R, H]`.
-    pub(super) residual: Tensor,
-    /// `[R, H]`.
-    pub(super) update: Tensor,
-    /// `[R, H]`.
     pub(super) normed: Tensor,
     /// `[R, V]`.
     pub(super) logits: Tensor,
@@ -56,30 +52,30 @@ impl Workspace {
     ///
     /// # Errors
     /// If the device has no room.
-    pub(crate) fn new(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize, device: &Device) -> Result<Self> {
-        let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, device);
+    pub(crate) fn new(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize, compute: &Compute) -> Result<Self> {
+        let zeros = |rows, columns| Tensor::zeros(compute, rows, columns, Kind::Activation);
+        let exact = |rows, columns| Tensor::zeros(compute, rows, columns, Kind::Exact);
         let q = spec.q_heads * spec.head_dim;
         Ok(Self {
-            residual: zeros(max_tokens, spec.hidden)?,
+            residual: exact(max_tokens, spec.hidden)?,
             update: zeros(max_tokens, spec.hidden)?,
             normed: zeros(max_tokens, spec.hidden)?,
             qkv: zeros(max_tokens, q + 2 * spec.kv_heads * spec.head_dim)?,
             heads: zeros(max_tokens, q)?,
             gate_up: zeros(max_tokens, 2 * spec.ffn)?,
             product: zeros(max_tokens, spec.ffn)?,
-            row_residual: zeros(logit_rows, spec.hidden)?,
-            row_update: zeros(logit_rows, spec.hidden)?,
             row_normed: zeros(logit_rows, spec.hidden)?,
-            logits: zeros(logit_rows, spec.vocab)?,
+            logits: exact(logit_rows, spec.vocab)?,
         })
     }
 
-    /// Bytes that [`Self::new`] allocates.
-    pub(crate) fn bytes(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize) -> u64 {
+    /// Bytes that [`Self::new`] allocates, with activations of `element_bytes`.
+    pub(crate) fn bytes(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize, element_bytes: usize) -> u64 {
         let q = spec.q_heads * spec.head_dim;
-        let per_token = 3 * spec.hidden + 2 * q + 2 * spec.kv_heads * spec.head_dim + 3 * spec.ffn;
-        let per_row = 3 * spec.hidden + spec.vocab;
-        4 * (max_tokens as u64 * per_token as u64 + logit_rows as u64 * per_row as u64)
+        let activations = 2 * spec.hidden + 2 * q + 2 * spec.kv_heads * spec.head_dim + 3 * spec.ffn;
+        let per_token = 4 * spec.hidden + element_bytes * activations;
+        let per_row = element_bytes * spec.hidden + 4 * spec.vocab;
+        max_tokens as u64 * per_token as u64 + logit_rows as u64 * per_row as u64
     }
 
     /// The residual stream `[max_tokens, H]`.
@@ -92,9 +88,18 @@ impl Workspace {
         &self.update
     }
 
+    /// The first `count` rows of logits `[count, V]`.
+    ///
+    /// # Errors
+    /// If there are fewer.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn logits(&self, count: usize) -> Result<Tensor> {
+        self.logits.first_rows(count)
+    }
+
     /// Buffers for a step of `count` tokens.
     pub(super) fn tokens(&self, count: usize) -> Result<TokenBuffers> {
-        let first = |buffer: &Tensor| buffer.narrow(0, 0, count);
+        let first = |buffer: &Tensor| buffer.first_rows(count);
         Ok(TokenBuffers {
             residual: first(&self.residual)?,
             update: first(&self.update)?,
@@ -108,12 +113,7 @@ impl Workspace {
 
     /// Buffers for `count` rows of logits.
     pub(super) fn rows(&self, count: usize) -> Result<RowBuffers> {
-        let first = |buffer: &Tensor| buffer.narrow(0, 0, count);
-        Ok(RowBuffers {
-            residual: first(&self.row_residual)?,
-            update: first(&self.row_update)?,
-            normed: first(&self.row_normed)?,
-            logits: first(&self.logits)?,
-        })
+        let first = |buffer: &Tensor| buffer.first_rows(count);
+        Ok(RowBuffers { normed: first(&self.row_normed)?, logits: first(&self.logits)? })
     }
 }

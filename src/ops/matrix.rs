@@ -37,6 +37,17 @@ pub struct Matrix {
     columns: usize,
     data: Bytes,
     range: Range<usize>,
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // the CPU reads the bytes
+    random: Option<Random>,
+}
+
+/// What random weights are drawn from, so that a GPU can draw them itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Random {
+    /// Another seed for each matrix.
+    pub seed: u64,
+    /// Standard deviation.
+    pub deviation: f32,
 }
 
 impl Matrix {
@@ -54,7 +65,19 @@ impl Matrix {
         let bytes = (*data).as_ref();
         let outside = MatrixError::Range { start: range.start, end: range.end, len: bytes.len() };
         MatrixRef::new(format, rows, columns, bytes.get(range.clone()).ok_or(outside)?)?;
-        Ok(Self { format, rows, columns, data, range })
+        Ok(Self { format, rows, columns, data, range, random: None })
+    }
+
+    /// A matrix of random bf16 numbers, whose bytes `data` draws when they are read.
+    pub fn random(rows: usize, columns: usize, data: Bytes, random: Random) -> Self {
+        let range = 0..2 * rows * columns;
+        Self { format: Format::Bf16, rows, columns, data, range, random: Some(random) }
+    }
+
+    /// What its numbers are drawn from, where they are random.
+    #[cfg(feature = "cuda")]
+    pub fn drawn_from(&self) -> Option<Random> {
+        self.random
     }
 
     /// A matrix that owns a copy of `values [rows, columns]`.
@@ -69,7 +92,7 @@ impl Matrix {
     }
 
     /// Element format.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "cuda"))]
     pub fn format(&self) -> Format {
         self.format
     }
@@ -99,8 +122,16 @@ impl Matrix {
 
     /// All elements as f32 `[rows, columns]`. For vectors and tests: matrices are computed with as they are stored.
     pub fn dequantize(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.rows * self.columns];
-        let rows: Vec<u32> = (0..self.rows as u32).collect();
+        self.dequantize_rows(0, self.rows)
+    }
+
+    /// The elements of `count` rows from `from` on as f32 `[count, columns]`.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn dequantize_rows(&self, from: usize, count: usize) -> Vec<f32> {
+        let mut values = vec![0.0; count * self.columns];
+        let rows: Vec<u32> = (from..from + count).map(|row| row as u32).collect();
         let read = Cpu::new(Some(NonZeroUsize::MIN)).embed(self.as_matrix_ref(), &rows, &mut values);
         read.expect("every row is inside the matrix");
         values

@@ -1,73 +1,151 @@
 //! The operations a step is made of, each writing into a tensor that the `Workspace` holds.
 //!
-//! Checks shapes, dtypes and layouts, then hands slices to the kernels; allocates no results. Knows no models. Every
-//! tensor is f32, contiguous and on the CPU; a destination may start anywhere in its storage, such as the first rows of
-//! a larger tensor, but shares it with no source.
+//! Knows no models. Picks the CPU or the GPU by what [`Compute`] is; both check shapes and allocate no results. On the
+//! CPU every tensor is f32; on a GPU activations are in the model's type and the residual stream, logits, norms and
+//! biases in f32.
 
-mod kv_layer;
+mod kv_cache;
 mod matrix;
-mod tensors;
+mod on_cpu;
+#[cfg(feature = "cuda")]
+mod on_cuda;
+mod tensor;
 #[cfg(test)]
 mod tests;
+mod weight;
 
-pub use crate::cpu::{AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, MatrixRef, RopeLayout, RopeTable};
-pub use kv_layer::{KvLayer, QkNormTensors, TokenSlots, attention, copy_blocks, rope_and_cache};
+pub use crate::cpu::{AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, RopeLayout, RopeTable};
+pub use kv_cache::{KvCache, KvLayer};
 #[cfg(test)]
 pub use matrix::MatrixError;
-pub use matrix::{Bytes, Matrix};
+pub use matrix::{Bytes, Matrix, Random};
+#[cfg(feature = "cuda")]
+pub use on_cuda::{GpuCompute, GpuInputs};
+pub use tensor::{Kind, Tensor};
+pub use weight::{Rope, Weight};
 
-use candle_core::{Error, Result, Tensor, bail};
+use candle_core::Result;
+#[cfg(test)]
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-pub use tensors::Source;
-use tensors::{expect_shape, shape2, write_f32};
 
 /// What computes: handed down by reference, cheap to clone.
 #[derive(Clone)]
-pub struct Compute {
-    cpu: Arc<Cpu>,
+pub enum Compute {
+    /// This machine's processor.
+    Cpu(Arc<Cpu>),
+    /// A GPU.
+    #[cfg(feature = "cuda")]
+    Gpu(Arc<GpuCompute>),
 }
 
 impl Compute {
     /// The CPU with `threads` threads, all cores where `None`.
-    pub fn new(threads: Option<NonZeroUsize>) -> Self {
-        Self::from_cpu(Arc::new(Cpu::new(threads)))
-    }
-
-    /// A CPU that is there already.
-    pub fn from_cpu(cpu: Arc<Cpu>) -> Self {
-        Self { cpu }
-    }
-
-    /// The CPU's kernels.
-    pub fn cpu(&self) -> &Arc<Cpu> {
-        &self.cpu
+    #[cfg(test)]
+    pub fn cpu(threads: Option<NonZeroUsize>) -> Self {
+        Self::Cpu(Arc::new(Cpu::new(threads)))
     }
 }
 
-/// `dst[t] = table[ids[t]]`, as floats: `dst [t, columns of the table]`.
+/// The tokens of a step and where they stand, as the kernels read them.
+#[derive(Clone, Copy)]
+pub enum StepInputs<'a> {
+    /// In host memory.
+    Cpu {
+        /// `[T]`: vocabulary ids.
+        ids: &'a [u32],
+        /// `[T]`: position of each token in its sequence.
+        positions: &'a [u32],
+        /// `[T]`: place of each token in the cache, block * 16 + place in the block.
+        slots: &'a [u32],
+        /// The rows.
+        attention: AttentionRef<'a>,
+    },
+    /// In GPU memory, put there by the runner.
+    #[cfg(feature = "cuda")]
+    Gpu(&'a GpuInputs),
+}
+
+impl StepInputs<'_> {
+    /// Tokens of the step.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Cpu { ids, .. } => ids.len(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(inputs) => inputs.tokens,
+        }
+    }
+}
+
+/// Some rows of a step.
+#[derive(Clone, Copy)]
+pub enum RowIndices<'a> {
+    /// In host memory.
+    Cpu(&'a [u32]),
+    /// `[1, rows]` of u32 in GPU memory.
+    #[cfg(feature = "cuda")]
+    Gpu(&'a crate::cuda::DeviceTensor),
+}
+
+impl RowIndices<'_> {
+    /// How many.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Cpu(rows) => rows.len(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(rows) => rows.columns(),
+        }
+    }
+}
+
+/// Weights of the RMS norms of q and k heads.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNormTensors<'a> {
+    /// `[head_dim]`, f32.
+    pub q: &'a Tensor,
+    /// `[head_dim]`, f32.
+    pub k: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// How q, k and v of a layer are made ready.
+#[derive(Clone, Copy)]
+pub struct QkvParams<'a> {
+    /// How many heads of what size.
+    pub heads: HeadShape,
+    /// Added first, `[(q_heads + 2 kv_heads) * head_dim]`, f32.
+    pub bias: Option<&'a Tensor>,
+    /// Norms of the heads of q and k.
+    pub norms: Option<QkNormTensors<'a>>,
+    /// Rotates them.
+    pub rope: &'a Rope,
+}
+
+/// `dst[t] = table[ids[t]]`, as floats: `dst [t, columns of the table]`, the residual stream.
 ///
 /// # Errors
 /// If an id has no row, or shapes do not fit.
-pub fn embed(compute: &Compute, table: &Matrix, ids: &[u32], dst: &Tensor) -> Result<()> {
-    const OP: &str = "embed";
-    expect_shape(dst, OP, "the destination", &[ids.len(), table.columns()])?;
-    write_f32(dst, OP, &[], |out| compute.cpu.embed(table.as_matrix_ref(), ids, out).map_err(Error::wrap))
+pub fn embed(compute: &Compute, table: &Weight, inputs: StepInputs<'_>, dst: &Tensor) -> Result<()> {
+    match (compute, inputs) {
+        (Compute::Cpu(cpu), StepInputs::Cpu { ids, .. }) => on_cpu::embed(cpu, table.matrix()?, ids, dst.cpu()?),
+        #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), StepInputs::Gpu(inputs)) => gpu.embed(table, inputs, dst),
+        #[cfg(feature = "cuda")]
+        _ => tensor::elsewhere("embed"),
+    }
 }
 
-/// `dst[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight`: `x` and `dst` `[t, h]`, `weight [h]`.
+/// `dst[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight`: `x [t, h]` of the residual stream, `dst [t, h]`, `weight [h]`.
 ///
 /// # Errors
 /// If shapes or dtypes do not fit.
 pub fn rms_norm(compute: &Compute, x: &Tensor, weight: &Tensor, eps: f32, dst: &Tensor) -> Result<()> {
-    const OP: &str = "rms_norm";
-    let (rows, width) = shape2(x, OP, "x")?;
-    expect_shape(weight, OP, "weight", &[width])?;
-    expect_shape(dst, OP, "the destination", &[rows, width])?;
-    write_f32(dst, OP, &[x, weight], |out| {
-        compute.cpu.rms_norm(&Source::new(x, OP, "x")?, &Source::new(weight, OP, "weight")?, eps, out);
-        Ok(())
-    })
+    match compute {
+        Compute::Cpu(cpu) => on_cpu::rms_norm(cpu, x.cpu()?, weight.cpu()?, eps, dst.cpu()?),
+        #[cfg(feature = "cuda")]
+        Compute::Gpu(gpu) => gpu.rms_norm(x, weight, eps, dst),
+    }
 }
 
 /// `residual += x` in place, then `dst = rms_norm(residual)`: `residual`, `x`, `dst` `[t, h]`, `weight [h]`.
@@ -82,43 +160,51 @@ pub fn add_rms_norm(
     eps: f32,
     dst: &Tensor,
 ) -> Result<()> {
-    const OP: &str = "add_rms_norm";
-    let (rows, width) = shape2(x, OP, "x")?;
-    expect_shape(residual, OP, "residual", &[rows, width])?;
-    expect_shape(weight, OP, "weight", &[width])?;
-    expect_shape(dst, OP, "the destination", &[rows, width])?;
-    write_f32(dst, OP, &[residual, x, weight], |out| {
-        write_f32(residual, OP, &[x, weight], |residual| {
-            let (x, weight) = (Source::new(x, OP, "x")?, Source::new(weight, OP, "weight")?);
-            compute.cpu.add_rms_norm(residual, &x, &weight, eps, out);
-            Ok(())
-        })
-    })
+    match compute {
+        Compute::Cpu(cpu) => on_cpu::add_rms_norm(cpu, residual.cpu()?, x.cpu()?, weight.cpu()?, eps, dst.cpu()?),
+        #[cfg(feature = "cuda")]
+        Compute::Gpu(gpu) => gpu.add_rms_norm(residual, x, weight, eps, dst),
+    }
 }
 
-/// `dst[t, n] = sum over k of x[t, k] * w[n, k] (+ bias[n])`: `x [t, k]`, `dst [t, n]`, `bias [n]`; `n` runs over the rows
-/// of all `parts`, stacked, whose formats may differ.
+/// `dst[i] = rms_norm(residual[rows[i]] + x[rows[i]])`: `residual`, `x` `[t, h]`, `weight [h]`, `dst [rows, h]`. What
+/// `residual` holds in those rows afterwards is undefined; on the CPU a row comes once at most.
+///
+/// # Errors
+/// If a row is outside `x`, or shapes or dtypes do not fit.
+pub fn add_rms_norm_rows(
+    compute: &Compute,
+    residual: &Tensor,
+    x: &Tensor,
+    rows: RowIndices<'_>,
+    weight: &Tensor,
+    eps: f32,
+    dst: &Tensor,
+) -> Result<()> {
+    match (compute, rows) {
+        (Compute::Cpu(cpu), RowIndices::Cpu(rows)) => {
+            on_cpu::add_rms_norm_rows(cpu, residual.cpu()?, x.cpu()?, rows, weight.cpu()?, eps, dst.cpu()?)
+        }
+        #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), RowIndices::Gpu(rows)) => gpu.add_rms_norm_rows(residual, x, rows, weight, eps, dst),
+        #[cfg(feature = "cuda")]
+        _ => tensor::elsewhere("add_rms_norm_rows"),
+    }
+}
+
+/// `dst[t, n] = sum over k of x[t, k] * w[n, k] (+ bias[n])`: `x [t, k]`, `dst [t, n]`, `bias [n]`.
 ///
 /// # Errors
 /// If shapes or dtypes do not fit.
-pub fn linear(compute: &Compute, x: &Tensor, parts: &[Matrix], bias: Option<&Tensor>, dst: &Tensor) -> Result<()> {
-    const OP: &str = "linear";
-    let (rows, columns) = shape2(x, OP, "x")?;
-    let outputs = parts.iter().map(Matrix::rows).sum();
-    if let Some(part) = parts.iter().find(|part| part.columns() != columns) {
-        bail!("{OP}: {part:?} has not the {columns} columns of x");
+pub fn linear(compute: &Compute, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, dst: &Tensor) -> Result<()> {
+    match compute {
+        Compute::Cpu(cpu) => {
+            let bias = bias.map(Tensor::cpu).transpose()?;
+            on_cpu::linear(cpu, x.cpu()?, weight.parts()?, bias, dst.cpu()?)
+        }
+        #[cfg(feature = "cuda")]
+        Compute::Gpu(gpu) => gpu.linear(x, weight, bias, dst),
     }
-    expect_shape(dst, OP, "the destination", &[rows, outputs])?;
-    if let Some(bias) = bias {
-        expect_shape(bias, OP, "bias", &[outputs])?;
-    }
-    let sources: Vec<&Tensor> = std::iter::once(x).chain(bias).collect();
-    let parts: Vec<MatrixRef<'_>> = parts.iter().map(Matrix::as_matrix_ref).collect();
-    write_f32(dst, OP, &sources, |out| {
-        let bias = bias.map(|bias| Source::new(bias, OP, "bias")).transpose()?;
-        compute.cpu.matmul(&Source::new(x, OP, "x")?, columns, &parts, bias.as_deref(), out);
-        Ok(())
-    })
 }
 
 /// `dst[t, i] = silu(gate[t, i]) * up[t, i]`: `gate_up [t, 2 f]` holds a row's gates, then its ups; `dst [t, f]`.
@@ -126,31 +212,77 @@ pub fn linear(compute: &Compute, x: &Tensor, parts: &[Matrix], bias: Option<&Ten
 /// # Errors
 /// If shapes or dtypes do not fit.
 pub fn silu_mul(compute: &Compute, gate_up: &Tensor, dst: &Tensor) -> Result<()> {
-    const OP: &str = "silu_mul";
-    let (rows, width) = shape2(dst, OP, "the destination")?;
-    expect_shape(gate_up, OP, "gate_up", &[rows, 2 * width])?;
-    write_f32(dst, OP, &[gate_up], |out| {
-        compute.cpu.silu_mul(&Source::new(gate_up, OP, "gate_up")?, width, out);
-        Ok(())
-    })
+    match compute {
+        Compute::Cpu(cpu) => on_cpu::silu_mul(cpu, gate_up.cpu()?, dst.cpu()?),
+        #[cfg(feature = "cuda")]
+        Compute::Gpu(gpu) => gpu.silu_mul(gate_up, dst),
+    }
 }
 
-/// `dst[i] = x[rows[i]]`: `x [t, h]`, `dst [rows.len(), h]`.
+/// Adds the bias, norms and rotates the q and k heads of `qkv [t, (q_heads + 2 kv_heads) * head_dim]`, all in place,
+/// then writes k and v into the cache.
 ///
 /// # Errors
-/// If a row is outside `x`, or shapes or dtypes do not fit.
-pub fn gather_rows(_compute: &Compute, x: &Tensor, rows: &[u32], dst: &Tensor) -> Result<()> {
-    const OP: &str = "gather_rows";
-    let (count, width) = shape2(x, OP, "x")?;
-    expect_shape(dst, OP, "the destination", &[rows.len(), width])?;
-    if let Some(row) = rows.iter().find(|&&row| row as usize >= count) {
-        bail!("{OP}: row {row} is outside {count}");
-    }
-    write_f32(dst, OP, &[x], |out| {
-        let x = Source::new(x, OP, "x")?;
-        for (out, &row) in out.chunks_exact_mut(width).zip(rows) {
-            out.copy_from_slice(&x[row as usize * width..][..width]);
+/// If shapes or dtypes do not fit, a position is outside the table, or a slot outside the cache.
+pub fn rope_and_cache(
+    compute: &Compute,
+    qkv: &Tensor,
+    inputs: StepInputs<'_>,
+    params: QkvParams<'_>,
+    kv: &KvLayer,
+) -> Result<()> {
+    match (compute, inputs, kv) {
+        (Compute::Cpu(cpu), StepInputs::Cpu { positions, slots, .. }, KvLayer::Cpu(kv)) => {
+            let tokens = on_cpu::TokenSlots { positions, slots };
+            let bias = params.bias.map(Tensor::cpu).transpose()?;
+            let norms = match params.norms {
+                None => None,
+                Some(norms) => Some(on_cpu::QkNormTensors { q: norms.q.cpu()?, k: norms.k.cpu()?, eps: norms.eps }),
+            };
+            on_cpu::rope_and_cache(cpu, qkv.cpu()?, bias, params.heads, tokens, params.rope.table()?, norms, kv)
         }
-        Ok(())
-    })
+        #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), StepInputs::Gpu(inputs), KvLayer::Gpu(kv)) => gpu.rope_and_cache(qkv, inputs, params, kv),
+        #[cfg(feature = "cuda")]
+        _ => tensor::elsewhere("rope_and_cache"),
+    }
+}
+
+/// What attention does with scores.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionParams {
+    /// How many heads of what size.
+    pub heads: HeadShape,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// With a window of `w` the token at position `p` sees `p - w + 1 ..= p` only.
+    pub sliding_window: Option<u32>,
+}
+
+/// Attention of each new token over its sequence's cache up to itself: q of `qkv [t, (q_heads + 2 kv_heads) * head_dim]`,
+/// `dst [t, q_heads * head_dim]`.
+///
+/// # Errors
+/// If shapes or dtypes do not fit.
+///
+/// # Panics
+/// If `inputs` does not fit itself or the cache: a wrong block table would show one user another's text.
+pub fn attention(
+    compute: &Compute,
+    qkv: &Tensor,
+    inputs: StepInputs<'_>,
+    params: AttentionParams,
+    kv: &KvLayer,
+    dst: &Tensor,
+) -> Result<()> {
+    match (compute, inputs, kv) {
+        (Compute::Cpu(cpu), StepInputs::Cpu { attention, .. }, KvLayer::Cpu(kv)) => {
+            let AttentionParams { heads, scale, sliding_window } = params;
+            on_cpu::attention(cpu, qkv.cpu()?, heads, kv, attention, scale, sliding_window, dst.cpu()?)
+        }
+        #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), StepInputs::Gpu(inputs), KvLayer::Gpu(kv)) => gpu.attention(qkv, inputs, params, kv, dst),
+        #[cfg(feature = "cuda")]
+        _ => tensor::elsewhere("attention"),
+    }
 }

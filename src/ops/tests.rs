@@ -3,11 +3,16 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
+use super::on_cpu::{
+    KvLayer, TokenSlots, add_rms_norm, add_rms_norm_rows, attention, copy_blocks, embed, linear, rms_norm,
+    rope_and_cache, silu_mul,
+};
 use super::*;
-use candle_core::{DType, Device};
+use crate::cpu::Cpu;
+use candle_core::{DType, Device, Error, Tensor};
 
-fn compute() -> Compute {
-    Compute::new(NonZeroUsize::new(2))
+fn compute() -> Cpu {
+    Cpu::new(NonZeroUsize::new(2))
 }
 
 fn tensor(rows: usize, columns: usize) -> Tensor {
@@ -62,23 +67,31 @@ fn wrong_inputs_are_errors() -> Result<()> {
     let halves = x.to_dtype(DType::F64)?;
     assert!(message(linear(&compute, &halves, std::slice::from_ref(&matrix), None, &zeros(3, 5))).contains("not F32"));
     assert!(message(silu_mul(&compute, &x, &x.narrow(0, 0, 3)?)).contains("gate_up"));
-    assert!(message(gather_rows(&compute, &x, &[0, 3], &zeros(2, 8))).contains("row 3"));
-    assert!(message(embed(&compute, &matrix, &[5], &zeros(1, 8))).contains("token id 5"));
     let norm = tensor(1, 8).reshape(8)?;
+    let rows = add_rms_norm_rows(&compute, &x, &tensor(3, 8), &[0, 3], &norm, 1e-5, &zeros(2, 8));
+    assert!(message(rows).contains("row 3"));
+    assert!(message(embed(&compute, &matrix, &[5], &zeros(1, 8))).contains("token id 5"));
     assert!(message(rms_norm(&compute, &x, &norm, 1e-5, &x)).contains("shares its storage"));
     Ok(())
 }
 
 #[test]
-fn rows_are_gathered_and_embedded() -> Result<()> {
-    let x = tensor(6, 7);
-    let (gathered, embedded) = (zeros(3, 7), zeros(3, 7));
-    gather_rows(&compute(), &x, &[4, 0, 4], &gathered)?;
+fn rows_are_embedded() -> Result<()> {
+    let embedded = zeros(3, 7);
     embed(&compute(), &weights(6, 7), &[4, 0, 4], &embedded)?;
-    let rows = values(&x);
-    let expected = vec![rows[4].clone(), rows[0].clone(), rows[4].clone()];
-    assert_eq!(values(&gathered), expected);
-    assert_eq!(values(&embedded), expected);
+    let rows = values(&tensor(6, 7));
+    assert_eq!(values(&embedded), [rows[4].clone(), rows[0].clone(), rows[4].clone()]);
+    Ok(())
+}
+
+#[test]
+fn chosen_rows_are_added_and_normed() -> Result<()> {
+    let (residual, x, some) = (tensor(6, 8), tensor(6, 8), zeros(2, 8));
+    let weight = tensor(1, 8).reshape(8)?;
+    let (same, all) = (tensor(6, 8), zeros(6, 8));
+    add_rms_norm(&compute(), &same, &x, &weight, 1e-5, &all)?;
+    add_rms_norm_rows(&compute(), &residual, &x, &[4, 1], &weight, 1e-5, &some)?;
+    assert_eq!(values(&some), [values(&all)[4].clone(), values(&all)[1].clone()]);
     Ok(())
 }
 
@@ -103,7 +116,7 @@ fn a_token_that_sees_itself_alone_gets_its_own_value() -> Result<()> {
     let rope = RopeTable::new(RopeLayout::Halves, 8, vec![1.0; 4], vec![0.0; 4]).map_err(Error::wrap)?;
     let (qkv, dst) = (tensor(1, heads.row_len()), zeros(1, 16));
     let v = values(&qkv)[0][24..].to_vec();
-    rope_and_cache(&compute, &qkv, heads, TokenSlots { positions: &[0], slots: &[20] }, &rope, None, &kv)?;
+    rope_and_cache(&compute, &qkv, None, heads, TokenSlots { positions: &[0], slots: &[20] }, &rope, None, &kv)?;
     copy_blocks(&compute, &kv, &[(1, 2)])?;
     for block in [1, 2] {
         let inputs = AttentionRef {
@@ -116,13 +129,13 @@ fn a_token_that_sees_itself_alone_gets_its_own_value() -> Result<()> {
         // The token was written at place 4 of its block, so that place 0, which the context begins with, is still zero.
         assert_eq!(values(&dst)[0], [0.0; 16], "block {block}");
     }
-    rope_and_cache(&compute, &qkv, heads, TokenSlots { positions: &[0], slots: &[0] }, &rope, None, &kv)?;
+    rope_and_cache(&compute, &qkv, None, heads, TokenSlots { positions: &[0], slots: &[0] }, &rope, None, &kv)?;
     let inputs =
         AttentionRef { cu_seqlens_q: &[0, 1], context_lens: &[1], block_tables: &[0], block_table_offsets: &[0, 1] };
     attention(&compute, &qkv, heads, &kv, inputs, 1.0, None, &dst)?;
     assert_eq!(values(&dst)[0], [v.clone(), v].concat());
     let outside = TokenSlots { positions: &[0], slots: &[48] };
-    assert!(rope_and_cache(&compute, &qkv, heads, outside, &rope, None, &kv).is_err());
+    assert!(rope_and_cache(&compute, &qkv, None, heads, outside, &rope, None, &kv).is_err());
     assert!(copy_blocks(&compute, &kv, &[(0, 3)]).is_err());
     Ok(())
 }
@@ -140,7 +153,7 @@ fn every_format_is_what_the_reference_reads() -> Result<()> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quants/quants.safetensors");
     let reference = candle_core::safetensors::load(path, &Device::Cpu)?;
     let floats = |name: &str| reference[name].flatten_all()?.to_vec1::<f32>();
-    let compute = Compute::new(None);
+    let compute = Cpu::new(None);
     for format in Format::ALL {
         let bytes = reference[&format!("{format}.raw")].flatten_all()?.to_vec1::<u8>()?;
         let range = 0..bytes.len();

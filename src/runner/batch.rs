@@ -2,8 +2,6 @@
 //!
 //! Knows no tensors. The buffers are kept between steps, so that a step allocates nothing.
 
-use std::collections::HashMap;
-
 use crate::attention::AttentionInputs;
 use crate::request::{SeqId, TokenId};
 use crate::scheduler::SchedulerOutput;
@@ -22,17 +20,22 @@ pub(crate) struct InputBatch {
 }
 
 impl InputBatch {
-    /// Packs `output`. A token that the scheduler does not know yet is taken from `last_sampled`.
-    pub(crate) fn fill(&mut self, output: &SchedulerOutput, block_size: u32, last_sampled: &HashMap<SeqId, TokenId>) {
+    /// Packs `output`. A token that the scheduler does not know yet is what `last_sampled` gives for its sequence.
+    pub(crate) fn fill(
+        &mut self,
+        output: &SchedulerOutput,
+        block_size: u32,
+        last_sampled: impl Fn(SeqId) -> Option<TokenId>,
+    ) {
         self.clear();
         for row in &output.rows {
             let blocks = &output.block_tables[row.blocks.clone()];
             let length = row.tokens.len() as u32;
             self.tokens.extend_from_slice(&output.tokens[row.tokens.clone()]);
             if row.follows_sample
-                && let (Some(last), Some(sampled)) = (self.tokens.last_mut(), last_sampled.get(&row.seq))
+                && let (Some(last), Some(sampled)) = (self.tokens.last_mut(), last_sampled(row.seq))
             {
-                *last = *sampled;
+                *last = sampled;
             }
             for position in row.start..row.start + length {
                 let block = blocks[(position / block_size) as usize];
@@ -87,7 +90,7 @@ mod tests {
         };
         let mut batch = InputBatch::default();
         for _ in 0..2 {
-            batch.fill(&output, 4, &HashMap::from([(SeqId(1), 77)]));
+            batch.fill(&output, 4, |seq| (seq == SeqId(1)).then_some(77));
             assert_eq!(batch.tokens, [77, 11, 12, 13, 21, 22]);
             assert_eq!(batch.positions, [5, 3, 4, 5, 0, 1]);
             assert_eq!(batch.attention.slot_mapping, [37, 19, 8, 9, 4, 5]);

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use crate::attention::AttentionInputs;
 use crate::kv_cache::BlockId;
-use crate::models::{Decoder, ModelSource, StepTokens, Workspace};
-use crate::ops::{self, Compute, KvLayer, KvLayout};
+use crate::models::{Decoder, ModelSource, Workspace};
+use crate::ops::{Compute, KvCache, KvLayout, RowIndices, StepInputs};
 
 const BLOCK: usize = KvLayout::BLOCK_SIZE;
 const BLOCKS: usize = 64;
@@ -91,7 +91,7 @@ fn continues(fixture: &Fixture, prompt: &ExpectedPrompt) -> bool {
 struct Rig {
     compute: Compute,
     decoder: Decoder,
-    kv: Vec<KvLayer>,
+    kv: KvCache,
     workspace: Workspace,
 }
 
@@ -106,12 +106,13 @@ struct Row<'a> {
 impl Rig {
     fn new(folder: &Path, context: u32, threads: usize) -> Self {
         let source = ModelSource::open(folder).expect("the fixture loads");
-        let decoder = Decoder::load(source.spec, &source.weights, context).expect("the weights load");
+        let compute = Compute::cpu(NonZeroUsize::new(threads));
+        let decoder = Decoder::load(&compute, source.spec, &source.weights, context).expect("the weights load");
         let spec = decoder.spec();
         let layout = KvLayout { kv_heads: spec.kv_heads, head_dim: spec.head_dim };
-        let kv = (0..spec.layers).map(|_| KvLayer::zeros(layout, BLOCKS).expect("memory")).collect();
-        let workspace = Workspace::new(spec, MAX_TOKENS, LOGIT_ROWS, &Device::Cpu).expect("memory");
-        Self { compute: Compute::new(NonZeroUsize::new(threads)), decoder, kv, workspace }
+        let kv = KvCache::zeros(&compute, spec.layers, layout, BLOCKS).expect("memory");
+        let workspace = Workspace::new(spec, MAX_TOKENS, LOGIT_ROWS, &compute).expect("memory");
+        Self { compute, decoder, kv, workspace }
     }
 
     /// Runs one step of `rows`; the logits of all their tokens, row after row.
@@ -127,13 +128,14 @@ impl Rig {
             }
             inputs.push_row((row.end - row.start) as u32, row.end as u32, row.blocks);
         }
-        let tokens = StepTokens { ids: &ids, positions: &positions, attention: &inputs };
+        let slots = &inputs.slot_mapping;
+        let tokens = StepInputs::Cpu { ids: &ids, positions: &positions, slots, attention: inputs.as_ref() };
         self.decoder.forward(&self.compute, tokens, &self.kv, &self.workspace).expect("a step");
         let indices: Vec<u32> = (0..ids.len() as u32).collect();
         let mut all = Vec::new();
         for slice in indices.chunks(LOGIT_ROWS) {
-            let logits = self.decoder.logits(&self.compute, slice, &self.workspace).expect("logits");
-            let values = ops::Source::new(&logits, "test", "logits").expect("f32");
+            let logits = self.decoder.logits(&self.compute, RowIndices::Cpu(slice), &self.workspace).expect("logits");
+            let values = logits.source("test", "logits").expect("f32");
             all.extend(values.chunks(self.decoder.spec().vocab).map(<[f32]>::to_vec));
         }
         all

@@ -3,16 +3,17 @@
 //! Knows no names of models and no text: the vocabulary is handed on as the files hold it.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, StepSizes};
 use crate::models::{Decoder, DecoderError, GenerationDefaults, ModelSource, SpecialTokens, TokenizerSource};
-use crate::ops::Compute;
+use crate::ops::{Compute, Cpu};
 use crate::request::TokenId;
 use crate::weights::LoadError as FileError;
 
 use super::model_runner::ModelRunner;
-use super::plan::{MemoryPlan, PlanError, plan};
-use super::step::RunnerError;
+use super::plan::{MemoryPlan, Placement, PlanError, plan};
+use super::step::{RunnerError, StepRunner};
 
 /// What is known of a loaded model besides its weights.
 pub(crate) struct LoadedModel {
@@ -36,8 +37,20 @@ pub(crate) struct LoadedModel {
     pub(crate) defaults: GenerationDefaults,
     /// What it takes.
     pub(crate) plan: MemoryPlan,
-    /// Threads that compute.
-    pub(crate) threads: usize,
+    /// How large its steps are.
+    pub(crate) sizes: StepSizes,
+    /// Threads that compute; `None` on a GPU.
+    pub(crate) threads: Option<usize>,
+}
+
+/// Where a model is to be loaded.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// Main memory and this machine's processor.
+    Cpu {
+        /// What it may take.
+        free_bytes: u64,
+    },
 }
 
 /// Why a model could not be loaded.
@@ -57,21 +70,52 @@ pub enum ModelError {
     Runner(#[from] RunnerError),
 }
 
-/// Loads the model in `path` (a folder or a GGUF file) into at most `free_bytes`.
+/// What a model is loaded from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ModelFiles<'a> {
+    /// A folder or a GGUF file.
+    Stored(&'a Path),
+    /// A config.json alone: its weights are drawn at random.
+    RandomWeights(&'a Path),
+}
+
+/// Loads a model.
 ///
 /// # Errors
 /// [`ModelError`].
 pub(crate) fn load(
-    path: &Path,
+    files: ModelFiles<'_>,
+    config: &EngineConfig,
+    target: Target,
+) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
+    let source = match files {
+        ModelFiles::Stored(path) => ModelSource::open(path)?,
+        ModelFiles::RandomWeights(config) => ModelSource::random(config)?,
+    };
+    match target {
+        Target::Cpu { free_bytes } => on_cpu(source, config, free_bytes),
+    }
+}
+
+fn on_cpu(
+    source: ModelSource,
     config: &EngineConfig,
     free_bytes: u64,
-) -> Result<(ModelRunner, LoadedModel), ModelError> {
-    let source = ModelSource::open(path)?;
-    let plan = plan(&source.spec, source.weights.total_bytes(), config, free_bytes)?;
-    let compute = Compute::new(config.threads);
+) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
+    let sizes = config.step_sizes(StepSizes::CPU);
+    let plan = plan(&source.spec, source.weights.total_bytes(), config, sizes, Placement::CPU, free_bytes)?;
+    let cpu = Arc::new(Cpu::new(config.threads));
     let files: Vec<_> = source.weights.files().collect();
-    tracing::info!(model = source.name, ?files, blocks = plan.blocks, simd = %compute.cpu().simd(), "loading");
-    let loaded = LoadedModel {
+    tracing::info!(model = source.name, ?files, blocks = plan.blocks, simd = %cpu.simd(), "loading");
+    let compute = Compute::Cpu(cpu.clone());
+    let decoder = Decoder::load(&compute, source.spec.clone(), &source.weights, plan.context_length)?;
+    let runner = ModelRunner::new(compute, decoder, &plan, sizes.max_step_tokens as usize)?;
+    Ok((Box::new(runner), loaded(source, plan, sizes, Some(cpu.threads()))))
+}
+
+/// What is known of a model that was loaded.
+pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, threads: Option<usize>) -> LoadedModel {
+    LoadedModel {
         architecture: source.spec.architecture.clone(),
         parameters: source.weights.parameters(),
         format: source.weights.main_format().to_string(),
@@ -81,10 +125,8 @@ pub(crate) fn load(
         special_tokens: source.special_tokens,
         eos_token_ids: source.eos_token_ids,
         defaults: source.defaults,
-        threads: compute.cpu().threads(),
         plan,
-    };
-    let decoder = Decoder::load(source.spec, &source.weights, loaded.plan.context_length)?;
-    let runner = ModelRunner::new(compute, decoder, &loaded.plan, config.max_step_tokens as usize)?;
-    Ok((runner, loaded))
+        sizes,
+        threads,
+    }
 }

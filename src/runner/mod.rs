@@ -16,7 +16,7 @@ pub(crate) use crate::ops::KvLayout;
 pub(crate) use crate::sampling::Sampled;
 pub(crate) use crate::sampling::random_seed;
 pub use load::ModelError;
-pub(crate) use load::{LoadedModel, load};
+pub(crate) use load::{LoadedModel, ModelFiles, Target, load};
 pub use plan::PlanError;
 pub use step::RunnerError;
 pub(crate) use step::{StepOutput, StepRunner};

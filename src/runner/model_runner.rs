@@ -1,14 +1,14 @@
-//! Runs steps on a decoder: packs the batch, runs it, draws tokens.
+//! Runs steps on this machine's processor: packs the batch, runs it, draws tokens.
 //!
 //! Knows no requests beyond what sampling needs, and nothing of why a step was planned so.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::models::{Decoder, StepTokens, Workspace};
-use crate::ops::{self, Compute, KvLayer, KvLayout};
+use crate::models::{Decoder, Workspace};
+use crate::ops::{Compute, KvCache, KvLayout, RowIndices, StepInputs};
 use crate::request::{Request, SeqId, TokenId, TokenLogprobs};
 use crate::sampling::{Sampled, Sampler, token_logprobs};
 use crate::scheduler::{ScheduledRow, SchedulerOutput};
@@ -22,11 +22,12 @@ pub(crate) struct ModelRunner {
     compute: Compute,
     model: Decoder,
     workspace: Workspace,
-    /// One entry a layer.
-    kv: Vec<KvLayer>,
+    kv: KvCache,
     sampler: Sampler,
     batch: InputBatch,
     last_sampled: HashMap<SeqId, TokenId>,
+    /// Steps that were begun, and so computed, and not collected.
+    computed: VecDeque<StepOutput>,
 }
 
 /// What one row of logits is for.
@@ -51,10 +52,8 @@ impl ModelRunner {
     ) -> Result<Self, RunnerError> {
         let spec = model.spec();
         let layout = KvLayout { kv_heads: spec.kv_heads, head_dim: spec.head_dim };
-        let kv = (0..spec.layers)
-            .map(|_| KvLayer::zeros(layout, plan.blocks as usize))
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        let workspace = Workspace::new(spec, max_step_tokens, LOGIT_ROWS, &candle_core::Device::Cpu)?;
+        let kv = KvCache::zeros(&compute, spec.layers, layout, plan.blocks as usize)?;
+        let workspace = Workspace::new(spec, max_step_tokens, LOGIT_ROWS, &compute)?;
         Ok(Self {
             compute,
             model,
@@ -63,20 +62,24 @@ impl ModelRunner {
             sampler: Sampler::default(),
             batch: InputBatch::default(),
             last_sampled: HashMap::new(),
+            computed: VecDeque::new(),
         })
     }
 
     fn forward(&mut self, planned: &SchedulerOutput) -> candle_core::Result<()> {
         if !planned.copies.is_empty() {
             let copies: Vec<(u32, u32)> = planned.copies.iter().map(|copy| (copy.source.0, copy.target.0)).collect();
-            for layer in &self.kv {
-                ops::copy_blocks(&self.compute, layer, &copies)?;
-            }
+            self.kv.copy_blocks(&self.compute, &copies)?;
         }
-        self.batch.fill(planned, KvLayout::BLOCK_SIZE as u32, &self.last_sampled);
-        let tokens =
-            StepTokens { ids: &self.batch.tokens, positions: &self.batch.positions, attention: &self.batch.attention };
-        self.model.forward(&self.compute, tokens, &self.kv, &self.workspace)
+        let last_sampled = &self.last_sampled;
+        self.batch.fill(planned, KvLayout::BLOCK_SIZE as u32, |seq| last_sampled.get(&seq).copied());
+        let inputs = StepInputs::Cpu {
+            ids: &self.batch.tokens,
+            positions: &self.batch.positions,
+            slots: &self.batch.attention.slot_mapping,
+            attention: self.batch.attention.as_ref(),
+        };
+        self.model.forward(&self.compute, inputs, &self.kv, &self.workspace)
     }
 
     /// Draws from, and reports on, one row of logits [vocab].
@@ -121,7 +124,7 @@ impl StepRunner for ModelRunner {
         self.last_sampled.remove(&seq);
     }
 
-    fn execute(&mut self, planned: &SchedulerOutput) -> Result<StepOutput, RunnerError> {
+    fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
         let started = Instant::now();
         self.forward(planned)?;
         let mut output = StepOutput { model_time: started.elapsed(), ..StepOutput::default() };
@@ -129,16 +132,21 @@ impl StepRunner for ModelRunner {
         let indices = std::mem::take(&mut self.batch.logit_tokens);
         for (indices, purposes) in indices.chunks(LOGIT_ROWS).zip(purposes.chunks(LOGIT_ROWS)) {
             let started = Instant::now();
-            let logits = self.model.logits(&self.compute, indices, &self.workspace)?;
+            let logits = self.model.logits(&self.compute, RowIndices::Cpu(indices), &self.workspace)?;
             output.model_time += started.elapsed();
-            let logits = ops::Source::new(&logits, "sample", "logits")?;
+            let logits = logits.source("sample", "logits")?;
             let vocab = self.model.spec().vocab;
             for (row, purpose) in logits.chunks(vocab).zip(purposes) {
                 self.consume(planned, purpose, row, &mut output);
             }
         }
         self.batch.logit_tokens = indices;
-        Ok(output)
+        self.computed.push_back(output);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, RunnerError> {
+        self.computed.pop_front().ok_or(RunnerError::NothingBegun)
     }
 }
 

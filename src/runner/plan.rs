@@ -2,26 +2,52 @@
 //!
 //! One pure function over plain numbers; it reads no hardware and allocates nothing.
 
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, StepSizes};
 use crate::models::{DecoderSpec, Workspace};
 use crate::ops::KvLayout;
 
 /// Share of the free memory that a plan may use: other programs want some as well.
 const USABLE_SHARE: f64 = 0.92;
 
-/// Share of what weights leave over that the KV cache takes unless told otherwise.
-const KV_SHARE: f64 = 0.5;
-
-/// Full contexts beyond which a KV cache planned by default does not grow.
+/// Full contexts beyond which a KV cache planned by default does not grow in main memory.
 const MAX_FULL_CONTEXTS: u64 = 16;
 
 /// Rows of logits computed at once. Each costs 4 bytes x vocabulary; beyond 64 the matrix product gains nothing.
 pub(crate) const LOGIT_ROWS: usize = 64;
 
+/// What a place takes for a model besides what the model itself says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Placement {
+    /// Bytes of an activation.
+    pub(crate) activation_bytes: usize,
+    /// Bytes of an element of K or V.
+    pub(crate) kv_element_bytes: u64,
+    /// Rows of logits computed at once.
+    pub(crate) logit_rows: usize,
+    /// Bytes for whatever else is needed.
+    pub(crate) extra_bytes: u64,
+    /// Share of what all that leaves over that the KV cache takes unless told otherwise.
+    pub(crate) kv_share: f64,
+    /// Full contexts beyond which a KV cache planned by default does not grow.
+    pub(crate) max_full_contexts: u64,
+}
+
+impl Placement {
+    /// In main memory, which other programs want as well.
+    pub(crate) const CPU: Self = Self {
+        activation_bytes: 4,
+        kv_element_bytes: 4,
+        logit_rows: LOGIT_ROWS,
+        extra_bytes: 0,
+        kv_share: 0.5,
+        max_full_contexts: MAX_FULL_CONTEXTS,
+    };
+}
+
 /// What a model will take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryPlan {
-    /// Bytes of the weights, as mapped.
+    /// Bytes of the weights, as they are held.
     pub(crate) weight_bytes: u64,
     /// Bytes of the step's buffers.
     pub(crate) workspace_bytes: u64,
@@ -98,6 +124,8 @@ pub(crate) fn plan(
     spec: &DecoderSpec,
     weight_bytes: u64,
     config: &EngineConfig,
+    sizes: StepSizes,
+    placement: Placement,
     free_bytes: u64,
 ) -> Result<MemoryPlan, PlanError> {
     if let Some(asked) = config.context_length.filter(|asked| *asked > spec.max_context) {
@@ -105,16 +133,19 @@ pub(crate) fn plan(
     }
     let context = config.context_length.unwrap_or(spec.max_context);
     let block_size = KvLayout::BLOCK_SIZE as u64;
-    let block_bytes = 4 * 2 * block_size * (spec.layers * spec.kv_heads * spec.head_dim) as u64;
-    let workspace_bytes = Workspace::bytes(spec, config.max_step_tokens as usize, LOGIT_ROWS);
+    let block_bytes =
+        placement.kv_element_bytes * 2 * block_size * (spec.layers * spec.kv_heads * spec.head_dim) as u64;
+    let step_bytes =
+        Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.activation_bytes);
+    let workspace_bytes = step_bytes + placement.extra_bytes;
     let usable = (free_bytes as f64 * USABLE_SHARE) as u64;
     let left = usable.saturating_sub(weight_bytes + workspace_bytes);
     let full = u64::from(context).div_ceil(block_size);
     let budget = match config.kv_cache_bytes {
         Some(bytes) => bytes.min(left) / block_bytes,
         // One whole context comes before the share for others.
-        None => (((left as f64 * KV_SHARE) as u64) / block_bytes)
-            .min(full * MAX_FULL_CONTEXTS)
+        None => (((left as f64 * placement.kv_share) as u64) / block_bytes)
+            .min(full.saturating_mul(placement.max_full_contexts))
             .max(full.min(left / block_bytes)),
     };
     if budget == 0 {

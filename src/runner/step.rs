@@ -29,6 +29,13 @@ pub enum RunnerError {
     /// An operation failed.
     #[error(transparent)]
     Compute(#[from] candle_core::Error),
+    /// The GPU failed.
+    #[cfg(feature = "cuda")]
+    #[error("the GPU failed: {0}")]
+    Gpu(#[from] crate::cuda::CudaError),
+    /// A step was to be collected and none was begun.
+    #[error("no step was begun")]
+    NothingBegun,
 }
 
 /// Computes steps; keeps what belongs to a sequence and is not a KV block (its place in the random stream, counts).
@@ -39,9 +46,34 @@ pub(crate) trait StepRunner: Send {
     /// A sequence has ended; its state can go.
     fn release(&mut self, seq: SeqId);
 
-    /// Copies blocks, runs the model, draws tokens.
+    /// Begins a step: copies blocks, runs the model, draws tokens. A GPU works on after this returns; one further step
+    /// may be begun before this one is collected.
     ///
     /// # Errors
     /// [`RunnerError`]; the cache's content is then undefined.
-    fn execute(&mut self, planned: &SchedulerOutput) -> Result<StepOutput, RunnerError>;
+    fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError>;
+
+    /// Waits for the oldest step that was begun and not collected; what it has given.
+    ///
+    /// # Errors
+    /// [`RunnerError`]; the cache's content is then undefined.
+    fn collect(&mut self) -> Result<StepOutput, RunnerError>;
+}
+
+impl<R: StepRunner + ?Sized> StepRunner for Box<R> {
+    fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
+        (**self).start(seq, request, choice, seed);
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        (**self).release(seq);
+    }
+
+    fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
+        (**self).begin(planned)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, RunnerError> {
+        (**self).collect()
+    }
 }

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::names::Naming;
+use super::random::{self, RandomBytes};
 use super::safetensors::Index;
 use super::{LoadError, Metadata, StoredFormat, Tensor, WeightName, gguf, mmap, safetensors};
-use crate::ops::{Bytes, Format, Matrix};
+use crate::ops::{Bytes, Format, Matrix, Random};
 
 /// One open file.
 struct OpenFile {
@@ -24,6 +25,8 @@ pub struct Weights {
     files: Vec<OpenFile>,
     tensors: HashMap<String, Tensor>,
     metadata: Option<Metadata>,
+    /// Elements, where there are no files and every tensor is random.
+    random: Option<u64>,
 }
 
 impl Weights {
@@ -68,14 +71,14 @@ impl Weights {
             ));
         }
         let files = vec![OpenFile { path: path.to_owned(), data }];
-        Ok(Self { path: path.to_owned(), naming: Naming::Gguf, files, tensors, metadata: Some(metadata) })
+        Ok(Self { path: path.to_owned(), naming: Naming::Gguf, files, tensors, metadata: Some(metadata), random: None })
     }
 
     /// One safetensors file, whose content is `data`.
     pub(super) fn from_safetensors(path: &Path, data: Bytes) -> Result<Self, LoadError> {
         let tensors = safetensors::read(path, &data, 0)?;
         let files = vec![OpenFile { path: path.to_owned(), data }];
-        Ok(Self { path: path.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None })
+        Ok(Self { path: path.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None, random: None })
     }
 
     fn open_shards(folder: &Path, index: &Path) -> Result<Self, LoadError> {
@@ -97,7 +100,14 @@ impl Weights {
             }
             files.push(OpenFile { path: path.to_owned(), data });
         }
-        Ok(Self { path: folder.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None })
+        Ok(Self { path: folder.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None, random: None })
+    }
+
+    /// Random bf16 weights of whatever shapes are asked for, together `parameters` elements; `path` names them in errors.
+    pub fn random(path: &Path, parameters: u64) -> Self {
+        let (files, tensors) = (Vec::new(), HashMap::new());
+        let path = path.to_owned();
+        Self { path, naming: Naming::HuggingFace, files, tensors, metadata: None, random: Some(parameters) }
     }
 
     /// A matrix of [rows, columns], row-major, in its stored format; the bytes stay mapped.
@@ -105,6 +115,12 @@ impl Weights {
     /// # Errors
     /// It is missing, has another shape, or a format that we do not compute with.
     pub fn matrix(&self, name: WeightName, rows: usize, columns: usize) -> Result<Matrix, LoadError> {
+        if self.random.is_some() {
+            // Keeps the variance of what goes through a layer.
+            let random = Random { seed: random::seed(name), deviation: 1.0 / (columns as f32).sqrt() };
+            let bytes = RandomBytes::new(random.seed, rows * columns, random.deviation);
+            return Ok(Matrix::random(rows, columns, std::sync::Arc::new(bytes), random));
+        }
         self.stored(name, &[rows, columns], rows, columns)
     }
 
@@ -113,6 +129,9 @@ impl Weights {
     /// # Errors
     /// It is missing, has another length, or a format that we do not compute with.
     pub fn vector(&self, name: WeightName, length: usize) -> Result<Vec<f32>, LoadError> {
+        if self.random.is_some() {
+            return Ok(random::vector(name, length));
+        }
         Ok(self.stored(name, &[length], 1, length)?.dequantize())
     }
 
@@ -123,11 +142,17 @@ impl Weights {
 
     /// Bytes of all tensors, as stored.
     pub fn total_bytes(&self) -> u64 {
+        if let Some(parameters) = self.random {
+            return 2 * parameters;
+        }
         self.tensors.values().map(|tensor| tensor.range.len() as u64).sum()
     }
 
     /// Elements of all tensors, at most `u64::MAX`.
     pub fn parameters(&self) -> u64 {
+        if let Some(parameters) = self.random {
+            return parameters;
+        }
         // Readers have checked each product; a sum of hostile shapes may still overflow.
         let elements =
             self.tensors.values().map(|tensor| tensor.shape.iter().map(|size| *size as u64).product::<u64>());
@@ -136,6 +161,9 @@ impl Weights {
 
     /// The format that most bytes are in; "mixed" where a file holds none that we compute with.
     pub fn main_format(&self) -> &'static str {
+        if self.random.is_some() {
+            return Format::Bf16.name();
+        }
         let mut bytes: HashMap<&'static str, usize> = HashMap::new();
         for tensor in self.tensors.values() {
             if let StoredFormat::Known(format) = &tensor.format {

@@ -98,6 +98,37 @@ FAMILIES = {
         "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None},
         "shard_size": "120KB",
     },
+    # Heads of the sizes that GPU kernels are made for.
+    "llama3_heads64": {
+        "type": "llama",
+        "config": {"intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64,
+                   "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+                   "rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
+                                       "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                       "original_max_position_embeddings": 64}},
+        "classic": {},
+    },
+    "llama_heads96": {
+        "type": "llama",
+        "config": {"intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 96,
+                   "max_position_embeddings": 256, "attention_bias": True, "mlp_bias": True,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        "classic": {},
+    },
+    "qwen2_heads64": {
+        "type": "qwen2",
+        "config": {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1,
+                   "max_position_embeddings": 256, "tie_word_embeddings": True,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"sliding_window": 16, "max_window_layers": 1, "layer_types": None},
+    },
+    "qwen3_heads128": {
+        "type": "qwen3",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128,
+                   "max_position_embeddings": 256, "tie_word_embeddings": False,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None},
+    },
 }
 
 

@@ -66,7 +66,17 @@ impl<'a> Bench<'a> {
         Row { name, sequences, tokens_per_second: Spread::of(&rates[1..]), outside_model_percent }
     }
 
-    fn snapshot(&self) -> MetricsSnapshot {
+    /// The model that is measured.
+    pub(super) fn llm(&self) -> &Llm {
+        self.llm
+    }
+
+    /// How often each figure is measured.
+    pub(super) fn repeat(&self) -> u32 {
+        self.repeat
+    }
+
+    pub(super) fn snapshot(&self) -> MetricsSnapshot {
         self.llm.engine().metrics().snapshot()
     }
 
@@ -108,7 +118,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn request(&mut self, prompt: u32, generate: u32) -> GenerateRequest {
+    pub(super) fn request(&mut self, prompt: u32, generate: u32) -> GenerateRequest {
         let vocabulary = u64::from(self.llm.engine().limits().vocab_size);
         let ids: Vec<TokenId> = (0..prompt).map(|_| self.random.below(vocabulary)).collect();
         let request = GenerateRequest::new(Prompt::Tokens(ids)).max_tokens(generate).temperature(0.0);

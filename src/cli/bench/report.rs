@@ -10,7 +10,7 @@ use crate::device::Hardware;
 use crate::llm::Llm;
 
 /// Median, least and most of some measurements.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
     /// The middle one; of an even number, the mean of the two in the middle.
     pub median: f64,
@@ -47,6 +47,31 @@ pub struct Row {
     pub outside_model_percent: Option<f64>,
 }
 
+/// One figure of the workload that servers are compared by.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ServingRow {
+    /// What is asked: `512+256` is a prompt of 512 tokens and an answer of 256.
+    pub name: String,
+    /// Requests at once.
+    pub sequences: u32,
+    /// Tokens of all requests over wall time: of answers, or of prompts where one token is asked for.
+    pub tokens_per_second: Spread,
+    /// Milliseconds to a request's first token: the median of each run's median.
+    pub first_token_ms: f64,
+    /// Milliseconds between the tokens of a request: median, 99th percentile, most.
+    pub gap_ms: [f64; 3],
+    /// Microseconds of a step in which the GPU was not waited for.
+    pub host_us_per_step: f64,
+    /// Share of the fastest that the machine could be, where that is known.
+    pub percent_of_floor: Option<f64>,
+    #[serde(skip)]
+    pub(super) rates: Vec<f64>,
+    #[serde(skip)]
+    pub(super) first: Vec<f64>,
+    #[serde(skip)]
+    pub(super) gaps: Vec<f64>,
+}
+
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -54,6 +79,9 @@ pub struct Report {
     machine: Machine,
     model: Model,
     results: Vec<Row>,
+    serving: Vec<ServingRow>,
+    /// Seconds from the first look at the model to its being ready.
+    start_seconds: f64,
     memory: Option<MemoryUse>,
 }
 
@@ -85,7 +113,7 @@ struct MemoryUse {
 
 impl Report {
     /// A report of these rows; `resident` is memory now and at most, in bytes.
-    pub fn new(llm: &Llm, hardware: &Hardware, results: Vec<Row>, resident: Option<(u64, u64)>) -> Self {
+    pub fn new(llm: &Llm, hardware: &Hardware, measured: Measured, resident: Option<(u64, u64)>) -> Self {
         let info = llm.info();
         let planned = info.weight_bytes.saturating_add(info.kv_bytes);
         Self {
@@ -104,7 +132,9 @@ impl Report {
                 weight_bytes: info.weight_bytes,
                 kv_bytes: info.kv_bytes,
             },
-            results,
+            results: measured.results,
+            serving: measured.serving,
+            start_seconds: measured.start_seconds,
             memory: resident.map(|(now, peak)| MemoryUse {
                 resident_bytes: now,
                 resident_peak_bytes: peak,
@@ -126,8 +156,14 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let processor = self.machine.processor.as_deref().unwrap_or("unknown processor");
         writeln!(f, "{}, {}", self.model.name, self.model.format)?;
-        writeln!(f, "{}, {processor}\n", self.model.device)?;
-        write!(f, "{}", results_table(&self.results))?;
+        writeln!(f, "{}, {processor}", self.model.device)?;
+        writeln!(f, "ready after {:.1} s\n", self.start_seconds)?;
+        if !self.results.is_empty() {
+            write!(f, "{}", results_table(&self.results))?;
+        }
+        if !self.serving.is_empty() {
+            write!(f, "{}", serving_table(&self.serving))?;
+        }
         if let Some(memory) = &self.memory {
             let size = |bytes| ByteSize(bytes).to_string();
             let (weights, kv) = (size(self.model.weight_bytes), size(self.model.kv_bytes));
@@ -136,6 +172,50 @@ impl std::fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// What was measured.
+pub struct Measured {
+    /// Prompts and answers by themselves.
+    pub results: Vec<Row>,
+    /// Requests as servers get them.
+    pub serving: Vec<ServingRow>,
+    /// Seconds from the first look at the model to its being ready.
+    pub start_seconds: f64,
+}
+
+fn serving_table(rows: &[ServingRow]) -> Table<11> {
+    let mut table = Table::new([
+        ("REQUESTS", Align::Left),
+        ("AT ONCE", Align::Right),
+        ("TOKENS/S", Align::Right),
+        ("MIN", Align::Right),
+        ("MAX", Align::Right),
+        ("TTFT MS", Align::Right),
+        ("ITL P50", Align::Right),
+        ("P99", Align::Right),
+        ("MAX MS", Align::Right),
+        ("HOST US/STEP", Align::Right),
+        ("OF FLOOR", Align::Right),
+    ]);
+    for row in rows {
+        let Spread { median, min, max } = row.tokens_per_second;
+        let [p50, p99, most] = row.gap_ms.map(|gap| format!("{gap:.2}"));
+        table.push([
+            row.name.clone(),
+            row.sequences.to_string(),
+            format!("{median:.1}"),
+            format!("{min:.1}"),
+            format!("{max:.1}"),
+            format!("{:.1}", row.first_token_ms),
+            p50,
+            p99,
+            most,
+            format!("{:.0}", row.host_us_per_step),
+            row.percent_of_floor.map_or_else(|| "?".to_owned(), |percent| format!("{percent:.0} %")),
+        ]);
+    }
+    table
 }
 
 fn results_table(rows: &[Row]) -> Table<6> {

@@ -1,8 +1,7 @@
 //! The cache of one layer as tensors, and what writes and reads it.
 
 use super::tensors::{Source, expect_shape, shape2, write_f32};
-use super::{AttentionRef, Compute, HeadShape, KvLayout, RopeTable};
-use crate::cpu::{KvLayerMut, KvLayerRef, QkNorms};
+use crate::cpu::{AttentionRef, Cpu, HeadShape, KvLayerMut, KvLayerRef, KvLayout, QkNorms, RopeTable};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// K and V of one layer in f32, each in a storage of its own: K `[blocks, kv_heads, head_dim, 16]`, V
@@ -68,15 +67,16 @@ pub struct QkNormTensors<'a> {
     pub eps: f32,
 }
 
-/// Norms (where `norms`) and rotates the q and k heads of `qkv [t, (q_heads + 2 kv_heads) * head_dim]` in place, then
-/// writes k and v into the cache.
+/// Adds `bias` (where there is one) to `qkv [t, (q_heads + 2 kv_heads) * head_dim]`, norms (where `norms`) and rotates
+/// its q and k heads, all in place, then writes k and v into the cache.
 ///
 /// # Errors
 /// If shapes or dtypes do not fit, a position is outside the table, or a slot outside the cache.
 #[allow(clippy::too_many_arguments)] // one pass over the row; each is a different thing
 pub fn rope_and_cache(
-    compute: &Compute,
+    cpu: &Cpu,
     qkv: &Tensor,
+    bias: Option<&Tensor>,
     heads: HeadShape,
     tokens: TokenSlots<'_>,
     rope: &RopeTable,
@@ -111,9 +111,18 @@ pub fn rope_and_cache(
         None => None,
     };
     let norms = weights.as_ref().map(|(q, k, eps)| QkNorms { q, k, eps: *eps });
+    if let Some(bias) = bias {
+        expect_shape(bias, OP, "bias", &[heads.row_len()])?;
+    }
+    let bias = bias.map(|bias| Source::new(bias, OP, "bias")).transpose()?;
     write_f32(qkv, OP, &[], |qkv| {
+        if let Some(bias) = &bias {
+            for row in qkv.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias.iter()).for_each(|(value, bias)| *value += bias);
+            }
+        }
         kv.write(OP, &[], |kv| {
-            compute.cpu().rope_and_cache(qkv, heads, positions, slots, rope, norms, kv);
+            cpu.rope_and_cache(qkv, heads, positions, slots, rope, norms, kv);
             Ok(())
         })
     })
@@ -129,7 +138,7 @@ pub fn rope_and_cache(
 /// If `inputs` does not fit itself or the cache: a wrong block table would show one user another's text.
 #[allow(clippy::too_many_arguments)] // each is a different thing
 pub fn attention(
-    compute: &Compute,
+    cpu: &Cpu,
     qkv: &Tensor,
     heads: HeadShape,
     kv: &KvLayer,
@@ -150,7 +159,7 @@ pub fn attention(
         let (qkv, keys, values) =
             (Source::new(qkv, OP, "qkv")?, Source::new(&kv.keys, OP, "K")?, Source::new(&kv.values, OP, "V")?);
         let layer = KvLayerRef { layout: kv.layout, keys: &keys, values: &values };
-        compute.cpu().attention(&qkv, heads, layer, inputs, scale, sliding_window, out);
+        cpu.attention(&qkv, heads, layer, inputs, scale, sliding_window, out);
         Ok(())
     })
 }
@@ -159,14 +168,14 @@ pub fn attention(
 ///
 /// # Errors
 /// If a block is outside the cache.
-pub fn copy_blocks(compute: &Compute, kv: &KvLayer, copies: &[(u32, u32)]) -> Result<()> {
+pub fn copy_blocks(cpu: &Cpu, kv: &KvLayer, copies: &[(u32, u32)]) -> Result<()> {
     const OP: &str = "copy_blocks";
     let blocks = kv.blocks();
     if let Some((from, to)) = copies.iter().find(|(from, to)| *from.max(to) as usize >= blocks) {
         bail!("{OP}: blocks {from} and {to} are not both inside a cache of {blocks}");
     }
     kv.write(OP, &[], |kv| {
-        compute.cpu().copy_blocks(kv, copies);
+        cpu.copy_blocks(kv, copies);
         Ok(())
     })
 }

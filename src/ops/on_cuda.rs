@@ -1,0 +1,257 @@
+//! The operations on a GPU: a kernel each, queued on its one stream.
+//!
+//! Knows what each tensor is for; the wrappers in `cuda` check what they are given.
+
+use std::sync::Arc;
+
+use candle_core::{Error, Result, bail};
+use half::{bf16, f16};
+
+use super::{
+    AttentionParams, Format, HeadShape, KvCache, KvLayout, Matrix, QkvParams, Rope, RopeLayout, Tensor, Weight,
+};
+use crate::cuda::{
+    AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
+    DType, DeviceTensor, ElementwiseKernels, Gemm, Gpu, RopeKernels, RopeShape, RopeWeights,
+};
+
+/// Bytes of weights that are converted at a time.
+const CONVERT_BYTES: usize = 64 << 20;
+
+/// A GPU with its kernels, and the type that a model's weights and activations have on it.
+pub struct GpuCompute {
+    gpu: Arc<Gpu>,
+    dtype: DType,
+    elementwise: ElementwiseKernels,
+    attention: AttentionKernels,
+    scratch: AttentionScratch,
+    rope: RopeKernels,
+    gemm: Gemm,
+}
+
+/// The tokens of a step in GPU memory.
+pub struct GpuInputs {
+    /// How many.
+    pub tokens: usize,
+    /// `[1, T]`: vocabulary ids, or with the top bit set the slot whose last token it is.
+    pub ids: DeviceTensor,
+    /// `[1, slots]`: the last token of each slot.
+    pub last_tokens: DeviceTensor,
+    /// `[1, T]`: position of each token in its sequence.
+    pub positions: DeviceTensor,
+    /// `[1, T]`: place of each token in the cache; `u32::MAX`: nowhere.
+    pub slots: DeviceTensor,
+    /// The rows.
+    pub attention: AttentionArrays,
+    /// Most work items of rows of one token; 0: there is no such row.
+    pub items: usize,
+    /// Tiles of rows of several tokens.
+    pub tiles: usize,
+}
+
+/// K and V of one layer in GPU memory, each `[blocks * kv_heads * 16, head_dim]`.
+#[derive(Clone, Debug)]
+pub struct GpuKvLayer {
+    keys: DeviceTensor,
+    values: DeviceTensor,
+}
+
+impl GpuCompute {
+    /// Kernels on `gpu` for a model of `dtype`.
+    pub fn new(
+        gpu: Arc<Gpu>,
+        dtype: DType,
+        gemm: Gemm,
+        scratch: AttentionScratch,
+    ) -> std::result::Result<Self, CudaError> {
+        let (elementwise, attention) = (ElementwiseKernels::load(&gpu)?, AttentionKernels::load(&gpu)?);
+        let rope = RopeKernels::load(&gpu)?;
+        Ok(Self { gpu, dtype, elementwise, attention, scratch, rope, gemm })
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Type of weights, activations, K and V.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Matrix products.
+    pub fn gemm(&self) -> &Gemm {
+        &self.gemm
+    }
+
+    /// A tensor of f32 with these values.
+    pub(super) fn upload_f32(&self, rows: usize, columns: usize, values: &[f32]) -> Result<DeviceTensor> {
+        let tensor = self.gpu.empty(rows, columns, DType::F32, "norms, biases and tables").map_err(Error::wrap)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        self.gpu.upload(&tensor, &bytes).map_err(Error::wrap)?;
+        Ok(tensor)
+    }
+
+    /// The matrices, stacked, as one of the model's type.
+    pub(super) fn upload_weights(&self, parts: &[Matrix]) -> Result<DeviceTensor> {
+        let columns = parts.first().map_or(0, Matrix::columns);
+        let rows = parts.iter().map(Matrix::rows).sum();
+        let whole = self.gpu.empty(rows, columns, self.dtype, "the weights").map_err(Error::wrap)?;
+        let mut from = 0;
+        for part in parts {
+            self.upload_matrix(part, &whole.slice(from, part.rows()))?;
+            from += part.rows();
+        }
+        Ok(whole)
+    }
+
+    fn upload_matrix(&self, matrix: &Matrix, target: &DeviceTensor) -> Result<()> {
+        if let Some(random) = matrix.drawn_from() {
+            return self.elementwise.fill_random(&self.gpu, target, random.seed, random.deviation).map_err(Error::wrap);
+        }
+        let stored = match matrix.format() {
+            Format::Bf16 => Some(DType::Bf16),
+            Format::F16 => Some(DType::F16),
+            _ => None,
+        };
+        if stored == Some(self.dtype) {
+            return self.gpu.upload(target, matrix.bytes()).map_err(Error::wrap);
+        }
+        let rows_at_once = (CONVERT_BYTES / (4 * matrix.columns())).max(1);
+        for from in (0..matrix.rows()).step_by(rows_at_once) {
+            let count = rows_at_once.min(matrix.rows() - from);
+            let values = matrix.dequantize_rows(from, count);
+            let bytes: Vec<u8> = match self.dtype {
+                DType::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_ne_bytes()).collect(),
+                DType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_ne_bytes()).collect(),
+                other => bail!("weights of {other:?}"),
+            };
+            self.gpu.upload(&target.slice(from, count), &bytes).map_err(Error::wrap)?;
+        }
+        Ok(())
+    }
+
+    /// The whole cache `[layer][K, V][block]`, one row a block, zeroed, and its layers.
+    pub(super) fn kv_cache(
+        &self,
+        layers: usize,
+        layout: KvLayout,
+        blocks: usize,
+    ) -> Result<(DeviceTensor, Vec<GpuKvLayer>)> {
+        let tokens = blocks * layout.kv_heads * KvLayout::BLOCK_SIZE;
+        let block = layout.kv_heads * KvLayout::BLOCK_SIZE * layout.head_dim;
+        let whole = self.gpu.zeros(layers * 2 * blocks, block, self.dtype, "the KV cache").map_err(Error::wrap)?;
+        let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, self.dtype);
+        let layer = |layer: usize| GpuKvLayer { keys: half(2 * layer), values: half(2 * layer + 1) };
+        let layers = (0..layers).map(layer).collect();
+        Ok((whole, layers))
+    }
+
+    /// Queues the copies of whole blocks, `[1, 2 count]` of from and to, in every layer.
+    pub fn copy_blocks(&self, kv: &KvCache, copies: &DeviceTensor) -> std::result::Result<(), CudaError> {
+        let Some(whole) = kv.gpu() else { return Ok(()) };
+        let planes = 2 * kv.layers().len();
+        let block_bytes = whole.columns() * whole.dtype().size();
+        let planes = CachePlanes { planes, blocks: whole.rows() / planes, block_bytes };
+        self.elementwise.copy_blocks(&self.gpu, whole, planes, copies, copies.columns() / 2)
+    }
+
+    pub(super) fn embed(&self, table: &Weight, inputs: &GpuInputs, dst: &Tensor) -> Result<()> {
+        self.elementwise
+            .embed(&self.gpu, table.gpu()?, &inputs.ids, &inputs.last_tokens, dst.gpu()?)
+            .map_err(Error::wrap)
+    }
+
+    pub(super) fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, dst: &Tensor) -> Result<()> {
+        self.elementwise.rms_norm(&self.gpu, x.gpu()?, weight.gpu()?, eps, dst.gpu()?).map_err(Error::wrap)
+    }
+
+    pub(super) fn add_rms_norm(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        dst: &Tensor,
+    ) -> Result<()> {
+        self.elementwise
+            .add_rms_norm(&self.gpu, residual.gpu()?, x.gpu()?, weight.gpu()?, eps, dst.gpu()?)
+            .map_err(Error::wrap)
+    }
+
+    pub(super) fn add_rms_norm_rows(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        rows: &DeviceTensor,
+        weight: &Tensor,
+        eps: f32,
+        dst: &Tensor,
+    ) -> Result<()> {
+        self.elementwise
+            .gather_add_rms_norm(&self.gpu, residual.gpu()?, x.gpu()?, rows, weight.gpu()?, eps, dst.gpu()?)
+            .map_err(Error::wrap)
+    }
+
+    pub(super) fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, dst: &Tensor) -> Result<()> {
+        self.gemm.linear(&self.gpu, x.gpu()?, weight.gpu()?, dst.gpu()?).map_err(Error::wrap)?;
+        match bias {
+            Some(bias) => self.elementwise.add_bias(&self.gpu, dst.gpu()?, bias.gpu()?).map_err(Error::wrap),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn silu_mul(&self, gate_up: &Tensor, dst: &Tensor) -> Result<()> {
+        self.elementwise.silu_mul(&self.gpu, gate_up.gpu()?, dst.gpu()?).map_err(Error::wrap)
+    }
+
+    pub(super) fn rope_and_cache(
+        &self,
+        qkv: &Tensor,
+        inputs: &GpuInputs,
+        params: QkvParams<'_>,
+        kv: &GpuKvLayer,
+    ) -> Result<()> {
+        let Rope::Gpu { layout, cos, sin } = params.rope else { bail!("the rotary table is not on the GPU") };
+        let HeadShape { q_heads, kv_heads, head_dim } = params.heads;
+        let interleaved = *layout == RopeLayout::Interleaved;
+        let shape = RopeShape { q_heads, kv_heads, head_dim, rotary_dim: 2 * cos.columns(), interleaved };
+        let norms = match params.norms {
+            Some(norms) => Some((norms.q.gpu()?, norms.k.gpu()?)),
+            None => None,
+        };
+        let eps = params.norms.map_or(0.0, |norms| norms.eps);
+        let bias = params.bias.map(Tensor::gpu).transpose()?;
+        let weights = RopeWeights { cos, sin, bias, norms, eps };
+        let (positions, slots) = (&inputs.positions, &inputs.slots);
+        self.rope
+            .rope_and_cache(&self.gpu, qkv.gpu()?, shape, weights, positions, slots, &kv.keys, &kv.values)
+            .map_err(Error::wrap)
+    }
+
+    pub(super) fn attention(
+        &self,
+        qkv: &Tensor,
+        inputs: &GpuInputs,
+        params: AttentionParams,
+        kv: &GpuKvLayer,
+        dst: &Tensor,
+    ) -> Result<()> {
+        let shape = attention_shape(params);
+        let tensors = AttentionTensors { qkv: qkv.gpu()?, keys: &kv.keys, values: &kv.values, out: dst.gpu()? };
+        let (gpu, arrays) = (&self.gpu, &inputs.attention);
+        if inputs.items > 0 {
+            let decode = self.attention.decode(gpu, &shape, tensors, arrays, &self.scratch, inputs.items);
+            decode.map_err(Error::wrap)?;
+        }
+        if inputs.tiles > 0 {
+            self.attention.prefill(gpu, &shape, tensors, arrays, inputs.tiles).map_err(Error::wrap)?;
+        }
+        Ok(())
+    }
+}
+
+fn attention_shape(params: AttentionParams) -> AttentionShape {
+    let HeadShape { q_heads, kv_heads, head_dim } = params.heads;
+    AttentionShape { q_heads, kv_heads, head_dim, scale: params.scale, sliding_window: params.sliding_window }
+}
