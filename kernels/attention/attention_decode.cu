@@ -64,8 +64,14 @@ struct Values {
         for (int n = 0; n < 4; n++) at[n] = load_once(from + ((n & 1) + (n >> 1) * 8) * D, Piece());
     }
 
-    // Zeroes key n: what a slot outside the context holds may be no number.
-    __device__ __forceinline__ void clear(int n) { at[n] = Piece(); }
+    // Zeroes keys outside from .. to: what a slot outside the context holds may be no number.
+    __device__ __forceinline__ void hide(int from, int to) {
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            const int key = (threadIdx.x & 3) * 2 + (n & 1) + (n >> 1) * 8;
+            if (key < from || key >= to) at[n] = Piece();
+        }
+    }
 
     template <typename T>
     __device__ __forceinline__ void multiply(float (*o)[4], uint32_t p0, uint32_t p1) {
@@ -80,7 +86,7 @@ struct Values {
 
 // The result of some keys for the tile's heads. m is in units of log2.
 template <int D>
-struct Shared {
+struct alignas(16) Shared {
     float o[WARPS][HEADS][D + 4];
     float m[WARPS][HEADS];
     float l[WARPS][HEADS];
@@ -101,6 +107,31 @@ struct Row {
     float scale_log2;
 };
 
+// Takes scores of keys outside from .. to out of the softmax.
+__device__ __forceinline__ void hide(float (&s)[4], int from, int to) {
+    const int g = (threadIdx.x & 31) >> 2;
+    if (g < from || g >= to) s[0] = s[1] = NOTHING;
+    if (g + 8 < from || g + 8 >= to) s[2] = s[3] = NOTHING;
+}
+
+// Turns scores into weights relative to the highest score so far, for heads 2t and 2t + 1; what was summed before
+// counts `shrink` times. Every block that is walked has a visible key, so the new maximum is a number.
+__device__ __forceinline__ void soften(float (&s)[4], float (&m)[2], float (&l)[2], float (&shrink)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float highest = fmaxf(s[h], s[h + 2]);
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 4));
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 8));
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 16));
+        highest = fmaxf(highest, m[h]);
+        shrink[h] = fast_exp2(m[h] - highest);
+        m[h] = highest;
+        s[h] = fast_exp2(s[h] - highest);
+        s[h + 2] = fast_exp2(s[h + 2] - highest);
+        l[h] = l[h] * shrink[h] + s[h] + s[h + 2];
+    }
+}
+
 // Attention of a warp's share of a chunk, left in `shared`: cache blocks seen_from / 16 + warp, + 4, ..
 template <typename T, int D>
 __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uint4* q_shared) {
@@ -115,6 +146,11 @@ __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uin
     const bool any = block < end && row.seen_from < row.seen_to;
     uint32_t id = any ? row.table[block] : 0;
     uint32_t next_id = any && block + WARPS < end ? row.table[block + WARPS] : 0;
+
+    const T* thread_keys = row.keys + g * D + t * 8;
+    const T* thread_values = row.values + 2 * t * D;
+    Keys<D> keys;
+    if (any) keys.load(thread_keys + id * row.block_stride);
 
     uint4 q[Q_SHARED ? 1 : STEPS];
     if constexpr (Q_SHARED) {
@@ -136,10 +172,6 @@ __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uin
     float m[2] = {NOTHING, NOTHING}, l[2] = {0.f, 0.f};  // of heads 2t and 2t + 1
 
     if (any) {
-        const T* thread_keys = row.keys + g * D + t * 8;
-        const T* thread_values = row.values + 2 * t * D;
-        Keys<D> keys;
-        keys.load(thread_keys + id * row.block_stride);
         for (; block < end; block += WARPS) {
             Values<uint4> wide[WIDE];
             Values<uint2> narrow;
@@ -165,33 +197,15 @@ __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uin
             for (int n = 0; n < 4; n++) s[n] *= row.scale_log2;
             const int token = block * BLOCK_TOKENS;
             if (token < row.seen_from || token + BLOCK_TOKENS > row.seen_to) {
-                const auto hidden = [&](int key) { return token + key < row.seen_from || token + key >= row.seen_to; };
-                if (hidden(g)) s[0] = s[1] = NOTHING;
-                if (hidden(g + 8)) s[2] = s[3] = NOTHING;
+                const int from = row.seen_from - token, to = row.seen_to - token;
+                hide(s, from, to);
 #pragma unroll
-                for (int n = 0; n < 4; n++) {
-                    if (!hidden(2 * t + (n & 1) + (n >> 1) * 8)) continue;
-#pragma unroll
-                    for (int c = 0; c < WIDE; c++) wide[c].clear(n);
-                    if constexpr (NARROW) narrow.clear(n);
-                }
+                for (int c = 0; c < WIDE; c++) wide[c].hide(from, to);
+                if constexpr (NARROW) narrow.hide(from, to);
             }
 
-            // Every block that is walked has a visible key, so the new maximum is a number.
             float shrink[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float highest = fmaxf(s[h], s[h + 2]);
-                highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 4));
-                highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 8));
-                highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 16));
-                highest = fmaxf(highest, m[h]);
-                shrink[h] = fast_exp2(m[h] - highest);
-                m[h] = highest;
-                s[h] = fast_exp2(s[h] - highest);
-                s[h + 2] = fast_exp2(s[h + 2] - highest);
-                l[h] = l[h] * shrink[h] + s[h] + s[h + 2];
-            }
+            soften(s, m, l, shrink);
 #pragma unroll
             for (int n = 0; n < TILES; n++) {
                 o[n][0] *= shrink[0];
@@ -353,11 +367,11 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
                                scale);                                                                                 \
     }
 
-ATTENTION_DECODE(bf16, 64, 5)
+ATTENTION_DECODE(bf16, 64, 4)
 ATTENTION_DECODE(bf16, 96, 4)
 ATTENTION_DECODE(bf16, 128, 4)
 ATTENTION_DECODE(bf16, 256, 2)
-ATTENTION_DECODE(f16, 64, 5)
+ATTENTION_DECODE(f16, 64, 4)
 ATTENTION_DECODE(f16, 96, 4)
 ATTENTION_DECODE(f16, 128, 4)
 ATTENTION_DECODE(f16, 256, 2)
