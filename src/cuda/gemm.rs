@@ -1,51 +1,76 @@
 //! Products with weights: by which of the ways there are.
 
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use super::blas::{Blas, BlasMissing, Tuned};
+use super::gemv::{GEMV_ROWS, Gemv};
+use super::tiled::TiledGemm;
 use super::{CudaError, DType, DeviceTensor, Gpu};
 
 /// A way to compute a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Product {
+    /// Our own kernel for at most [`GEMV_ROWS`] rows.
+    Gemv,
     /// cuBLASLt.
     Blas,
+    /// Our own tiles, for any number of rows.
+    Own,
 }
+
+/// Rows up to which our own kernel is taken untimed although cuBLASLt is there.
+const UNTIMED_GEMV_ROWS: usize = 8;
+
+/// Products of few rows that were timed, by (rows are more than 8, outputs, inputs).
+type Timed = HashMap<(bool, usize, usize), Product>;
 
 /// y = x · w^T, by the fastest way there is for its shape.
 pub struct Gemm {
     blas: Result<Blas, BlasMissing>,
+    gemv: Gemv,
+    tiled: TiledGemm,
+    timed: RwLock<Timed>,
 }
 
 impl Gemm {
     /// Looks up the kernels; `blas` is what [`Blas::open`] gave.
     ///
     /// # Errors
-    /// [`CudaError::NoKernel`].
-    pub fn load(_gpu: &Gpu, blas: Result<Blas, BlasMissing>) -> Result<Self, CudaError> {
-        Ok(Self { blas })
+    /// [`CudaError::NoKernel`], [`CudaError::OutOfMemory`].
+    pub fn load(gpu: &Gpu, blas: Result<Blas, BlasMissing>) -> Result<Self, CudaError> {
+        Ok(Self { blas, gemv: Gemv::load(gpu)?, tiled: TiledGemm::load(gpu)?, timed: RwLock::default() })
     }
 
     /// What computes products, for the line at start.
     pub fn description(&self) -> String {
         match &self.blas {
             Ok(blas) => blas.description(),
-            Err(missing) => missing.to_string(),
+            Err(missing) => format!("our own matrix products ({missing})"),
         }
     }
 
     /// The ways there are for y `[rows, _]`.
-    pub fn products(&self, _rows: usize) -> Vec<Product> {
-        self.blas.iter().map(|_| Product::Blas).collect()
+    pub fn products(&self, rows: usize) -> Vec<Product> {
+        let gemv = (rows <= GEMV_ROWS).then_some(Product::Gemv);
+        gemv.into_iter().chain(self.blas.iter().map(|_| Product::Blas)).chain([Product::Own]).collect()
     }
 
     /// The way that [`Gemm::linear`] takes for y `[rows, outputs]` and x `[rows, inputs]`.
-    pub fn choose(&self, _rows: usize, _outputs: usize, _inputs: usize) -> Product {
-        Product::Blas
+    pub fn choose(&self, rows: usize, outputs: usize, inputs: usize) -> Product {
+        let others = if self.blas.is_ok() { Product::Blas } else { Product::Own };
+        if rows > GEMV_ROWS {
+            return others;
+        }
+        let timed = self.timed.read().unwrap_or_else(PoisonError::into_inner);
+        let untimed = if self.blas.is_err() || rows <= UNTIMED_GEMV_ROWS { Product::Gemv } else { others };
+        timed.get(&(rows > 8, outputs, inputs)).copied().unwrap_or(untimed)
     }
 
     /// Queues y `[M, N]` = x `[M, K]` · w `[N, K]`^T: x and w bf16 or f16, y of their type or f32, sums in f32. K is a
-    /// multiple of 8; x and w begin at multiples of 16 bytes. May be captured into a CUDA graph.
+    /// multiple of 8; x and w begin at multiples of 16 bytes. May be captured into a CUDA graph, once a product of
+    /// this shape has run.
     ///
     /// # Errors
     /// If shapes or dtypes don't fit; what the driver or cuBLASLt says.
@@ -65,13 +90,35 @@ impl Gemm {
         w: &DeviceTensor,
         y: &DeviceTensor,
     ) -> Result<(), CudaError> {
+        if y.rows() == 0 || y.columns() == 0 {
+            return check(x, w, y);
+        }
         match (product, &self.blas) {
+            (Product::Gemv, _) => self.gemv.multiply(gpu, x, w, y),
+            (Product::Own, _) => self.tiled.multiply(gpu, x, w, y),
             (Product::Blas, Ok(blas)) => blas.multiply(gpu, x, w, y),
             (Product::Blas, Err(missing)) => Err(CudaError::argument("linear", missing.to_string())),
         }
     }
 
-    /// Times cuBLASLt's algorithms for these matrices and keeps the fastest: see [`Blas::tune`]. `None` without it.
+    /// Queues y `[M, F]` = silu(x · gate^T) · (x · up^T) for at most [`GEMV_ROWS`] rows: x `[M, K]`, w `[2 F, K]` with
+    /// gate above up, all bf16 or all f16. What is between is never rounded.
+    ///
+    /// # Errors
+    /// As [`Gemm::linear`], and for more rows.
+    pub fn linear_silu(
+        &self,
+        gpu: &Gpu,
+        x: &DeviceTensor,
+        w: &DeviceTensor,
+        y: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        self.gemv.silu(gpu, x, w, y)
+    }
+
+    /// Times cuBLASLt's algorithms for these matrices and keeps the fastest: see [`Blas::tune`]. With 8 or 16 rows,
+    /// also times our own kernel, and takes the faster for as many rows (1 to 8, 9 to 16) of these shapes from then
+    /// on. `None` without cuBLASLt. Overwrites y.
     ///
     /// # Errors
     /// As [`Gemm::linear`].
@@ -83,7 +130,17 @@ impl Gemm {
         y: &DeviceTensor,
         budget: Duration,
     ) -> Result<Option<Tuned>, CudaError> {
-        self.blas.as_ref().ok().map(|blas| blas.tune(gpu, x, weights, y, budget)).transpose()
+        let Ok(blas) = &self.blas else { return Ok(None) };
+        let tuned = blas.tune(gpu, x, weights, y, budget)?;
+        if x.rows() <= GEMV_ROWS {
+            let mut turn = weights.iter().cycle();
+            let calls = weights.len().clamp(8, 32);
+            let own = gpu.time(calls, |gpu| self.gemv.multiply(gpu, x, turn.next().expect("endless"), y))?;
+            let winner = if own <= tuned.microseconds { Product::Gemv } else { Product::Blas };
+            let shape = (x.rows() > 8, y.columns(), x.columns());
+            self.timed.write().unwrap_or_else(PoisonError::into_inner).insert(shape, winner);
+        }
+        Ok(Some(tuned))
     }
 }
 

@@ -10,11 +10,13 @@ mod check;
 mod elementwise;
 mod error;
 mod gemm;
+mod gemv;
 mod gpu;
 mod graph;
 mod kernel;
 mod rope;
 mod tensor;
+mod tiled;
 mod timing;
 
 pub use attention::{
@@ -24,6 +26,7 @@ pub use blas::{Blas, BlasMissing, Tuned};
 pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 pub use gemm::{Gemm, Product};
+pub use gemv::GEMV_ROWS;
 pub use gpu::{Gpu, GpuLimits};
 pub use graph::{Event, Graph};
 pub use kernel::{Arguments, Grid, Kernel};
