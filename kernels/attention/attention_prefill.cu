@@ -15,6 +15,13 @@
 constexpr int WARPS = 4;
 constexpr int THREADS = WARPS * 32;
 
+// The thread, asked for anew: what follows from it is then computed where it is used, not kept in scarce registers.
+__device__ __forceinline__ int this_thread() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 template <int D>
 struct Tile {
     static constexpr int ROWS = D == 256 ? 1 : 2;  // sixteens of queries of a warp
@@ -55,9 +62,10 @@ __device__ __forceinline__ uint32_t load_id(const Work<T>& work, int tile) {
 template <typename T, int D>
 __device__ __forceinline__ void copy_tile(const Work<T>& work, int tile, uint32_t id, uint32_t k) {
     using S = Tile<D>;
+    const int thread = this_thread();
 #pragma unroll
     for (int i = 0; i < S::KEYS * S::PIECES / THREADS; i++) {
-        const int at = threadIdx.x + i * THREADS, key = at / S::PIECES, piece = at % S::PIECES;
+        const int at = thread + i * THREADS, key = at / S::PIECES, piece = at % S::PIECES;
         const int token = tile * S::KEYS + key;
         // Keys that none sees become zeros: what lies there may be no number.
         const bool wanted = token >= work.from && token < work.to;
