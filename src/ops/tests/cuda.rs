@@ -1,7 +1,9 @@
-//! The GPU's kernels beside the CPU's operations. Needs an NVIDIA GPU: `cargo test --features cuda -- --ignored cuda_`.
+//! The GPU's kernels beside the CPU's operations. Needs an NVIDIA GPU:
+//! `cargo test --features cuda -- --ignored --test-threads 1 cuda_` (one at a time: they share a stream, and record it).
 
 mod attention;
 mod gemm;
+mod gemm_bench;
 
 use std::sync::{Arc, OnceLock};
 
