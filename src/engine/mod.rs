@@ -7,7 +7,11 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use crate::runner::{GenerationDefaults, GgufVocab as VocabFields, ModelFiles, Target, TokenizerSource};
+#[cfg(feature = "cuda")]
+pub(crate) use crate::runner::GpuTarget;
+pub(crate) use crate::runner::{
+    GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource,
+};
 #[cfg(test)]
 pub(crate) use handle::{Command, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};

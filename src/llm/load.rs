@@ -6,7 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::EngineConfig;
 use crate::device::{self, DeviceError, Hardware};
-use crate::engine::{self, GenerationDefaults, ModelFiles, StartError, Target, TokenizerSource, VocabFields};
+use crate::engine::{
+    self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
+};
 use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate, GgufVocab, TemplateError, Tokenizer, TokenizerError};
 
 use super::generate::SamplingOptions;
@@ -61,10 +63,27 @@ pub(super) fn load_path(path: &std::path::Path, name: &str, config: &EngineConfi
 pub(super) fn load_files(files: ModelFiles<'_>, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
     config.validate()?;
     let hardware = Hardware::detect();
+    #[cfg(feature = "cuda")]
+    if config.device == crate::config::DeviceWish::Cuda {
+        let target = crate::engine::GpuTarget { ordinal: 0, library_folders: Vec::new() };
+        let started = engine::start(files, config, Target::Gpu(target))?;
+        return finish(started, name, "GPU".to_owned(), "it was asked for".to_owned());
+    }
     let choice = device::choose(&hardware, config.device)?;
     // Where the system does not say what is free, nothing is held back.
     let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
     let (engine, model) = engine::start(files, config, Target::Cpu { free_bytes })?;
+    let device = hardware.describe_cpu(model.threads.unwrap_or(1));
+    finish((engine, model), name, device, choice.reason)
+}
+
+/// What is said of a model, and how its text is read and written, beside the engine that runs it.
+fn finish(
+    (engine, model): (EngineHandle, LoadedModel),
+    name: &str,
+    device: String,
+    device_reason: String,
+) -> Result<Llm, LoadError> {
     let plan = &model.plan;
     let info = ModelInfo {
         name: name.to_owned(),
@@ -73,8 +92,8 @@ pub(super) fn load_files(files: ModelFiles<'_>, name: &str, config: &EngineConfi
         format: model.format,
         weight_bytes: plan.weight_bytes,
         context_length: plan.context_length,
-        device: hardware.describe_cpu(model.threads.unwrap_or(1)),
-        device_reason: choice.reason,
+        device,
+        device_reason,
         kv_bytes: plan.kv_bytes(),
         kv_tokens: plan.kv_tokens(),
         full_contexts: plan.full_contexts(),

@@ -52,7 +52,8 @@ impl InputBatch {
         }
     }
 
-    fn clear(&mut self) {
+    /// Empties all arrays and keeps their memory.
+    pub(crate) fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
         self.logit_tokens.clear();

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
-use crate::attention::AttentionInputs;
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, ModelSource, Workspace};
 use crate::ops::{Compute, KvCache, KvLayout, RowIndices, StepInputs};
+use crate::runner::batch::InputBatch;
 
 const BLOCK: usize = KvLayout::BLOCK_SIZE;
 const BLOCKS: usize = 64;
@@ -28,21 +28,21 @@ struct Expected {
 }
 
 #[derive(Deserialize)]
-struct ExpectedPrompt {
-    name: String,
-    ids: Vec<u32>,
+pub(super) struct ExpectedPrompt {
+    pub(super) name: String,
+    pub(super) ids: Vec<u32>,
     logit_positions: Vec<usize>,
-    greedy: Vec<u32>,
+    pub(super) greedy: Vec<u32>,
 }
 
-struct Fixture {
-    folder: PathBuf,
-    prompts: Vec<ExpectedPrompt>,
+pub(super) struct Fixture {
+    pub(super) folder: PathBuf,
+    pub(super) prompts: Vec<ExpectedPrompt>,
     values: HashMap<String, Tensor>,
 }
 
 /// Folders of safetensors for every family, and GGUF files that mix tensor types as people's files do.
-fn fixtures() -> Vec<Fixture> {
+pub(super) fn fixtures() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let entries = ["golden", "gguf"].map(|kind| std::fs::read_dir(root.join(kind)).expect("the fixtures are here"));
     let mut fixtures: Vec<Fixture> = entries
@@ -63,7 +63,7 @@ fn fixtures() -> Vec<Fixture> {
 }
 
 impl Fixture {
-    fn family(&self) -> &str {
+    pub(super) fn family(&self) -> &str {
         self.folder.file_name().and_then(|name| name.to_str()).expect("a folder's name")
     }
 
@@ -88,7 +88,7 @@ fn continues(fixture: &Fixture, prompt: &ExpectedPrompt) -> bool {
 }
 
 /// A model with its cache, driven by hand.
-struct Rig {
+pub(super) struct Rig {
     compute: Compute,
     decoder: Decoder,
     kv: KvCache,
@@ -96,15 +96,15 @@ struct Rig {
 }
 
 /// One row of a step: tokens `ids[start..end]` of a sequence that lives in `blocks`.
-struct Row<'a> {
-    ids: &'a [u32],
-    start: usize,
-    end: usize,
-    blocks: &'a [BlockId],
+pub(super) struct Row<'a> {
+    pub(super) ids: &'a [u32],
+    pub(super) start: usize,
+    pub(super) end: usize,
+    pub(super) blocks: &'a [BlockId],
 }
 
 impl Rig {
-    fn new(folder: &Path, context: u32, threads: usize) -> Self {
+    pub(super) fn new(folder: &Path, context: u32, threads: usize) -> Self {
         let source = ModelSource::open(folder).expect("the fixture loads");
         let compute = Compute::cpu(NonZeroUsize::new(threads));
         let decoder = Decoder::load(&compute, source.spec, &source.weights, context).expect("the weights load");
@@ -116,20 +116,12 @@ impl Rig {
     }
 
     /// Runs one step of `rows`; the logits of all their tokens, row after row.
-    fn step(&self, rows: &[Row<'_>]) -> Vec<Vec<f32>> {
-        let (mut ids, mut positions, mut inputs) = (Vec::new(), Vec::new(), AttentionInputs::default());
-        inputs.clear();
-        for row in rows {
-            for position in row.start..row.end {
-                ids.push(row.ids[position]);
-                positions.push(position as u32);
-                let block = row.blocks[position / BLOCK].0 as usize;
-                inputs.slot_mapping.push((block * BLOCK + position % BLOCK) as u32);
-            }
-            inputs.push_row((row.end - row.start) as u32, row.end as u32, row.blocks);
-        }
+    pub(super) fn step(&self, rows: &[Row<'_>]) -> Vec<Vec<f32>> {
+        let mut batch = InputBatch::default();
+        pack(rows, &mut batch);
+        let InputBatch { tokens: ids, positions, attention: inputs, .. } = &batch;
         let slots = &inputs.slot_mapping;
-        let tokens = StepInputs::Cpu { ids: &ids, positions: &positions, slots, attention: inputs.as_ref() };
+        let tokens = StepInputs::Cpu { ids, positions, slots, attention: inputs.as_ref() };
         self.decoder.forward(&self.compute, tokens, &self.kv, &self.workspace).expect("a step");
         let indices: Vec<u32> = (0..ids.len() as u32).collect();
         let mut all = Vec::new();
@@ -142,7 +134,7 @@ impl Rig {
     }
 
     /// All logits of `ids`, computed in chunks of these sizes (the last one repeats).
-    fn chunked(&self, ids: &[u32], chunks: &[usize], blocks: &[BlockId]) -> Vec<Vec<f32>> {
+    pub(super) fn chunked(&self, ids: &[u32], chunks: &[usize], blocks: &[BlockId]) -> Vec<Vec<f32>> {
         let (mut start, mut all) = (0, Vec::new());
         for index in 0.. {
             let size = chunks[index.min(chunks.len() - 1)];
@@ -157,17 +149,31 @@ impl Rig {
     }
 }
 
-fn blocks(numbers: impl IntoIterator<Item = u32>) -> Vec<BlockId> {
+/// Fills `batch` with `rows`.
+pub(super) fn pack(rows: &[Row<'_>], batch: &mut InputBatch) {
+    batch.clear();
+    for row in rows {
+        for position in row.start..row.end {
+            batch.tokens.push(row.ids[position]);
+            batch.positions.push(position as u32);
+            let block = row.blocks[position / BLOCK].0 as usize;
+            batch.attention.slot_mapping.push((block * BLOCK + position % BLOCK) as u32);
+        }
+        batch.attention.push_row((row.end - row.start) as u32, row.end as u32, row.blocks);
+    }
+}
+
+pub(super) fn blocks(numbers: impl IntoIterator<Item = u32>) -> Vec<BlockId> {
     numbers.into_iter().map(BlockId).collect()
 }
 
-fn argmax(logits: &[f32]) -> u32 {
+pub(super) fn argmax(logits: &[f32]) -> u32 {
     let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a)));
     best.expect("a vocabulary") as u32
 }
 
 /// ||a - b|| / ||b||.
-fn relative_error(found: &[f32], wanted: &[f32]) -> f64 {
+pub(super) fn relative_error(found: &[f32], wanted: &[f32]) -> f64 {
     assert_eq!(found.len(), wanted.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
     let difference: f64 = found.iter().zip(wanted).map(|(a, b)| square(a - b)).sum();

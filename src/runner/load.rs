@@ -41,6 +41,8 @@ pub(crate) struct LoadedModel {
     pub(crate) sizes: StepSizes,
     /// Threads that compute; `None` on a GPU.
     pub(crate) threads: Option<usize>,
+    /// On a GPU, what multiplies matrices.
+    pub(crate) products: Option<String>,
 }
 
 /// Where a model is to be loaded.
@@ -51,6 +53,9 @@ pub(crate) enum Target {
         /// What it may take.
         free_bytes: u64,
     },
+    /// A GPU and its memory.
+    #[cfg(feature = "cuda")]
+    Gpu(super::gpu::GpuTarget),
 }
 
 /// Why a model could not be loaded.
@@ -94,6 +99,8 @@ pub(crate) fn load(
     };
     match target {
         Target::Cpu { free_bytes } => on_cpu(source, config, free_bytes),
+        #[cfg(feature = "cuda")]
+        Target::Gpu(target) => super::gpu::load(source, config, &target),
     }
 }
 
@@ -128,5 +135,6 @@ pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, th
         plan,
         sizes,
         threads,
+        products: None,
     }
 }

@@ -5,6 +5,8 @@
 mod batch;
 #[cfg(test)]
 mod golden;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod load;
 mod model_runner;
 mod plan;
@@ -15,6 +17,8 @@ pub(crate) use crate::ops::KvLayout;
 #[cfg(test)]
 pub(crate) use crate::sampling::Sampled;
 pub(crate) use crate::sampling::random_seed;
+#[cfg(feature = "cuda")]
+pub(crate) use gpu::GpuTarget;
 pub use load::ModelError;
 pub(crate) use load::{LoadedModel, ModelFiles, Target, load};
 pub use plan::PlanError;

@@ -1,0 +1,263 @@
+//! Runs steps on a GPU: the host packs a step and queues it, and packs the next while that runs.
+//!
+//! Sampled tokens stay on the GPU for the step after; they reach the host when a step is collected. Nothing is allocated
+//! after start, and nothing waits for the GPU but `collect`.
+
+mod buffers;
+mod graphs;
+mod load;
+mod record;
+mod sequences;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cuda::{AttentionPlan, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds};
+use crate::models::{Decoder, Workspace};
+use crate::ops::{Compute, GpuCompute, GpuInputs, KvCache, KvLayout, RowIndices, StepInputs};
+use crate::request::{Request, SeqId, TokenLogprobs};
+use crate::sampling::Sampled;
+use crate::scheduler::SchedulerOutput;
+
+use super::batch::InputBatch;
+use super::step::{RunnerError, StepOutput, StepRunner};
+use buffers::{HostInputs, StepArrays, StepBuffers};
+use graphs::DecodeGraphs;
+pub(crate) use load::GpuTarget;
+pub(super) use load::load;
+use sequences::Sequences;
+
+/// Steps that may be in flight.
+const SIDES: usize = 2;
+
+/// A loaded model on a GPU.
+pub(crate) struct GpuRunner {
+    gpu: Arc<GpuCompute>,
+    compute: Compute,
+    model: Decoder,
+    workspace: Workspace,
+    /// Rows of logits computed at once.
+    logit_rows: usize,
+    kv: KvCache,
+    sampling: Sampling,
+    buffers: StepBuffers,
+    graphs: DecodeGraphs,
+    sequences: Sequences,
+    batch: InputBatch,
+    plan: AttentionPlan,
+    query_lens: Vec<u32>,
+    /// Most tokens of a sequence.
+    context: usize,
+    packed: Packed,
+    done: [Event; SIDES],
+    in_flight: VecDeque<InFlight>,
+    side: usize,
+}
+
+/// Lists of one step, kept so that a step allocates nothing.
+#[derive(Default)]
+struct Packed {
+    fresh: Vec<(SeqId, u32)>,
+    copies: Vec<(u32, u32)>,
+    sample_tokens: Vec<u32>,
+    sample_rows: Vec<SampleRow>,
+    prompt_tokens: Vec<u32>,
+    prompt_targets: Vec<u32>,
+}
+
+/// A step that was begun and not collected.
+struct InFlight {
+    side: usize,
+    samples: Vec<SeqId>,
+    prompts: Vec<PromptRow>,
+}
+
+/// Prompt tokens of one row whose log-probabilities are asked for.
+struct PromptRow {
+    seq: SeqId,
+    start: u32,
+    count: usize,
+}
+
+impl StepRunner for GpuRunner {
+    fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
+        self.sequences.start(seq, request, choice, seed);
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        self.sequences.release(seq);
+    }
+
+    fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
+        assert!(self.in_flight.len() < SIDES, "a step was begun while two are in flight");
+        let side = self.side;
+        self.side = (side + 1) % SIDES;
+        self.assign_slots(planned)?;
+        let prompts = self.pack(planned);
+        self.plan_attention();
+        self.upload(side)?;
+        if !self.packed.copies.is_empty() {
+            self.gpu.copy_blocks(&self.kv, &self.buffers.copies(self.packed.copies.len()))?;
+        }
+        self.run(planned.samples.len())?;
+        self.buffers.download(self.gpu.gpu(), side, planned.samples.len(), self.packed.prompt_tokens.len())?;
+        self.gpu.gpu().mark(&self.done[side])?;
+        self.in_flight.push_back(InFlight { side, samples: planned.samples.clone(), prompts });
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, RunnerError> {
+        let step = self.in_flight.pop_front().ok_or(RunnerError::NothingBegun)?;
+        let waiting = Instant::now();
+        self.done[step.side].wait()?;
+        let mut output = StepOutput { model_time: waiting.elapsed(), ..StepOutput::default() };
+        let prompt_tokens = step.prompts.iter().map(|prompt| prompt.count).sum();
+        let (samples, prompts) = self.buffers.results(step.side, step.samples.len(), prompt_tokens);
+        for (seq, drawn) in step.samples.iter().zip(&samples) {
+            self.take_sample(*seq, drawn, &mut output);
+        }
+        let mut rest = prompts.as_slice();
+        for prompt in step.prompts {
+            let (own, others) = rest.split_at(prompt.count);
+            rest = others;
+            let count = self.sequences.get(prompt.seq).and_then(|state| state.request.sampling.prompt_logprobs);
+            let logprobs = own.iter().map(|output| logprobs(output, count.unwrap_or(0))).collect();
+            output.prompt_logprobs.push((prompt.seq, prompt.start, logprobs));
+        }
+        Ok(output)
+    }
+}
+
+impl GpuRunner {
+    /// Gives every sequence of the step a slot, and what a new slot must know.
+    fn assign_slots(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
+        let late = planned.rows.iter().filter(|row| row.follows_sample).map(|row| row.seq);
+        let seqs = late.chain(planned.samples.iter().copied());
+        self.sequences.assign(seqs, &mut self.packed.fresh);
+        for (seq, slot) in std::mem::take(&mut self.packed.fresh) {
+            let Some(state) = self.sequences.get(seq) else { continue };
+            let history = state.counts_history().then_some((&*state.request.prompt, state.generated.as_slice()));
+            let bias = &state.request.sampling.logit_bias;
+            let banned: Vec<u32> = state.banned().collect();
+            self.sampling.begin_slot(self.gpu.gpu(), slot, state.generated.last().copied(), history, bias, &banned)?;
+        }
+        Ok(())
+    }
+
+    /// Packs a step into host arrays; the prompt tokens whose log-probabilities it is asked for.
+    fn pack(&mut self, planned: &SchedulerOutput) -> Vec<PromptRow> {
+        let sequences = &mut self.sequences;
+        self.batch.fill(planned, KvLayout::BLOCK_SIZE as u32, |seq| sequences.late_token(seq));
+        let packed = &mut self.packed;
+        packed.copies.clear();
+        packed.copies.extend(planned.copies.iter().map(|copy| (copy.source.0, copy.target.0)));
+        packed.sample_rows.clear();
+        packed.sample_rows.extend(planned.samples.iter().map(|seq| sequences.next_draw(*seq)));
+        packed.sample_tokens.clear();
+        packed.prompt_tokens.clear();
+        packed.prompt_targets.clear();
+        let mut prompts = Vec::new();
+        for row in &planned.rows {
+            packed.sample_tokens.extend(row.samples.clone().map(|_| row.tokens.end as u32 - 1));
+            if row.prompt_logprobs
+                && let Some(state) = sequences.get(row.seq)
+            {
+                let next = state.request.prompt.iter().skip(row.start as usize + 1).take(row.tokens.len());
+                packed.prompt_targets.extend(next);
+                let count = packed.prompt_targets.len() - packed.prompt_tokens.len();
+                packed.prompt_tokens.extend((row.tokens.start as u32..).take(count));
+                prompts.push(PromptRow { seq: row.seq, start: row.start, count });
+            }
+        }
+        prompts
+    }
+
+    /// Lists what attention works through in the packed step.
+    fn plan_attention(&mut self) {
+        let attention = &self.batch.attention;
+        self.query_lens.clear();
+        self.query_lens.extend(attention.cu_seqlens_q.windows(2).map(|ends| ends[1] - ends[0]));
+        self.plan.fill(&attention.context_lens, &self.query_lens, self.model.spec().head_dim);
+    }
+
+    fn upload(&mut self, side: usize) -> Result<(), RunnerError> {
+        let (batch, packed) = (&self.batch, &self.packed);
+        let inputs = HostInputs {
+            ids: &batch.tokens,
+            positions: &batch.positions,
+            slots: &batch.attention.slot_mapping,
+            cu_seqlens_q: &batch.attention.cu_seqlens_q,
+            context_lens: &batch.attention.context_lens,
+            table_offsets: &batch.attention.table_offsets,
+            block_tables: &batch.attention.block_tables,
+            first_item: &self.plan.first_item,
+            items: &self.plan.items,
+            tiles: &self.plan.tiles,
+            copies: &packed.copies,
+            sample_tokens: &packed.sample_tokens,
+            sample_rows: &packed.sample_rows,
+            prompt_tokens: &packed.prompt_tokens,
+            prompt_targets: &packed.prompt_targets,
+        };
+        Ok(self.buffers.upload(self.gpu.gpu(), side, &inputs)?)
+    }
+
+    /// Queues the model and the draws.
+    fn run(&mut self, samples: usize) -> Result<(), RunnerError> {
+        let tokens = self.batch.tokens.len();
+        let decodes = self.plan.tiles.is_empty() && samples <= tokens && self.packed.prompt_tokens.is_empty();
+        match self.graphs.for_tokens(tokens).filter(|_| decodes) {
+            Some(graph) => self.gpu.gpu().launch_graph(graph)?,
+            None => self.run_eagerly(tokens, samples)?,
+        }
+        let needs = SamplingNeeds::of(&self.packed.sample_rows);
+        let logits = self.workspace.logits(samples)?;
+        let rows = self.buffers.sample_rows(samples);
+        self.sampling.sample(self.gpu.gpu(), logits.gpu()?, &rows, needs, &self.buffers.outputs(samples))?;
+        Ok(())
+    }
+
+    /// Queues the model kernel by kernel. The logits of prompt tokens come first, those of the samples last.
+    fn run_eagerly(&self, tokens: usize, samples: usize) -> Result<(), RunnerError> {
+        let inputs = self.inputs(tokens, self.plan.items.len(), self.plan.tiles.len());
+        self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?;
+        let prompt_tokens = self.packed.prompt_tokens.len();
+        for from in (0..prompt_tokens).step_by(self.logit_rows) {
+            let count = self.logit_rows.min(prompt_tokens - from);
+            let (rows, targets) = self.buffers.prompt_tokens(from, count);
+            let logits = self.model.logits(&self.compute, RowIndices::Gpu(&rows), &self.workspace)?;
+            let outputs = self.buffers.prompt_outputs(from, count);
+            self.sampling.prompt_logprobs(self.gpu.gpu(), logits.gpu()?, &targets, &outputs)?;
+        }
+        if samples > 0 {
+            let rows = self.buffers.sample_tokens(samples);
+            self.model.logits(&self.compute, RowIndices::Gpu(&rows), &self.workspace)?;
+        }
+        Ok(())
+    }
+
+    /// A step of `tokens`, where [`Self::upload`] puts it.
+    fn inputs(&self, tokens: usize, items: usize, tiles: usize) -> GpuInputs {
+        let StepArrays { ids, positions, slots, attention } = self.buffers.arrays(tokens);
+        let last_tokens = self.sampling.last_tokens().clone();
+        GpuInputs { tokens, ids, last_tokens, positions, slots, attention, items, tiles }
+    }
+
+    fn take_sample(&mut self, seq: SeqId, drawn: &SampleOutput, output: &mut StepOutput) {
+        if drawn.status != 0 {
+            output.failed.push((seq, "the model gave no finite logit, so no token can be chosen".to_owned()));
+        }
+        self.sequences.collected(seq, drawn.token);
+        let wanted = self.sequences.get(seq).and_then(|state| state.request.sampling.logprobs);
+        let logprobs = wanted.map(|count| logprobs(drawn, count));
+        output.sampled.push(Sampled { seq, token: drawn.token, logprobs });
+    }
+}
+
+fn logprobs(output: &SampleOutput, count: u32) -> TokenLogprobs {
+    let top = output.top_ids.iter().copied().zip(output.top_logprobs).take(count as usize).collect();
+    TokenLogprobs { logprob: output.logprob, rank: output.rank, top }
+}

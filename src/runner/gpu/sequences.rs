@@ -1,0 +1,196 @@
+//! What belongs to a sequence besides its blocks: its place in the random stream, its history, its slot on the GPU.
+//!
+//! A slot holds the sequence's last token and the counts that penalties ask for. There are as many as a step has rows; a
+//! sequence that is not in the step gives its slot up when another needs it, and gets its history back with the next.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::cuda::SampleRow;
+use crate::request::{Request, SeqId, TokenId};
+
+/// Top bit of an id that stands for a slot's last token.
+const LATE_TOKEN: u32 = 1 << 31;
+
+/// A sequence that was started and not released.
+pub(super) struct SequenceState {
+    pub(super) request: Arc<Request>,
+    choice: u32,
+    seed: u64,
+    /// Draws that were begun.
+    drawn: u32,
+    /// Tokens that were collected.
+    pub(super) generated: Vec<TokenId>,
+    slot: Option<u32>,
+    /// The last step that had it.
+    step: u64,
+}
+
+impl SequenceState {
+    /// Whether penalties look at its history.
+    pub(super) fn counts_history(&self) -> bool {
+        let params = &self.request.sampling;
+        params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+    }
+
+    /// Tokens that may not come yet.
+    pub(super) fn banned(&self) -> impl Iterator<Item = TokenId> + '_ {
+        let stop = &self.request.stop;
+        let none = stop.min_tokens == 0;
+        stop.eos_token_ids.iter().chain(&stop.stop_token_ids).copied().filter(move |_| !none)
+    }
+}
+
+/// All sequences and who has which slot.
+pub(super) struct Sequences {
+    states: HashMap<SeqId, SequenceState>,
+    free: Vec<u32>,
+    step: u64,
+}
+
+impl Sequences {
+    /// `slots` of them, all free.
+    pub(super) fn new(slots: usize) -> Self {
+        Self { states: HashMap::new(), free: (0..slots as u32).rev().collect(), step: 0 }
+    }
+
+    pub(super) fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
+        let state = SequenceState { request, choice, seed, drawn: 0, generated: Vec::new(), slot: None, step: 0 };
+        self.states.insert(seq, state);
+    }
+
+    /// Forgets a sequence. Work in flight may still write its slot; what comes after it in the stream clears it first.
+    pub(super) fn release(&mut self, seq: SeqId) {
+        self.free.extend(self.states.remove(&seq).and_then(|state| state.slot));
+    }
+
+    pub(super) fn get(&self, seq: SeqId) -> Option<&SequenceState> {
+        self.states.get(&seq)
+    }
+
+    /// A token of a sequence has come.
+    pub(super) fn collected(&mut self, seq: SeqId, token: TokenId) {
+        if let Some(state) = self.states.get_mut(&seq) {
+            state.generated.push(token);
+        }
+    }
+
+    /// Gives every one of `seqs`, which are all of a step's, a slot. Those that are new to theirs go to `fresh`.
+    pub(super) fn assign(&mut self, seqs: impl Iterator<Item = SeqId> + Clone, fresh: &mut Vec<(SeqId, u32)>) {
+        self.step += 1;
+        fresh.clear();
+        for seq in seqs.clone() {
+            if let Some(state) = self.states.get_mut(&seq) {
+                state.step = self.step;
+            }
+        }
+        for seq in seqs {
+            if self.states.get(&seq).is_none_or(|state| state.slot.is_some()) {
+                continue;
+            }
+            let Some(slot) = self.free.pop().or_else(|| self.evict()) else { continue };
+            if let Some(state) = self.states.get_mut(&seq) {
+                state.slot = Some(slot);
+                fresh.push((seq, slot));
+            }
+        }
+    }
+
+    /// Takes the slot of the sequence that has not been in a step for longest.
+    fn evict(&mut self) -> Option<u32> {
+        let idle = self.states.values_mut().filter(|state| state.slot.is_some() && state.step < self.step);
+        idle.min_by_key(|state| state.step)?.slot.take()
+    }
+
+    /// The id that stands for the last token of `seq`, drawn in a step that may still run.
+    pub(super) fn late_token(&self, seq: SeqId) -> Option<TokenId> {
+        Some(LATE_TOKEN | self.states.get(&seq)?.slot?)
+    }
+
+    /// The parameters of the next draw of `seq`, which then counts as begun.
+    ///
+    /// # Panics
+    /// If `seq` was not started or has no slot.
+    pub(super) fn next_draw(&mut self, seq: SeqId) -> SampleRow {
+        let state = self.states.get_mut(&seq).expect("a sampled sequence was started");
+        let slot = state.slot.expect("a sampled sequence has a slot");
+        let (params, penalties) = (&state.request.sampling, state.counts_history());
+        let banned = state.drawn < state.request.stop.min_tokens;
+        let row = SampleRow {
+            slot,
+            flags: u32::from(penalties) * SampleRow::PENALTIES + u32::from(banned) * SampleRow::BANS,
+            temperature: params.temperature,
+            top_k: params.top_k.unwrap_or(0),
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition_penalty: params.repetition_penalty,
+            presence_penalty: params.presence_penalty,
+            frequency_penalty: params.frequency_penalty,
+            top_logprobs: params.logprobs.unwrap_or(SampleRow::NO_LOGPROBS),
+            seed_low: state.seed as u32,
+            seed_high: (state.seed >> 32) as u32,
+            choice: state.choice,
+            drawn: state.drawn,
+            bias_count: params.logit_bias.len() as u32,
+            ban_count: state.banned().count() as u32,
+        };
+        state.drawn += 1;
+        row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Arc<Request> {
+        Arc::new(Request {
+            prompt: [1, 2].as_slice().into(),
+            n: 1,
+            sampling: Default::default(),
+            stop: crate::request::StopConditions {
+                max_tokens: 9,
+                min_tokens: 0,
+                ignore_eos: false,
+                eos_token_ids: Arc::from([7]),
+                stop_token_ids: vec![],
+            },
+            tenant: Default::default(),
+            cache_salt: None,
+        })
+    }
+
+    fn sequences(slots: usize, count: u64) -> Sequences {
+        let mut sequences = Sequences::new(slots);
+        (0..count).for_each(|seq| sequences.start(SeqId(seq), request(), 0, 5));
+        sequences
+    }
+
+    fn assign(sequences: &mut Sequences, seqs: &[u64]) -> Vec<u64> {
+        let mut fresh = Vec::new();
+        sequences.assign(seqs.iter().map(|seq| SeqId(*seq)), &mut fresh);
+        fresh.into_iter().map(|(seq, _)| seq.0).collect()
+    }
+
+    #[test]
+    fn the_longest_idle_gives_its_slot_up_and_none_in_the_step_does() {
+        let mut sequences = sequences(2, 4);
+        assert_eq!(assign(&mut sequences, &[0, 1]), [0, 1]);
+        assert!(assign(&mut sequences, &[1]).is_empty());
+        assert_eq!(assign(&mut sequences, &[1, 2]), [2]);
+        assert!(sequences.late_token(SeqId(0)).is_none());
+        let slots = [1, 2].map(|seq| sequences.late_token(SeqId(seq)).expect("it has a slot"));
+        assert_ne!(slots[0], slots[1]);
+        assert_eq!(assign(&mut sequences, &[0, 2]), [0]);
+        sequences.release(SeqId(2));
+        assert_eq!(assign(&mut sequences, &[0, 3]), [3]);
+    }
+
+    #[test]
+    fn draws_are_counted_when_they_begin() {
+        let mut sequences = sequences(1, 1);
+        assign(&mut sequences, &[0]);
+        assert_eq!(sequences.next_draw(SeqId(0)).drawn, 0);
+        assert_eq!(sequences.next_draw(SeqId(0)).drawn, 1);
+    }
+}

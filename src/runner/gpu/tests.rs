@@ -1,0 +1,270 @@
+//! The GPU beside the CPU on tiny models whose heads have the sizes that kernels are made for: the CPU's logits are those
+//! of transformers (`runner::golden`), and the GPU's must be near them. Needs an NVIDIA GPU.
+
+use std::sync::Arc;
+
+use crate::config::{EngineConfig, StepSizes};
+use crate::cuda::{Blas, DType, Gemm, Gpu};
+use crate::kv_cache::BlockId;
+use crate::models::{Decoder, ModelSource};
+use crate::ops::{Compute, RowIndices, StepInputs};
+use crate::request::{Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs};
+use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, pack, relative_error};
+use crate::runner::plan::{Placement, plan};
+use crate::runner::step::StepRunner;
+use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutput};
+
+use super::GpuRunner;
+use super::load::{Layout, build, compute_for};
+
+const CONTEXT: usize = 256;
+const BLOCKS: u64 = 64;
+const SIZES: StepSizes = StepSizes { max_sequences: 32, max_step_tokens: 256, ..StepSizes::GPU };
+
+/// Largest relative error of logits: bf16 keeps 8 bits of a number, f16 11.
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::Bf16 { 2e-2 } else { 4e-3 }
+}
+
+/// Fixtures whose head size has kernels.
+fn wide_fixtures() -> Vec<Fixture> {
+    let wide: Vec<_> = fixtures().into_iter().filter(|fixture| fixture.family().contains("heads")).collect();
+    assert!(wide.len() >= 4, "fixtures are missing");
+    wide
+}
+
+fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
+    let source = ModelSource::open(&fixture.folder).expect("the fixture loads");
+    let gpu = Gpu::open(0).expect("an NVIDIA GPU");
+    let gemm = Gemm::load(&gpu, Blas::open(&gpu, &[])).expect("kernels");
+    let layout = Layout::new(CONTEXT, SIZES);
+    let compute = compute_for(gpu, dtype, gemm, &layout, &source.spec).expect("memory");
+    let handle = Compute::Gpu(compute.clone());
+    let model = Decoder::load(&handle, source.spec.clone(), &source.weights, CONTEXT as u32).expect("weights");
+    let block_bytes = 2 * 2 * 16 * (source.spec.layers * source.spec.kv_heads * source.spec.head_dim) as u64;
+    let config = EngineConfig {
+        kv_cache_bytes: Some(BLOCKS * block_bytes),
+        context_length: Some(CONTEXT as u32),
+        ..EngineConfig::default()
+    };
+    let placement = Placement { kv_element_bytes: 2, ..Placement::CPU };
+    let plan = plan(&source.spec, 0, &config, SIZES, placement, 1 << 30).expect("it fits");
+    build(compute, handle, model, &plan, &layout).expect("memory")
+}
+
+impl GpuRunner {
+    /// The logits of every token of a step of `rows`.
+    fn logits_of(&mut self, rows: &[Row<'_>]) -> Vec<Vec<f32>> {
+        pack(rows, &mut self.batch);
+        let tokens = self.batch.tokens.len();
+        self.packed.prompt_tokens = (0..tokens as u32).collect();
+        self.packed.prompt_targets = vec![0; tokens];
+        self.plan_attention();
+        self.upload(0).expect("a step");
+        let inputs = self.inputs(tokens, self.plan.items.len(), self.plan.tiles.len());
+        self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace).expect("a step");
+        let mut all = Vec::new();
+        for from in (0..tokens).step_by(self.logit_rows) {
+            let (indices, _) = self.buffers.prompt_tokens(from, self.logit_rows.min(tokens - from));
+            let logits = self.model.logits(&self.compute, RowIndices::Gpu(&indices), &self.workspace).expect("logits");
+            let bytes = self.gpu.gpu().download(logits.gpu().expect("on the GPU")).expect("a copy");
+            let values: Vec<f32> =
+                bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect();
+            all.extend(values.chunks(self.model.spec().vocab).map(<[f32]>::to_vec));
+        }
+        all
+    }
+
+    fn chunked(&mut self, ids: &[u32], chunks: &[usize], blocks: &[BlockId]) -> Vec<Vec<f32>> {
+        let (mut start, mut all) = (0, Vec::new());
+        for index in 0.. {
+            let end = (start + chunks[index.min(chunks.len() - 1)]).min(ids.len());
+            all.extend(self.logits_of(&[Row { ids, start, end, blocks }]));
+            start = end;
+            if start == ids.len() {
+                break;
+            }
+        }
+        all
+    }
+}
+
+/// Compares row by row; the greedy choice must be the same wherever the CPU's lead is larger than the error.
+fn compare(place: &str, found: &[Vec<f32>], wanted: &[Vec<f32>], tolerance: f64) {
+    assert_eq!(found.len(), wanted.len(), "{place}");
+    for (position, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+        let error = relative_error(found, wanted);
+        assert!(error < tolerance, "{place} at {position}: relative error {error:e}");
+        let best = argmax(wanted);
+        let second = wanted.iter().enumerate().filter(|(id, _)| *id as u32 != best).map(|(_, logit)| *logit);
+        let margin = wanted[best as usize] - second.fold(f32::NEG_INFINITY, f32::max);
+        let spread = (wanted.iter().map(|logit| logit * logit).sum::<f32>() / wanted.len() as f32).sqrt();
+        if f64::from(margin) > 6.0 * tolerance * f64::from(spread) {
+            assert_eq!(argmax(found), best, "{place} at {position}: the choice, with a lead of {margin}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_golden_logits_are_those_of_the_cpu() {
+    for fixture in wide_fixtures() {
+        for dtype in [DType::Bf16, DType::F16] {
+            let mut gpu = runner(&fixture, dtype);
+            let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
+            for prompt in &fixture.prompts {
+                let ids: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().take(CONTEXT).collect();
+                let wanted = cpu.chunked(&ids, &[ids.len()], &blocks(0..16));
+                for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
+                    let table = blocks((0..16).map(|block| 63 - 3 * block));
+                    let found = gpu.chunked(&ids, &chunks, &table);
+                    let place = format!("{} {dtype:?} {} in {chunks:?}", fixture.family(), prompt.name);
+                    compare(&place, &found, &wanted, tolerance(dtype));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_golden_mixed_batches_are_as_each_row_alone() {
+    for fixture in wide_fixtures() {
+        let mut gpu = runner(&fixture, DType::Bf16);
+        let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
+        let tables: Vec<Vec<BlockId>> = (0..3).map(|index| blocks(16 * index..16 * index + 16)).collect();
+        let prompts: Vec<&[u32]> = fixture.prompts[..3].iter().map(|prompt| prompt.ids.as_slice()).collect();
+        let row = |index: usize, start, end| Row { ids: prompts[index], start, end, blocks: &tables[index] };
+        let last = prompts[2].len();
+        let steps = [
+            vec![row(0, 0, 1), row(1, 0, 9), row(2, 0, 40)],
+            vec![row(2, 40, last), row(1, 9, 10)],
+            vec![row(1, 10, prompts[1].len())],
+        ];
+        for (number, step) in steps.iter().enumerate() {
+            let (found, wanted) = (gpu.logits_of(step), cpu.step(step));
+            compare(&format!("{} step {number}", fixture.family()), &found, &wanted, tolerance(DType::Bf16));
+        }
+    }
+}
+
+type Answer = Vec<(TokenId, Option<TokenLogprobs>)>;
+
+/// Runs requests to their ends through a scheduler, one step ahead, as the engine does.
+fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Vec<Answer> {
+    let config = SchedulerConfig {
+        block_size: 16,
+        num_blocks: BLOCKS as u32,
+        max_sequences: SIZES.max_sequences,
+        max_step_tokens: SIZES.max_step_tokens,
+        max_prompt_chunk_while_decoding: 24,
+        max_model_len: CONTEXT as u32,
+        max_waiting: 64,
+        max_waiting_per_tenant: 64,
+        lag: SIZES.lag,
+        prefix_cache,
+    };
+    let mut scheduler = Scheduler::new(config, [7; 16]).expect("a valid configuration");
+    let mut owner = std::collections::HashMap::<SeqId, usize>::new();
+    for (index, request) in requests.iter().enumerate() {
+        let sequences = scheduler.add(RequestId(index as u64), request).expect("there is room");
+        for (choice, seq) in sequences.iter().enumerate() {
+            runner.start(*seq, Arc::new(request.clone()), choice as u32, request.sampling.seed.unwrap_or(3));
+            owner.insert(*seq, index);
+        }
+    }
+    let mut answers = vec![Answer::new(); requests.len()];
+    let mut begun = std::collections::VecDeque::new();
+    loop {
+        let mut planned = SchedulerOutput::default();
+        scheduler.schedule(&mut planned);
+        planned.released.iter().for_each(|seq| runner.release(*seq));
+        let empty = planned.is_empty();
+        if !empty {
+            runner.begin(&planned).expect("a step");
+            begun.push_back(planned);
+        }
+        if empty && begun.is_empty() {
+            return answers;
+        }
+        while begun.len() > usize::from(!empty) {
+            let planned = begun.pop_front().expect("there is one");
+            let mut output = runner.collect().expect("a step");
+            let sampled: Vec<_> = output.sampled.iter().map(|sampled| (sampled.seq, sampled.token)).collect();
+            let mut events = Vec::new();
+            scheduler.commit(&planned, &sampled, &mut events);
+            for event in events {
+                let SchedulerEvent::Token { seq, token, .. } = event else { continue };
+                let drawn = output.sampled.iter_mut().find(|sampled| sampled.seq == seq);
+                answers[owner[&seq]].push((token, drawn.and_then(|sampled| sampled.logprobs.take())));
+            }
+        }
+    }
+}
+
+fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
+    Request {
+        prompt: prompt.into(),
+        n: 1,
+        sampling,
+        stop: StopConditions {
+            max_tokens: 40,
+            min_tokens: 40,
+            ignore_eos: true,
+            eos_token_ids: Arc::from([]),
+            stop_token_ids: vec![],
+        },
+        tenant: Tenant::default(),
+        cache_salt: None,
+    }
+}
+
+fn requests(fixture: &Fixture, sampling: &SamplingParams) -> Vec<Request> {
+    let prompts = fixture.prompts.iter().filter(|prompt| prompt.ids.len() < 150);
+    let mut requests: Vec<_> = prompts.map(|prompt| request(&prompt.ids, sampling.clone())).collect();
+    for (index, request) in (0..).zip(&mut requests) {
+        request.sampling.seed = Some(index);
+    }
+    requests
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_graphs_change_no_bit() {
+    let warm = SamplingParams { temperature: 0.9, logprobs: Some(20), ..SamplingParams::default() };
+    for fixture in wide_fixtures() {
+        let mut gpu = runner(&fixture, DType::Bf16);
+        let requests = requests(&fixture, &warm);
+        let eager = drive(&mut gpu, &requests, false);
+        assert!(eager.iter().all(|answer| answer.len() == 40), "every answer is whole");
+        gpu.record_graphs().expect("graphs");
+        assert_eq!(drive(&mut gpu, &requests, false), eager, "{}", fixture.family());
+        assert_eq!(drive(&mut gpu, &requests, true), eager, "{} with a prefix cache", fixture.family());
+    }
+}
+
+/// Alone and in a batch the matrix products differ in their last bits, so choices are compared while they agree, and
+/// log-probabilities within the tolerance.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_batched_answers_are_near_those_alone() {
+    let greedy = SamplingParams { temperature: 0.0, logprobs: Some(5), ..SamplingParams::default() };
+    for fixture in wide_fixtures() {
+        let mut gpu = runner(&fixture, DType::Bf16);
+        gpu.record_graphs().expect("graphs");
+        let requests = requests(&fixture, &greedy);
+        let together = drive(&mut gpu, &requests, false);
+        for (request, together) in requests.iter().zip(&together) {
+            let alone = drive(&mut gpu, std::slice::from_ref(request), false).remove(0);
+            for (position, (alone, together)) in alone.iter().zip(together).enumerate() {
+                let (a, b) = (alone.1.as_ref().expect("asked for"), together.1.as_ref().expect("asked for"));
+                let (lead, place) = (a.top[0].1 - a.top[1].1, format!("{} at {position}", fixture.family()));
+                assert!((a.top[0].1 - b.top[0].1).abs() < 0.1, "{place}: {a:?} {b:?}");
+                if alone.0 != together.0 {
+                    assert!(lead < 0.1, "{place}: another choice, with a lead of {lead}");
+                    break;
+                }
+            }
+        }
+    }
+}

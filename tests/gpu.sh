@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# A whole round on a machine with an NVIDIA GPU: the kernel and engine tests, the memory checker, the benchmark.
+#
+#   tests/gpu.sh               builds here and runs here
+#   tests/gpu.sh build FOLDER  builds and leaves the executables in FOLDER, for a machine without Rust
+#   tests/gpu.sh run FOLDER    runs what is in FOLDER
+#
+# PARTS says which parts run: tests sanitize kernels bench (all unless set). Everything is written to ${OUT:-target/gpu}.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+out=${OUT:-target/gpu}
+parts=${PARTS:-tests sanitize kernels bench}
+mkdir -p "$out"
+
+build() {
+    local folder=$1
+    mkdir -p "$folder"
+    cargo build --release --features cuda --bin lantern
+    local target=${CARGO_TARGET_DIR:-target}
+    cp "$target/release/lantern" "$folder/lantern"
+    local tests
+    tests=$(cargo test --release --features cuda --lib --no-run --message-format json |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+    cp "$tests" "$folder/tests"
+    strip "$folder/lantern" "$folder/tests"
+}
+
+# Test names that begin with $1, without $2 where it is given; their output goes to $out/$3.
+run_tests() {
+    "$bin/tests" --ignored "$1" ${2:+--skip "$2"} --test-threads 1 --nocapture >"$out/$3" 2>&1
+    local code=$?
+    grep -E "^test |^test result|panicked|error:" "$out/$3" | tail -${TAIL:-60}
+    return $code
+}
+
+run() {
+    bin=$1
+    local failed=0
+    for part in $parts; do
+        echo "== $part"
+        case $part in
+            tests) run_tests cuda_ cuda_bench tests.txt || failed=1 ;;
+            kernels) TAIL=0 run_tests cuda_bench "" kernels.txt || failed=1; cat "$out/kernels.txt" ;;
+            sanitize)
+                for tool in memcheck racecheck initcheck; do
+                    compute-sanitizer --tool $tool --error-exitcode 9 --kernel-name-exclude kernel_substring=cutlass \
+                        "$bin/tests" --ignored "${SANITIZE:-cuda_sanitize}" --test-threads 1 >"$out/$tool.txt" 2>&1 || failed=1
+                    grep -E "ERROR SUMMARY|test result|=========     at" "$out/$tool.txt" | sort | uniq -c | tail -8
+                done
+                ;;
+            bench) bench || failed=1 ;;
+        esac
+    done
+    return $failed
+}
+
+bench() {
+    for config in tests/shapes/*.json; do
+        local name
+        name=$(basename "$config" .json)
+        "$bin/lantern" bench --random-weights "$config" --serving --sequences "${SEQUENCES:-1,32,256}" --repeat "${REPEAT:-3}" \
+            2>&1 | tee "$out/bench-$name.txt"
+    done
+}
+
+case ${1:-all} in
+    build) build "${2:?usage: tests/gpu.sh build FOLDER}" ;;
+    run) run "${2:?usage: tests/gpu.sh run FOLDER}" ;;
+    all) build "$out/bin" && run "$out/bin" ;;
+    *) echo "usage: tests/gpu.sh [build FOLDER | run FOLDER]" >&2; exit 2 ;;
+esac
