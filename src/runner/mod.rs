@@ -3,6 +3,8 @@
 //! Knows what a step is, not why it was planned so.
 
 mod batch;
+#[cfg(all(test, feature = "cuda"))]
+mod cuda_tests;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "cuda")]
