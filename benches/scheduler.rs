@@ -48,6 +48,7 @@ impl Loop {
             max_sequences: RUNNING,
             max_step_tokens: 8192,
             max_prompt_chunk_while_decoding: 7000,
+            prompt_tokens_per_decode: 0,
             max_model_len: 1_000_000,
             max_waiting: 10_000,
             max_waiting_per_tenant: 10_000,

@@ -250,6 +250,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int head = blockIdx.x % q_heads, kv_head = head / (q_heads / kv_heads);
     const uint2 tile = tiles[blockIdx.x / q_heads];
+    if (tile.x == ~0u) return;  // fills a recorded grid
     const int first_token = cu_seqlens_q[tile.x], q_len = int(cu_seqlens_q[tile.x + 1]) - first_token;
     const int first_query = tile.y, queries = min(S::QUERIES, q_len - first_query);
     const int position = int(context_lens[tile.x]) - q_len + first_query;  // of the tile's first query

@@ -103,6 +103,8 @@ pub struct StepSizes {
     pub max_step_tokens: u32,
     /// Prompt tokens in one step while somebody decodes.
     pub max_prompt_chunk_while_decoding: u32,
+    /// Where that is more, prompt tokens in such a step for each sequence that decodes.
+    pub prompt_tokens_per_decode: u32,
     /// How late tokens are committed.
     pub lag: Lag,
 }
@@ -111,13 +113,24 @@ impl StepSizes {
     /// A processor's. Beyond 64 sequences its step grows about as fast as its rows; with 512 tokens a prompt's matrix
     /// products reach full speed and the workspace stays some tens of megabytes; a chunk of 128 delays the next token of
     /// others by no more than a fraction of a second on a small processor; and it computes where it schedules.
-    pub const CPU: Self =
-        Self { max_sequences: 64, max_step_tokens: 512, max_prompt_chunk_while_decoding: 128, lag: Lag::Zero };
+    pub const CPU: Self = Self {
+        max_sequences: 64,
+        max_step_tokens: 512,
+        max_prompt_chunk_while_decoding: 128,
+        prompt_tokens_per_decode: 0,
+        lag: Lag::Zero,
+    };
 
     /// A GPU's. Decoding grows cheaper a sequence up to 256 of them; prompts reach full speed at thousands of tokens; a
-    /// chunk of 512 at most about triples the time of a step that decodes; and the host works while the GPU does.
-    pub const GPU: Self =
-        Self { max_sequences: 256, max_step_tokens: 8192, max_prompt_chunk_while_decoding: 512, lag: Lag::One };
+    /// chunk of 512, or four tokens for each that decodes, keeps a step below three times one that only decodes; and the
+    /// host works while the GPU does.
+    pub const GPU: Self = Self {
+        max_sequences: 256,
+        max_step_tokens: 8192,
+        max_prompt_chunk_while_decoding: 512,
+        prompt_tokens_per_decode: 4,
+        lag: Lag::One,
+    };
 }
 
 impl Default for EngineConfig {
@@ -170,6 +183,11 @@ impl EngineConfig {
             max_prompt_chunk_while_decoding: self
                 .max_prompt_chunk_while_decoding
                 .unwrap_or(defaults.max_prompt_chunk_while_decoding),
+            // Who sets the chunk means it.
+            prompt_tokens_per_decode: match self.max_prompt_chunk_while_decoding {
+                Some(_) => 0,
+                None => defaults.prompt_tokens_per_decode,
+            },
             lag: self.lag.unwrap_or(defaults.lag),
         }
     }

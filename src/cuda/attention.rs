@@ -208,7 +208,7 @@ impl AttentionKernels {
         unsafe { gpu.launch(kernels.decode, Grid::linear(work.min(kernels.decode_blocks), THREADS), arguments) }
     }
 
-    /// Attention of the first `tiles` of `arrays.tiles`.
+    /// Attention of the first `tiles` of `arrays.tiles`; a tile of row `u32::MAX` is passed over.
     ///
     /// # Errors
     /// If dtypes or shapes do not fit, or `arrays` holds fewer tiles.

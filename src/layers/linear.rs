@@ -25,4 +25,19 @@ impl Linear {
     pub(crate) fn forward(&self, compute: &Compute, x: &Tensor, out: &Tensor) -> Result<()> {
         ops::linear(compute, x, &self.weight, self.bias.as_ref(), out)
     }
+
+    /// `x [T, in]` -> `out [T, F]`, for a layer of `2F` outputs whose first half are gates: silu(gate) * up, by way of
+    /// `gate_up [T, 2F]`, whose content afterwards is undefined.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub(crate) fn forward_gated(&self, compute: &Compute, x: &Tensor, gate_up: &Tensor, out: &Tensor) -> Result<()> {
+        ops::linear_silu(compute, x, &self.weight, self.bias.as_ref(), gate_up, out)
+    }
+
+    /// The weights.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn weight(&self) -> &Weight {
+        &self.weight
+    }
 }

@@ -4,7 +4,7 @@
 
 use candle_core::Result;
 
-use crate::ops::{self, Compute, Tensor};
+use crate::ops::{Compute, Tensor};
 
 use super::Linear;
 
@@ -32,8 +32,13 @@ impl GatedMlp {
         product: &Tensor,
         out: &Tensor,
     ) -> Result<()> {
-        self.gate_up.forward(compute, x, gate_up)?;
-        ops::silu_mul(compute, gate_up, product)?;
+        self.gate_up.forward_gated(compute, x, gate_up, product)?;
         self.down.forward(compute, product, out)
+    }
+
+    /// Its layers: gate and up, and down.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn linears(&self) -> [&Linear; 2] {
+        [&self.gate_up, &self.down]
     }
 }

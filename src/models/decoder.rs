@@ -118,6 +118,42 @@ impl Decoder {
     }
 }
 
+/// A product that each step computes: `y = x w^T`, with any of some weights of one shape.
+#[cfg(feature = "cuda")]
+pub(crate) struct StepProduct<'a> {
+    /// `[rows, in]`.
+    pub(crate) x: Tensor,
+    /// `[out, in]` each, of several layers where there are.
+    pub(crate) weights: Vec<&'a Weight>,
+    /// `[rows, out]`.
+    pub(crate) y: Tensor,
+}
+
+#[cfg(feature = "cuda")]
+impl Decoder {
+    /// The products of a step of `rows` tokens, whose logits are all wanted, each shape once.
+    ///
+    /// # Errors
+    /// If there are more rows than the workspace holds.
+    pub(crate) fn products(&self, rows: usize, workspace: &Workspace) -> Result<Vec<StepProduct<'_>>> {
+        let (tokens, logits) = (workspace.tokens(rows)?, workspace.rows(rows)?);
+        let of =
+            |pick: fn(&Layer) -> &Linear| self.layers.iter().take(TIMED_LAYERS).map(|l| pick(l).weight()).collect();
+        let product = |x: &Tensor, weights, y: &Tensor| StepProduct { x: x.clone(), weights, y: y.clone() };
+        Ok(vec![
+            product(&tokens.normed, of(|layer| &layer.attention.qkv), &tokens.qkv),
+            product(&tokens.heads, of(|layer| &layer.attention.output), &tokens.update),
+            product(&tokens.normed, of(|layer| layer.mlp.linears()[0]), &tokens.gate_up),
+            product(&tokens.product, of(|layer| layer.mlp.linears()[1]), &tokens.update),
+            product(&logits.normed, vec![self.output.weight()], &logits.logits),
+        ])
+    }
+}
+
+/// Layers whose weights are taken in turn where products are timed: together more than a cache holds.
+#[cfg(feature = "cuda")]
+const TIMED_LAYERS: usize = 12;
+
 /// Reads one decoder's tensors by name.
 struct Loader<'a> {
     compute: &'a Compute,

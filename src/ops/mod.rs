@@ -207,15 +207,26 @@ pub fn linear(compute: &Compute, x: &Tensor, weight: &Weight, bias: Option<&Tens
     }
 }
 
-/// `dst[t, i] = silu(gate[t, i]) * up[t, i]`: `gate_up [t, 2 f]` holds a row's gates, then its ups; `dst [t, f]`.
+/// `dst[t, i] = silu(gate[t, i]) * up[t, i]`, where a row of `x w^T (+ bias)` holds `f` gates, then `f` ups: `x [t, k]`,
+/// `w [2 f, k]`, `dst [t, f]`, by way of `gate_up [t, 2 f]`, whose content afterwards is undefined.
 ///
 /// # Errors
 /// If shapes or dtypes do not fit.
-pub fn silu_mul(compute: &Compute, gate_up: &Tensor, dst: &Tensor) -> Result<()> {
+pub fn linear_silu(
+    compute: &Compute,
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    gate_up: &Tensor,
+    dst: &Tensor,
+) -> Result<()> {
     match compute {
-        Compute::Cpu(cpu) => on_cpu::silu_mul(cpu, gate_up.cpu()?, dst.cpu()?),
+        Compute::Cpu(cpu) => {
+            linear(compute, x, weight, bias, gate_up)?;
+            on_cpu::silu_mul(cpu, gate_up.cpu()?, dst.cpu()?)
+        }
         #[cfg(feature = "cuda")]
-        Compute::Gpu(gpu) => gpu.silu_mul(gate_up, dst),
+        Compute::Gpu(gpu) => gpu.linear_silu(x, weight, bias, gate_up, dst),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Knows what each tensor is for; the wrappers in `cuda` check what they are given.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::{Error, Result, bail};
 use half::{bf16, f16};
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, Gemm, Gpu, RopeKernels, RopeShape, RopeWeights,
+    DType, DeviceTensor, ElementwiseKernels, GEMV_ROWS, Gemm, Gpu, RopeKernels, RopeShape, RopeWeights,
 };
 
 /// Bytes of weights that are converted at a time.
@@ -77,11 +78,6 @@ impl GpuCompute {
     /// Type of weights, activations, K and V.
     pub fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    /// Matrix products.
-    pub fn gemm(&self) -> &Gemm {
-        &self.gemm
     }
 
     /// A tensor of f32 with these values.
@@ -201,8 +197,31 @@ impl GpuCompute {
         }
     }
 
-    pub(super) fn silu_mul(&self, gate_up: &Tensor, dst: &Tensor) -> Result<()> {
+    pub(super) fn linear_silu(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        gate_up: &Tensor,
+        dst: &Tensor,
+    ) -> Result<()> {
+        if bias.is_none() && x.gpu()?.rows() <= GEMV_ROWS {
+            return self.gemm.linear_silu(&self.gpu, x.gpu()?, weight.gpu()?, dst.gpu()?).map_err(Error::wrap);
+        }
+        self.linear(x, weight, bias, gate_up)?;
         self.elementwise.silu_mul(&self.gpu, gate_up.gpu()?, dst.gpu()?).map_err(Error::wrap)
+    }
+
+    /// Finds the fastest way to multiply `x` with such `weights`, which are of one shape. Overwrites `y`.
+    ///
+    /// # Errors
+    /// If shapes or dtypes do not fit; what the GPU says.
+    pub fn tune(&self, x: &Tensor, weights: &[&Weight], y: &Tensor, budget: Duration) -> Result<()> {
+        let weights: Vec<_> = weights.iter().map(|weight| weight.gpu().cloned()).collect::<Result<_>>()?;
+        self.elementwise.fill_random(&self.gpu, x.gpu()?, 1, 1.0).map_err(Error::wrap)?;
+        let tuned = self.gemm.tune(&self.gpu, x.gpu()?, &weights, y.gpu()?, budget).map_err(Error::wrap)?;
+        tracing::debug!(rows = x.gpu()?.rows(), weight = ?weights[0], ?tuned, "timed a matrix product");
+        Ok(())
     }
 
     pub(super) fn rope_and_cache(

@@ -17,6 +17,8 @@ pub struct SchedulerConfig {
     pub max_step_tokens: u32,
     /// Most prompt tokens of a step in which anybody decodes.
     pub max_prompt_chunk_while_decoding: u32,
+    /// Where that is more, prompt tokens of such a step for each sequence that decodes: a step of many takes long anyway.
+    pub prompt_tokens_per_decode: u32,
     /// Most tokens of a sequence, prompt and answer.
     pub max_model_len: u32,
     /// Most requests that wait.
@@ -30,6 +32,16 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
+    /// Most prompt tokens of a step in which `decodes` sequences decode.
+    pub(super) fn prompt_tokens_beside(&self, decodes: usize) -> usize {
+        match decodes {
+            0 => self.max_step_tokens as usize,
+            decodes => {
+                (self.max_prompt_chunk_while_decoding as usize).max(decodes * self.prompt_tokens_per_decode as usize)
+            }
+        }
+    }
+
     /// Checks each limit by itself and against the others.
     ///
     /// # Errors
@@ -104,6 +116,7 @@ mod tests {
             max_sequences: 8,
             max_step_tokens: 8,
             max_prompt_chunk_while_decoding: 1,
+            prompt_tokens_per_decode: 0,
             max_model_len: 64,
             max_waiting: 1,
             max_waiting_per_tenant: 1,

@@ -35,10 +35,8 @@ impl Scheduler {
         for &seq in &decodes {
             self.push_row(seq, 1, output);
         }
-        let mut budget = self.config.max_step_tokens as usize - decodes.len();
-        if !decodes.is_empty() {
-            budget = budget.min(self.config.max_prompt_chunk_while_decoding as usize);
-        }
+        let left = self.config.max_step_tokens as usize - decodes.len();
+        let budget = left.min(self.config.prompt_tokens_beside(decodes.len()));
         self.decodes = decodes;
         self.push_prompt_chunks(budget, everybody_advances, output);
 

@@ -21,6 +21,15 @@ pub(super) struct StepLimits {
     pub(super) tiles: usize,
 }
 
+/// What fills a step up to the size of a recorded one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Padding {
+    /// Tokens, at least those of the step.
+    pub(super) tokens: usize,
+    /// Tiles, at least those of the step.
+    pub(super) tiles: usize,
+}
+
 /// Where one array lies, in bytes from the start, and how many u32 it has room for.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -109,6 +118,13 @@ impl Places {
     }
 }
 
+impl Places {
+    /// Where ids, positions and slots of a step lie.
+    fn tokens(&self, few: bool) -> [Place; 3] {
+        if few { [self.ids, self.positions, self.slots] } else { [self.many_ids, self.many_positions, self.many_slots] }
+    }
+}
+
 /// One step's inputs on the host, as they go over.
 #[derive(Clone, Copy)]
 pub(super) struct HostInputs<'a> {
@@ -178,12 +194,19 @@ impl StepBuffers {
         Places::new(limits).bytes + (limits.sequences + limits.tokens) * size_of::<SampleOutput>()
     }
 
-    /// Queues the copy of a step's inputs by way of staging memory `side`, which no step in flight uses.
+    /// Queues the copy of a step's inputs, filled up to `padding`, by way of staging memory `side`, which no step in flight
+    /// uses. What fills it writes no keys and values, and no tile of it has work.
     ///
     /// # Errors
     /// If a step is larger than the limits; what the driver says.
-    pub(super) fn upload(&mut self, gpu: &Gpu, side: usize, inputs: &HostInputs<'_>) -> Result<(), CudaError> {
-        let places = self.places;
+    pub(super) fn upload(
+        &mut self,
+        gpu: &Gpu,
+        side: usize,
+        inputs: &HostInputs<'_>,
+        padding: Padding,
+    ) -> Result<(), CudaError> {
+        let (places, few) = (self.places, padding.tokens <= self.limits.sequences);
         let staging = &mut self.staging[side];
         let mut writer = Writer { bytes: staging.as_mut_slice() };
         writer.words(places.cu_seqlens_q, inputs.cu_seqlens_q)?;
@@ -197,28 +220,22 @@ impl StepBuffers {
         long.push(writer.words(places.items, inputs.items.as_flattened())?);
         long.push(writer.words(places.block_tables, inputs.block_tables)?);
         long.push(writer.pairs(places.copies, inputs.copies)?);
-        long.push(writer.words(places.tiles, inputs.tiles.as_flattened())?);
+        let (tiles, _) = writer.words(places.tiles, inputs.tiles.as_flattened())?;
+        writer.fill(places.tiles, 2 * inputs.tiles.len(), 2 * padding.tiles, PADDING)?;
+        long.push((tiles, 8 * padding.tiles));
         long.push(writer.words(places.prompt_tokens, inputs.prompt_tokens)?);
         long.push(writer.words(places.prompt_targets, inputs.prompt_targets)?);
-        let few = inputs.ids.len() <= self.limits.sequences;
-        let [ids, positions, slots] = if few {
-            [places.ids, places.positions, places.slots]
-        } else {
-            [places.many_ids, places.many_positions, places.many_slots]
-        };
-        for (place, words) in [(ids, inputs.ids), (positions, inputs.positions), (slots, inputs.slots)] {
-            let copy = writer.words(place, words)?;
+        let [ids, positions, slots] = places.tokens(few);
+        for (place, words, value) in
+            [(ids, inputs.ids, 0), (positions, inputs.positions, 0), (slots, inputs.slots, PADDING)]
+        {
+            writer.words(place, words)?;
+            writer.fill(place, words.len(), padding.tokens, value)?;
             if !few {
-                long.push(copy);
+                long.push((place.offset, 4 * padding.tokens));
             }
         }
-        if few {
-            // What a graph of a larger batch reads behind them: tokens that write nothing and rows without work.
-            writer.fill(ids, inputs.ids.len(), 0);
-            writer.fill(positions, inputs.positions.len(), 0);
-            writer.fill(slots, inputs.slots.len(), PADDING_SLOT);
-            writer.fill(places.sample_tokens, inputs.sample_tokens.len(), 0);
-        }
+        writer.fill(places.sample_tokens, inputs.sample_tokens.len(), self.limits.sequences, 0)?;
         let staging = &self.staging[side];
         gpu.queue_upload(&self.inputs, staging, 0, places.small_bytes)?;
         for (offset, bytes) in long {
@@ -236,12 +253,7 @@ impl StepBuffers {
     pub(super) fn arrays(&self, tokens: usize) -> StepArrays {
         let places = &self.places;
         let whole = |place: Place| self.array(place, place.words);
-        let few = tokens <= self.limits.sequences;
-        let [ids, positions, slots] = if few {
-            [places.ids, places.positions, places.slots]
-        } else {
-            [places.many_ids, places.many_positions, places.many_slots]
-        };
+        let [ids, positions, slots] = places.tokens(tokens <= self.limits.sequences);
         StepArrays {
             ids: self.array(ids, tokens),
             positions: self.array(positions, tokens),
@@ -309,8 +321,8 @@ impl StepBuffers {
     }
 }
 
-/// A slot that stands for none: the token's key and value are not written.
-pub(super) const PADDING_SLOT: u32 = u32::MAX;
+/// A slot or a row that stands for none: nothing is written for it.
+const PADDING: u32 = u32::MAX;
 
 /// Writes arrays to their places.
 struct Writer<'a> {
@@ -345,10 +357,15 @@ impl Writer<'_> {
         self.words(place, &words)
     }
 
-    /// Fills a place from number `from` on.
-    fn fill(&mut self, place: Place, from: usize, value: u32) {
-        for target in self.bytes[place.offset + 4 * from..place.offset + 4 * place.words].chunks_exact_mut(4) {
+    /// Fills numbers `from .. to` of a place.
+    fn fill(&mut self, place: Place, from: usize, to: usize, value: u32) -> Result<(), CudaError> {
+        if from > to || to > place.words {
+            let message = format!("numbers {from}..{to} where there is room for {}", place.words);
+            return Err(CudaError::argument("a step", message));
+        }
+        for target in self.bytes[place.offset + 4 * from..place.offset + 4 * to].chunks_exact_mut(4) {
             target.copy_from_slice(&value.to_ne_bytes());
         }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use crate::runner::plan::{MemoryPlan, Placement, plan};
 use crate::runner::step::{RunnerError, StepRunner};
 
 use super::buffers::{StepBuffers, StepLimits};
-use super::graphs::DecodeGraphs;
+use super::graphs::StepGraphs;
 use super::sequences::Sequences;
 use super::{GpuRunner, Packed};
 
@@ -57,6 +57,7 @@ pub(in crate::runner) fn load(
     let model = Decoder::load(&handle, source.spec.clone(), &source.weights, plan.context_length)?;
     tracing::info!(seconds = started.elapsed().as_secs_f32(), "the weights are on the GPU");
     let mut runner = build(compute, handle, model, &plan, &layout)?;
+    runner.tune()?;
     runner.record_graphs()?;
     tracing::info!(seconds = started.elapsed().as_secs_f32(), "the GPU is ready");
     let mut loaded = loaded(source, plan, sizes, None);
@@ -149,10 +150,11 @@ pub(super) fn build(
     Ok(GpuRunner {
         workspace,
         logit_rows: rows,
+        max_step_tokens: layout.sizes.max_step_tokens as usize,
         kv,
         sampling,
         buffers,
-        graphs: DecodeGraphs::default(),
+        graphs: StepGraphs::default(),
         sequences: Sequences::new(rows),
         batch: InputBatch::default(),
         plan: AttentionPlan::default(),

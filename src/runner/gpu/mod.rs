@@ -24,8 +24,8 @@ use crate::scheduler::SchedulerOutput;
 
 use super::batch::InputBatch;
 use super::step::{RunnerError, StepOutput, StepRunner};
-use buffers::{HostInputs, StepArrays, StepBuffers};
-use graphs::DecodeGraphs;
+use buffers::{HostInputs, Padding, StepArrays, StepBuffers};
+use graphs::StepGraphs;
 pub(crate) use load::GpuTarget;
 pub(super) use load::load;
 use sequences::Sequences;
@@ -39,12 +39,13 @@ pub(crate) struct GpuRunner {
     compute: Compute,
     model: Decoder,
     workspace: Workspace,
-    /// Rows of logits computed at once.
+    /// Rows of logits computed at once, which is also the most rows of a step.
     logit_rows: usize,
+    max_step_tokens: usize,
     kv: KvCache,
     sampling: Sampling,
     buffers: StepBuffers,
-    graphs: DecodeGraphs,
+    graphs: StepGraphs,
     sequences: Sequences,
     batch: InputBatch,
     plan: AttentionPlan,
@@ -66,6 +67,17 @@ struct Packed {
     sample_rows: Vec<SampleRow>,
     prompt_tokens: Vec<u32>,
     prompt_targets: Vec<u32>,
+}
+
+/// How a step runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// By the graph of rows of one token, which holds the logits too.
+    Decode,
+    /// By the graph of so many tokens.
+    Mixed,
+    /// Kernel by kernel.
+    Eager,
 }
 
 /// A step that was begun and not collected.
@@ -98,11 +110,12 @@ impl StepRunner for GpuRunner {
         self.assign_slots(planned)?;
         let prompts = self.pack(planned);
         self.plan_attention();
-        self.upload(side)?;
+        let way = self.choose(planned.samples.len());
+        self.upload(side, self.padding(way))?;
         if !self.packed.copies.is_empty() {
             self.gpu.copy_blocks(&self.kv, &self.buffers.copies(self.packed.copies.len()))?;
         }
-        self.run(planned.samples.len())?;
+        self.run(way, planned.samples.len())?;
         self.buffers.download(self.gpu.gpu(), side, planned.samples.len(), self.packed.prompt_tokens.len())?;
         self.gpu.gpu().mark(&self.done[side])?;
         self.in_flight.push_back(InFlight { side, samples: planned.samples.clone(), prompts });
@@ -183,7 +196,7 @@ impl GpuRunner {
         self.plan.fill(&attention.context_lens, &self.query_lens, self.model.spec().head_dim);
     }
 
-    fn upload(&mut self, side: usize) -> Result<(), RunnerError> {
+    fn upload(&mut self, side: usize, padding: Padding) -> Result<(), RunnerError> {
         let (batch, packed) = (&self.batch, &self.packed);
         let inputs = HostInputs {
             ids: &batch.tokens,
@@ -202,16 +215,46 @@ impl GpuRunner {
             prompt_tokens: &packed.prompt_tokens,
             prompt_targets: &packed.prompt_targets,
         };
-        Ok(self.buffers.upload(self.gpu.gpu(), side, &inputs)?)
+        Ok(self.buffers.upload(self.gpu.gpu(), side, &inputs, padding)?)
+    }
+
+    /// How the packed step runs: by which graph, and so how it is padded.
+    fn choose(&self, samples: usize) -> Way {
+        let (tokens, tiles) = (self.batch.tokens.len(), self.plan.tiles.len());
+        let prompt_logprobs = !self.packed.prompt_tokens.is_empty();
+        if tiles == 0 && samples <= tokens && !prompt_logprobs && self.graphs.for_decodes(tokens).is_some() {
+            return Way::Decode;
+        }
+        if self.graphs.for_mixed(tokens, tiles).is_some() { Way::Mixed } else { Way::Eager }
+    }
+
+    fn padding(&self, way: Way) -> Padding {
+        let (tokens, tiles) = (self.batch.tokens.len(), self.plan.tiles.len());
+        let recorded = match way {
+            Way::Decode => self.graphs.for_decodes(tokens),
+            Way::Mixed => self.graphs.for_mixed(tokens, tiles),
+            Way::Eager => None,
+        };
+        recorded.map_or(Padding { tokens, tiles }, |recorded| recorded.padding)
     }
 
     /// Queues the model and the draws.
-    fn run(&mut self, samples: usize) -> Result<(), RunnerError> {
-        let tokens = self.batch.tokens.len();
-        let decodes = self.plan.tiles.is_empty() && samples <= tokens && self.packed.prompt_tokens.is_empty();
-        match self.graphs.for_tokens(tokens).filter(|_| decodes) {
-            Some(graph) => self.gpu.gpu().launch_graph(graph)?,
-            None => self.run_eagerly(tokens, samples)?,
+    fn run(&mut self, way: Way, samples: usize) -> Result<(), RunnerError> {
+        let (tokens, tiles) = (self.batch.tokens.len(), self.plan.tiles.len());
+        let recorded = match way {
+            Way::Decode => self.graphs.for_decodes(tokens),
+            Way::Mixed => self.graphs.for_mixed(tokens, tiles),
+            Way::Eager => None,
+        };
+        match recorded {
+            Some(recorded) => self.gpu.gpu().launch_graph(&recorded.graph)?,
+            None => {
+                let inputs = self.inputs(Padding { tokens, tiles }, self.plan.items.len());
+                self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?;
+            }
+        }
+        if way != Way::Decode {
+            self.queue_logits(samples)?;
         }
         let needs = SamplingNeeds::of(&self.packed.sample_rows);
         let logits = self.workspace.logits(samples)?;
@@ -220,10 +263,8 @@ impl GpuRunner {
         Ok(())
     }
 
-    /// Queues the model kernel by kernel. The logits of prompt tokens come first, those of the samples last.
-    fn run_eagerly(&self, tokens: usize, samples: usize) -> Result<(), RunnerError> {
-        let inputs = self.inputs(tokens, self.plan.items.len(), self.plan.tiles.len());
-        self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?;
+    /// Queues the log-probabilities of prompt tokens, then the logits of the samples.
+    fn queue_logits(&self, samples: usize) -> Result<(), RunnerError> {
         let prompt_tokens = self.packed.prompt_tokens.len();
         for from in (0..prompt_tokens).step_by(self.logit_rows) {
             let count = self.logit_rows.min(prompt_tokens - from);
@@ -239,8 +280,9 @@ impl GpuRunner {
         Ok(())
     }
 
-    /// A step of `tokens`, where [`Self::upload`] puts it.
-    fn inputs(&self, tokens: usize, items: usize, tiles: usize) -> GpuInputs {
+    /// A step of this size, where [`Self::upload`] puts it, with at most `items` work items of rows of one token.
+    fn inputs(&self, padding: Padding, items: usize) -> GpuInputs {
+        let Padding { tokens, tiles } = padding;
         let StepArrays { ids, positions, slots, attention } = self.buffers.arrays(tokens);
         let last_tokens = self.sampling.last_tokens().clone();
         GpuInputs { tokens, ids, last_tokens, positions, slots, attention, items, tiles }

@@ -1,43 +1,85 @@
-//! Recording the decode graphs at start.
+//! What is done once at start: time the ways to multiply, then record the graphs.
 //!
 //! What a graph holds is what an eager step queues; only the numbers of rows and of work items are the largest there may be.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::cuda::AttentionPlan;
+use crate::cuda::{AttentionPlan, Graph};
 use crate::ops::{RowIndices, StepInputs};
 use crate::runner::step::RunnerError;
 
 use super::GpuRunner;
-use super::graphs::{DecodeGraphs, batch_sizes};
+use super::buffers::Padding;
+use super::graphs::{StepGraphs, batch_sizes, mixed_padding, mixed_sizes};
+
+/// Rows for which the ways to multiply are timed; others take what is best for the next of these.
+const TIMED_ROWS: [usize; 6] = [8, 16, 32, 64, 128, 256];
+
+/// Longest time for one product.
+const TIMING_BUDGET: Duration = Duration::from_millis(40);
 
 impl GpuRunner {
-    /// Records a graph for each batch size. Each is run once before, so that whatever is set up at first use is there.
+    /// Finds the fastest way to multiply for each weight and some numbers of rows.
+    ///
+    /// # Errors
+    /// What the GPU says.
+    pub(super) fn tune(&mut self) -> Result<(), RunnerError> {
+        let started = Instant::now();
+        for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= self.logit_rows) {
+            for product in self.model.products(rows, &self.workspace)? {
+                self.gpu.tune(&product.x, &product.weights, &product.y, TIMING_BUDGET)?;
+            }
+        }
+        tracing::info!(seconds = started.elapsed().as_secs_f32(), "timed the matrix products");
+        Ok(())
+    }
+
+    /// Records a graph for each size. Each is run once before, so that whatever is set up at first use is there.
     ///
     /// # Errors
     /// What the GPU says.
     pub(super) fn record_graphs(&mut self) -> Result<(), RunnerError> {
         let started = Instant::now();
-        let sizes = batch_sizes(self.logit_rows);
+        let decodes = batch_sizes(self.logit_rows).into_iter().map(|tokens| Padding { tokens, tiles: 0 });
+        let decodes: Vec<_> = decodes.collect();
+        let mixed: Vec<_> = mixed_sizes(self.max_step_tokens).into_iter().map(mixed_padding).collect();
         self.batch.clear();
         self.plan_attention();
-        self.upload(0)?;
-        for rows in &sizes {
-            self.run_padded(*rows)?;
+        for padding in &mixed {
+            self.upload(0, *padding)?;
+            self.run_padded(*padding)?;
+            self.gpu.gpu().synchronize()?;
         }
+        for padding in &decodes {
+            self.upload(0, *padding)?;
+            self.run_padded(*padding)?;
+            self.padded_logits(*padding)?;
+            self.gpu.gpu().synchronize()?;
+        }
+        let record_decode =
+            |padding| self.record(|| self.run_padded(padding).and_then(|()| self.padded_logits(padding)));
+        let record_mixed = |padding| self.record(|| self.run_padded(padding));
+        self.graphs = StepGraphs::record(&decodes, &mixed, record_decode, record_mixed)?;
         self.gpu.gpu().synchronize()?;
-        self.graphs = DecodeGraphs::record(&sizes, |rows| self.gpu.gpu().record_graph(|| self.run_padded(rows)))?;
-        self.gpu.gpu().synchronize()?;
-        tracing::info!(graphs = sizes.len(), seconds = started.elapsed().as_secs_f32(), "recorded the decode graphs");
+        let seconds = started.elapsed().as_secs_f32();
+        tracing::info!(graphs = self.graphs.count(), seconds, "recorded the graphs");
         Ok(())
     }
 
-    /// Queues a decode step of `rows` as it is recorded: with as many work items as it may ever have.
-    fn run_padded(&self, rows: usize) -> Result<(), RunnerError> {
-        let items = AttentionPlan::max_items(rows, self.context);
-        let inputs = self.inputs(rows, items, 0);
-        self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?;
-        let samples = self.buffers.sample_tokens(rows);
+    fn record(&self, queue: impl FnOnce() -> Result<(), RunnerError>) -> Result<Graph, RunnerError> {
+        self.gpu.gpu().record_graph(queue)
+    }
+
+    /// Queues the forward pass of a padded step: with as many work items as it may ever have.
+    fn run_padded(&self, padding: Padding) -> Result<(), RunnerError> {
+        let rows = padding.tokens.min(self.logit_rows);
+        let inputs = self.inputs(padding, AttentionPlan::max_items(rows, self.context));
+        Ok(self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?)
+    }
+
+    /// Queues the logits of a padded step's samples, of which there are at most as many as tokens.
+    fn padded_logits(&self, padding: Padding) -> Result<(), RunnerError> {
+        let samples = self.buffers.sample_tokens(padding.tokens);
         self.model.logits(&self.compute, RowIndices::Gpu(&samples), &self.workspace)?;
         Ok(())
     }

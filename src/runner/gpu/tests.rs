@@ -15,15 +15,16 @@ use crate::runner::step::StepRunner;
 use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutput};
 
 use super::GpuRunner;
+use super::buffers::Padding;
 use super::load::{Layout, build, compute_for};
 
 const CONTEXT: usize = 256;
 const BLOCKS: u64 = 64;
 const SIZES: StepSizes = StepSizes { max_sequences: 32, max_step_tokens: 256, ..StepSizes::GPU };
 
-/// Largest relative error of logits: bf16 keeps 8 bits of a number, f16 11.
+/// Largest relative error of logits: bf16 keeps 8 bits of a number, f16 11, and layers of 64 numbers average little out.
 fn tolerance(dtype: DType) -> f64 {
-    if dtype == DType::Bf16 { 2e-2 } else { 4e-3 }
+    if dtype == DType::Bf16 { 4e-2 } else { 6e-3 }
 }
 
 /// Fixtures whose head size has kernels.
@@ -60,8 +61,9 @@ impl GpuRunner {
         self.packed.prompt_tokens = (0..tokens as u32).collect();
         self.packed.prompt_targets = vec![0; tokens];
         self.plan_attention();
-        self.upload(0).expect("a step");
-        let inputs = self.inputs(tokens, self.plan.items.len(), self.plan.tiles.len());
+        let padding = Padding { tokens, tiles: self.plan.tiles.len() };
+        self.upload(0, padding).expect("a step");
+        let inputs = self.inputs(padding, self.plan.items.len());
         self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace).expect("a step");
         let mut all = Vec::new();
         for from in (0..tokens).step_by(self.logit_rows) {
@@ -158,6 +160,7 @@ fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Ve
         max_sequences: SIZES.max_sequences,
         max_step_tokens: SIZES.max_step_tokens,
         max_prompt_chunk_while_decoding: 24,
+        prompt_tokens_per_decode: 0,
         max_model_len: CONTEXT as u32,
         max_waiting: 64,
         max_waiting_per_tenant: 64,

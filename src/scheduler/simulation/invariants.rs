@@ -48,7 +48,9 @@ pub(super) fn check_step(scheduler: &Scheduler, output: &SchedulerOutput, before
     assert!(output.tokens.len() <= config.max_step_tokens as usize, "budget");
     let decodes = scheduler.decodes.len();
     let prompt_tokens: usize = output.rows[decodes..].iter().map(|row| row.tokens.len()).sum();
-    assert!(decodes == 0 || prompt_tokens <= config.max_prompt_chunk_while_decoding as usize, "chunk cap");
+    let (fixed, each) = (config.max_prompt_chunk_while_decoding, config.prompt_tokens_per_decode);
+    let cap = (fixed as usize).max(decodes * each as usize);
+    assert!(decodes == 0 || prompt_tokens <= cap, "chunk cap");
     let rows: HashSet<SeqId> = output.rows.iter().map(|row| row.seq).collect();
     assert_eq!(rows.len(), output.rows.len(), "one row a sequence");
     assert!(rows.len() <= config.max_sequences as usize);
