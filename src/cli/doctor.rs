@@ -2,6 +2,8 @@
 //!
 //! Changes nothing.
 
+mod gpus;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,8 +14,8 @@ use super::startup::count;
 use super::table::{Align, Table};
 use super::{CliError, Session};
 use crate::config::{ByteSize, Config, DeviceWish, Settings};
-use crate::device::{self, Hardware};
-use crate::hub::{Catalog, Entry};
+use crate::device::{self, Device, DeviceChoice, Hardware, Probing};
+use crate::hub::{Catalog, Entry, Store};
 
 /// Longest wait for the hub's front page.
 const HUB_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,19 +36,23 @@ pub struct DoctorArgs {
 /// [`CliError`]: the settings are not valid.
 pub fn run(args: DoctorArgs, session: &Session) -> Result<(), CliError> {
     let config = session.resolve(args.store.fill(args.address.fill(Settings::default())))?;
-    let hardware = Hardware::detect();
-    session.print(&format!("Lantern {}\n\n{}", env!("CARGO_PKG_VERSION"), describe_machine(&hardware)))?;
+    let mut hardware = Hardware::detect();
+    hardware.ask_driver(Probing::All, Some(&Store::libraries_below(&config.hub.models_dir)));
+    let choice = device::choose(&hardware, DeviceWish::Auto).map_err(|error| CliError::Refused(error.to_string()))?;
+    let machine = describe_machine(&hardware, &choice);
+    session.print(&format!("Lantern {}\n\n{machine}", env!("CARGO_PKG_VERSION")))?;
     session.print(&line("store", &describe_store(&config.hub.models_dir)))?;
     session.print(&line("server", &describe_server(&config)))?;
     session.print(&line("hub", &describe_hub(&config)))?;
-    session.print(&format!("\n{}", describe_models(Catalog::embedded().entries(), &hardware)))
+    session.print(&gpus::describe(&choice.climb))?;
+    session.print(&format!("\n{}", describe_models(Catalog::embedded().entries(), &hardware, &choice)))
 }
 
 fn line(name: &str, text: &str) -> String {
     format!("{name:<11}{text}\n")
 }
 
-fn describe_machine(hardware: &Hardware) -> String {
+fn describe_machine(hardware: &Hardware, choice: &DeviceChoice) -> String {
     let simd = match hardware.simd.as_slice() {
         [] => "none that kernels are here for: the portable ones run, slowly".to_owned(),
         simd => simd.join(", "),
@@ -55,10 +61,11 @@ fn describe_machine(hardware: &Hardware) -> String {
         Some(memory) => format!("{}, {} free", ByteSize(memory.total_bytes), ByteSize(memory.available_bytes)),
         None => "unknown on this system".to_owned(),
     };
-    let device = match device::choose(hardware, DeviceWish::Auto) {
-        Ok(choice) => format!("{}\n{:11}because {}", hardware.describe_cpu(hardware.cores), "", choice.reason),
-        Err(error) => error.to_string(),
+    let place = match choice.device {
+        Device::Cpu => hardware.describe_cpu(hardware.cores),
+        Device::Cuda { ordinal } => gpus::describe_place(&choice.climb, ordinal),
     };
+    let device = format!("{place}\n{:11}because {}", "", choice.reason);
     [
         line("processor", hardware.processor.as_deref().unwrap_or("unknown")),
         line("cores", &hardware.cores.to_string()),
@@ -111,8 +118,8 @@ fn describe_hub(config: &Config) -> String {
     }
 }
 
-/// The catalog, with what each model takes and whether that is free.
-fn describe_models(entries: &[Entry], hardware: &Hardware) -> String {
+/// The catalog, with what each model takes where it would run, and whether that is free.
+fn describe_models(entries: &[Entry], hardware: &Hardware, choice: &DeviceChoice) -> String {
     let mut table = Table::new([
         ("MODEL", Align::Left),
         ("PARAMETERS", Align::Right),
@@ -120,12 +127,20 @@ fn describe_models(entries: &[Entry], hardware: &Hardware) -> String {
         ("MEMORY", Align::Right),
         ("FITS", Align::Left),
     ]);
+    let (place, free_and_total) = match choice.device {
+        Device::Cpu => ("main memory", hardware.memory.map(|memory| (memory.available_bytes, memory.total_bytes))),
+        Device::Cuda { ordinal } => ("the GPU's memory, in bf16,", gpus::memory(&choice.climb, ordinal)),
+    };
     for entry in entries {
-        let needed = entry.memory_bytes(BUILT_IN_CONTEXT.min(entry.context_tokens));
-        let fits = match hardware.memory {
+        let context = BUILT_IN_CONTEXT.min(entry.context_tokens);
+        let needed = match choice.device {
+            Device::Cpu => entry.memory_bytes(context),
+            Device::Cuda { .. } => entry.gpu_memory_bytes(context),
+        };
+        let fits = match free_and_total {
             None => "unknown",
-            Some(memory) if needed <= memory.available_bytes / 100 * 92 => "yes",
-            Some(memory) if needed <= memory.total_bytes / 100 * 92 => "once memory is freed",
+            Some((free_bytes, _)) if needed <= free_bytes / 100 * 92 => "yes",
+            Some((_, total_bytes)) if needed <= total_bytes / 100 * 92 => "once memory is freed",
             Some(_) => "no",
         };
         table.push([
@@ -136,5 +151,5 @@ fn describe_models(entries: &[Entry], hardware: &Hardware) -> String {
             fits.to_owned(),
         ]);
     }
-    format!("{table}\nMEMORY is for one user with {BUILT_IN_CONTEXT} tokens of context.\n")
+    format!("{table}\nMEMORY is {place} for one user with {BUILT_IN_CONTEXT} tokens of context.\n")
 }

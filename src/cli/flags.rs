@@ -33,7 +33,7 @@ pub struct StoreFlags {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineFlags {
-    /// Where the model runs: auto, cpu or cuda [default: auto]
+    /// Where the model runs: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     device: Option<DeviceWish>,
     /// Threads that compute [default: one a core]

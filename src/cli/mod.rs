@@ -5,6 +5,7 @@
 mod bench;
 mod catalog;
 mod client;
+mod cuda;
 mod doctor;
 mod error;
 mod flags;
@@ -73,6 +74,8 @@ enum Command {
     Ps(ps::PsArgs),
     /// Show what this machine has, and which models fit it
     Doctor(doctor::DoctorArgs),
+    /// Fetch what makes NVIDIA GPUs faster
+    Cuda(cuda::CudaArgs),
     /// Measure how fast a model runs here
     Bench(bench::BenchArgs),
     /// List the models that have a short name
@@ -94,6 +97,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Rm(args) => rm::run(args, &session),
         Command::Ps(args) => ps::run(args, &session),
         Command::Doctor(args) => doctor::run(args, &session),
+        Command::Cuda(args) => cuda::run(args, &session),
         Command::Bench(args) => bench::run(args, &session),
         Command::Catalog(args) => catalog::run(args, &session),
     }

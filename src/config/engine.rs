@@ -2,6 +2,7 @@
 //!
 //! Knows no source of settings and no machine: what is `None` is decided when a model is loaded.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
@@ -39,24 +40,38 @@ pub enum DeviceWish {
     Auto,
     /// The CPU, whatever else is here.
     Cpu,
-    /// A GPU, or an error that says why not.
-    Cuda,
+    /// A GPU, or an error that says why not: this one of the driver's list, or the first that can be used.
+    Cuda(Option<u32>),
+}
+
+impl fmt::Display for DeviceWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(ordinal)) => write!(f, "cuda:{ordinal}"),
+        }
+    }
 }
 
 /// Why a text is no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no device; auto, cpu and cuda are")]
+#[error("`{0}` is no device; auto, cpu, cuda and cuda:N are")]
 pub struct DeviceWishError(String);
 
 impl FromStr for DeviceWish {
     type Err = DeviceWishError;
 
     fn from_str(text: &str) -> Result<Self, DeviceWishError> {
-        match text.trim().to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" | "gpu" => Ok(Self::Cuda),
-            _ => Err(DeviceWishError(text.to_owned())),
+        let lower = text.trim().to_ascii_lowercase();
+        let fail = || DeviceWishError(text.to_owned());
+        match lower.split_once(':') {
+            None if lower == "auto" => Ok(Self::Auto),
+            None if lower == "cpu" => Ok(Self::Cpu),
+            None if lower == "cuda" || lower == "gpu" => Ok(Self::Cuda(None)),
+            Some(("cuda" | "gpu", ordinal)) => Ok(Self::Cuda(Some(ordinal.parse().map_err(|_| fail())?))),
+            _ => Err(fail()),
         }
     }
 }
@@ -205,6 +220,26 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         EngineConfig::default().validate().expect("defaults");
+    }
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        let cases = [
+            ("auto", DeviceWish::Auto),
+            (" CPU ", DeviceWish::Cpu),
+            ("cuda", DeviceWish::Cuda(None)),
+            ("gpu", DeviceWish::Cuda(None)),
+            ("cuda:1", DeviceWish::Cuda(Some(1))),
+        ];
+        for (text, expected) in cases {
+            let wish: DeviceWish = text.parse().expect(text);
+            assert_eq!(wish, expected);
+            assert_eq!(wish.to_string().parse(), Ok(expected));
+        }
+        for text in ["", "tpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "auto:1"] {
+            let error = text.parse::<DeviceWish>().expect_err(text).to_string();
+            assert_eq!(error, format!("`{text}` is no device; auto, cpu, cuda and cuda:N are"));
+        }
     }
 
     #[test]

@@ -14,6 +14,32 @@ pub(super) struct Context {
 }
 
 impl Context {
+    /// The primary context of GPU `ordinal`, made this thread's current one; let go of when it is dropped.
+    pub(super) fn open(ordinal: usize) -> Result<Self, CudaError> {
+        let context = CudaContext::new(ordinal).map_err(driver("opening the GPU"))?;
+        let context = Self { context };
+        context.bind()?;
+        Ok(context)
+    }
+
+    /// What kernels want to know of the card.
+    pub(super) fn limits(&self) -> Result<GpuLimits, CudaError> {
+        use sys::CUdevice_attribute as A;
+        let attribute = |attribute| self.context.attribute(attribute).map_err(driver("reading the GPU's limits"));
+        Ok(GpuLimits {
+            compute_capability: (10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
+                + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?) as u32,
+            multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            shared_bytes_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        })
+    }
+
+    /// Leaves this thread without a current context.
+    pub(super) fn unbind(&self) {
+        // SAFETY: no context is always a valid one to be current.
+        let _ = unsafe { result::ctx::set_current(std::ptr::null_mut()) };
+    }
+
     /// Makes the context this thread's current one.
     pub(super) fn bind(&self) -> Result<(), CudaError> {
         self.context.bind_to_thread().map_err(driver("binding the GPU"))
@@ -50,19 +76,10 @@ impl Gpu {
     /// # Errors
     /// What the driver says.
     pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
-        let context = CudaContext::new(ordinal).map_err(driver("opening the GPU"))?;
-        let attribute = |attribute| context.attribute(attribute).map_err(driver("reading the GPU's limits"));
-        use sys::CUdevice_attribute as A;
-        let limits = GpuLimits {
-            compute_capability: (10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
-                + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?) as u32,
-            multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-            shared_bytes_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
-        };
-        let context = Arc::new(Context { context });
-        context.bind()?;
+        let context = Arc::new(Context::open(ordinal)?);
+        let limits = context.limits()?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(driver("a stream"))?;
-        let modules = Modules::load()?;
+        let modules = Modules::load(limits.compute_capability).map_err(driver("loading the kernels"))?;
         Ok(Arc::new(Self { context, stream, modules, limits }))
     }
 

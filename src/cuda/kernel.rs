@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{DriverError, result, sys};
 
 use super::error::driver;
 use super::{CudaError, DeviceTensor, Gpu};
@@ -12,6 +12,10 @@ include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
 /// Shared memory of a block that needs no opting in, in bytes.
 const DEFAULT_SHARED_BYTES: usize = 48 * 1024;
+
+/// Shared memory that a block may have on every card that we run on: on compute capability 8.6, 8.9 and 12.0.
+/// Source: CUDA C++ Programming Guide, technical specifications per compute capability.
+const PORTABLE_SHARED_BYTES: usize = 99 * 1024;
 
 /// All functions of all embedded modules that were asked for, by name. Lives as long as the context.
 pub(super) struct Modules {
@@ -24,22 +28,45 @@ unsafe impl Send for Modules {}
 unsafe impl Sync for Modules {}
 
 impl Modules {
-    /// Loads every embedded module; the context must be bound.
-    pub(super) fn load() -> Result<Self, CudaError> {
+    /// Loads every embedded module that is for this compute capability (90 is 9.0); the context must be bound.
+    pub(super) fn load(compute_capability: u32) -> Result<Self, DriverError> {
         let mut modules = HashMap::new();
         for (name, image) in FATBINS {
+            if is_for_hopper(name) && compute_capability != 90 {
+                continue;
+            }
             // SAFETY: the image is a whole fatbin, as nvcc wrote it.
-            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-            modules.insert(*name, module.map_err(driver("loading the kernels"))?);
+            modules.insert(*name, unsafe { result::module::load_data(image.as_ptr().cast()) }?);
         }
         Ok(Self { modules })
     }
+
+    /// The function `name` of a module, which must be loaded.
+    pub(super) fn function(&self, module: &str, name: &str) -> Option<sys::CUfunction> {
+        let symbol = CString::new(name).ok()?;
+        // SAFETY: the module lives as long as the context.
+        unsafe { result::module::get_function(*self.modules.get(module)?, symbol) }.ok()
+    }
+
+    /// Unloads them all; the context must be bound, and nothing of them be in use.
+    pub(super) fn unload(self) {
+        for module in self.modules.into_values() {
+            // SAFETY: loaded in `load`, unloaded once.
+            let _ = unsafe { result::module::unload(module) };
+        }
+    }
+}
+
+/// Whether a module holds Hopper's own instructions, and machine code for nothing else.
+fn is_for_hopper(module: &str) -> bool {
+    module.ends_with("_sm90a")
 }
 
 /// A kernel: a function of one of our modules. Cheap to copy; valid as long as its `Gpu`.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     function: sys::CUfunction,
+    is_for_hopper: bool,
 }
 
 // SAFETY: a function handle is a plain address that the driver guards itself.
@@ -130,20 +157,27 @@ impl Gpu {
     /// [`CudaError::NoKernel`].
     pub fn kernel(&self, module: &str, name: &str) -> Result<Kernel, CudaError> {
         self.bind()?;
-        let missing = || CudaError::NoKernel(format!("{module}/{name}"));
-        let module = self.modules().modules.get(module).ok_or_else(missing)?;
-        let symbol = CString::new(name).map_err(|_| missing())?;
-        // SAFETY: the module lives as long as the context.
-        let function = unsafe { result::module::get_function(*module, symbol) }.map_err(|_| missing())?;
-        Ok(Kernel { function })
+        let function = self.modules().function(module, name);
+        let function = function.ok_or_else(|| CudaError::NoKernel(format!("{module}/{name}")))?;
+        Ok(Kernel { function, is_for_hopper: is_for_hopper(module) })
     }
 
     /// Lets blocks of `kernel` have `bytes` of dynamic shared memory. To be called once, before its first launch.
     ///
     /// # Errors
-    /// If the card has less.
+    /// If the card has less; if with the kernel's static shared memory that is more than every card has and its module
+    /// is not for Hopper alone (a file `*_sm90a.cu`), whatever this card has.
     pub fn allow_shared_memory(&self, kernel: Kernel, bytes: usize) -> Result<(), CudaError> {
-        if bytes <= DEFAULT_SHARED_BYTES {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC_BYTES;
+        // SAFETY: the function lives as long as the context.
+        let static_bytes = unsafe { result::function::get_function_attribute(kernel.function, STATIC_BYTES) }
+            .map_err(driver("shared memory of a kernel"))? as usize;
+        if !kernel.is_for_hopper && static_bytes + bytes > PORTABLE_SHARED_BYTES {
+            let message =
+                format!("{static_bytes} + {bytes} bytes a block, and some cards have {PORTABLE_SHARED_BYTES}");
+            return Err(CudaError::argument("shared memory", message));
+        }
+        if static_bytes + bytes <= DEFAULT_SHARED_BYTES {
             return Ok(());
         }
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -200,5 +234,31 @@ impl Gpu {
             )
         }
         .map_err(driver("a kernel"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Dynamic shared memory is held by `Gpu::allow_shared_memory`; this is the static part, which the compiler tells.
+    #[test]
+    fn kernels_fit_the_shared_memory_of_every_card() {
+        let report = include_str!(concat!(env!("OUT_DIR"), "/resources.txt"));
+        let mut module = "";
+        let mut seen = 0;
+        for line in report.lines() {
+            if let Some(name) = line.strip_prefix("module ") {
+                module = name;
+            } else if line.contains(" registers") {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let at = words.iter().position(|word| word.trim_end_matches(',') == "smem");
+                let bytes: usize = at.map_or(0, |at| words[at - 2].parse().expect("a number of bytes"));
+                assert!(is_for_hopper(module) || bytes <= PORTABLE_SHARED_BYTES, "{module}: {line}");
+                seen += 1;
+            }
+        }
+        // A build of PTX alone has no machine code that anything could be told about.
+        assert!(MACHINE_CODE.is_empty() || seen >= FATBINS.len(), "{seen} kernels of {} modules", FATBINS.len());
     }
 }

@@ -14,6 +14,8 @@ mod gemv;
 mod gpu;
 mod graph;
 mod kernel;
+mod library;
+mod probe;
 mod rope;
 mod sampling;
 mod tensor;
@@ -23,7 +25,7 @@ mod timing;
 pub use attention::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors,
 };
-pub use blas::{Blas, BlasMissing, Tuned};
+pub use blas::{Blas, BlasMissing, Tuned, find_blas};
 pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 pub use gemm::{Gemm, Product};
@@ -31,6 +33,8 @@ pub use gemv::GEMV_ROWS;
 pub use gpu::{Gpu, GpuLimits};
 pub use graph::{Event, Graph};
 pub use kernel::{Arguments, Grid, Kernel};
+pub use library::open_driver;
+pub use probe::{FoundGpu, IMAGES, NO_DEVICE, ProbeError, StartFailure, driver_version, gpus, probe, start};
 pub use rope::{RopeKernels, RopeShape, RopeWeights};
 pub use sampling::{MAX_TOP_LOGPROBS, SampleOutput, SampleRow, Sampling, SamplingNeeds};
 pub use tensor::{DType, DeviceTensor, PinnedMemory};

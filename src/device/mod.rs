@@ -1,9 +1,13 @@
 //! What this machine has, and where a model runs on it and why.
 //!
-//! Plain facts and one pure decision: knows no models, no tensors and, in this build, no CUDA.
+//! Plain facts and one pure decision: knows no models and no tensors.
 
+#[cfg(feature = "cuda")]
+mod ask;
 mod choose;
+mod facts;
 mod gpu;
+mod ladder;
 mod memory;
 
 use std::path::Path;
@@ -11,7 +15,9 @@ use std::path::Path;
 use crate::cpu::SimdLevel;
 
 pub use choose::{Device, DeviceChoice, DeviceError, choose};
+pub use facts::{CudaFacts, DriverFacts, GpuFacts, Images, ProbeFailure, Probing, StartFailure};
 pub use gpu::NvidiaFacts;
+pub use ladder::{Climb, Failure, GpuClimb, Outcome, Rung, Step};
 pub use memory::Memory;
 
 /// Facts about this machine. What cannot be found out is `None` or empty, never an error.
@@ -25,16 +31,19 @@ pub struct Hardware {
     pub simd: Vec<&'static str>,
     /// Main memory, or what this process's container allows of it.
     pub memory: Option<Memory>,
-    /// What is seen of NVIDIA GPUs.
+    /// What is seen of NVIDIA GPUs without their driver's library.
     pub nvidia: NvidiaFacts,
+    /// What the driver says of them, once it was asked.
+    pub cuda: CudaFacts,
 }
 
 impl Hardware {
-    /// Looks at this machine.
+    /// Looks at this machine. The GPUs' driver is not asked: see [`Self::ask_driver`].
     pub fn detect() -> Self {
         Self {
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
             simd: detect_simd(),
+            cuda: if cfg!(feature = "cuda") { CudaFacts::NotAsked } else { CudaFacts::NotBuilt },
             ..Self::read_under(Path::new("/"))
         }
     }
@@ -47,6 +56,20 @@ impl Hardware {
             simd: Vec::new(),
             memory: Memory::read_under(root),
             nvidia: NvidiaFacts::read_under(root),
+            cuda: CudaFacts::NotBuilt,
+        }
+    }
+
+    /// Asks the GPUs' driver and runs a small kernel on those GPUs that the wish may need. Takes some tenths of a second
+    /// a GPU. `libraries` is the folder that may hold cuBLAS besides the system's. Nothing in a build without CUDA.
+    pub fn ask_driver(&mut self, probing: Probing, libraries: Option<&Path>) {
+        #[cfg(feature = "cuda")]
+        {
+            self.cuda = ask::ask(probing, libraries, &self.nvidia);
+        }
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = (probing, libraries);
         }
     }
 

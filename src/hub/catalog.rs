@@ -14,6 +14,10 @@ use super::error::HubError;
 const KV_BYTES_PER_ELEMENT: u64 = 4;
 /// What a process needs beside weights and KV blocks.
 const OVERHEAD_BYTES: u64 = 150 << 20;
+/// Bytes of a weight, and of a cached key or value element, on a GPU: bf16.
+const GPU_BYTES_PER_ELEMENT: u64 = 2;
+/// What a GPU holds beside weights and KV blocks: the driver's context, kernels, workspace and graphs.
+const GPU_OVERHEAD_BYTES: u64 = 1 << 30;
 /// The part of free memory that a model may take, in percent.
 const USABLE_PERCENT: u64 = 92;
 /// A file may differ from the catalog's size by this part of it, in percent, before the check complains.
@@ -114,9 +118,20 @@ impl Entry {
     /// Memory that serving this model takes with `context_tokens` of cached context: weights, KV blocks in float32, and
     /// the process.
     pub fn memory_bytes(&self, context_tokens: u32) -> u64 {
-        let kv_per_token =
-            2 * u64::from(self.layers) * u64::from(self.kv_heads) * u64::from(self.head_dim) * KV_BYTES_PER_ELEMENT;
-        self.bytes.saturating_add(kv_per_token.saturating_mul(u64::from(context_tokens))).saturating_add(OVERHEAD_BYTES)
+        let kv = self.kv_elements(context_tokens).saturating_mul(KV_BYTES_PER_ELEMENT);
+        self.bytes.saturating_add(kv).saturating_add(OVERHEAD_BYTES)
+    }
+
+    /// Memory of a GPU that serving this model takes, with weights and `context_tokens` of cached context in bf16.
+    pub fn gpu_memory_bytes(&self, context_tokens: u32) -> u64 {
+        let elements = self.parameters.saturating_add(self.kv_elements(context_tokens));
+        elements.saturating_mul(GPU_BYTES_PER_ELEMENT).saturating_add(GPU_OVERHEAD_BYTES)
+    }
+
+    /// Elements of all keys and values.
+    fn kv_elements(&self, context_tokens: u32) -> u64 {
+        let per_token = 2 * u64::from(self.layers) * u64::from(self.kv_heads) * u64::from(self.head_dim);
+        per_token.saturating_mul(u64::from(context_tokens))
     }
 }
 
@@ -346,6 +361,7 @@ mod tests {
         let entry = catalog.find("llama3.1:8b").unwrap();
         // 2 x 32 layers x 8 heads x 128 elements x 4 bytes = 256 KiB a token.
         assert_eq!(entry.memory_bytes(4_096), entry.bytes + (1 << 30) + OVERHEAD_BYTES);
+        assert_eq!(entry.gpu_memory_bytes(4_096), 2 * entry.parameters + (1 << 29) + GPU_OVERHEAD_BYTES);
     }
 
     #[test]

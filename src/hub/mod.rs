@@ -1,4 +1,4 @@
-//! Model names, the catalog, downloads and the local store: from what a person types to files on this disk.
+//! Model names, the catalog, downloads and the local store, of models and of one library: from what a person types to files on this disk.
 //! Knows nothing of tensors or HTTP serving, reads no environment variable and draws no progress bar.
 //!
 //! [`ModelName::parse`] says what a name means, [`resolve`] finds it on this machine without the network, and [`pull`]
@@ -14,6 +14,7 @@ mod client;
 mod download;
 mod error;
 mod hub_cache;
+mod library;
 mod name;
 mod options;
 mod package;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use catalog::{Catalog, CheckOutcome, CheckResult, Entry, Package};
 pub use error::HubError;
+pub use library::{Library, install, install_with};
 pub use name::{ModelName, NameError};
 pub use options::{HubOptions, Proxy};
 pub use package::{PackageSource, Pip};

@@ -6,6 +6,7 @@
 //! ROOT/smollm2%3A135m/FILE ...         each checked before it was moved here
 //! ROOT/partial/smollm2%3A135m/         what is still arriving
 //! ROOT/partial/smollm2%3A135m.lock     held by the process that brings or removes the model
+//! ROOT/.libraries/FILE ...             what `lantern cuda install` has fetched; no model's folder begins with a dot
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -21,6 +22,7 @@ use super::pull::LocatedKind;
 
 const MANIFEST: &str = "manifest.json";
 const PARTIAL: &str = "partial";
+const LIBRARIES: &str = ".libraries";
 
 /// What a stored model is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +93,16 @@ impl Store {
     /// The store's folder.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The folder of libraries that are kept beside the models; it need not be there.
+    pub fn libraries(&self) -> PathBuf {
+        Self::libraries_below(&self.root)
+    }
+
+    /// The same for a store that is not opened, and may not be there.
+    pub fn libraries_below(root: &Path) -> PathBuf {
+        root.join(LIBRARIES)
     }
 
     /// Every complete model, sorted by name. A folder without a sound manifest is none; the log says so.

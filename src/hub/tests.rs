@@ -415,3 +415,36 @@ fn the_catalog_is_held_against_the_hub() {
     assert!(matches!(outcome(|request, _| hub(&[(FILE, &[0; 99])], request)), CheckOutcome::Differs(_)));
     assert!(matches!(outcome(|_, _| Reply::status(404)), CheckOutcome::Failed(HubError::NotFound { .. })));
 }
+
+#[test]
+fn a_library_is_fetched_once_checked_and_no_model() {
+    let wheel = wheel(MEMBER, &content());
+    let package = Package {
+        name: "tiny-package".into(),
+        version: "1.0".into(),
+        wheel_sha256: sha256(&wheel),
+        member: MEMBER.into(),
+        sha256: sha256(&content()),
+        bytes: content().len() as u64,
+    };
+    let library = Library { file: "libtiny.so.1".into(), package };
+    let (machine, online) = (Machine::new(), HubOptions::default());
+    let offline = HubOptions { offline: true, ..HubOptions::default() };
+    let install = |wheel: Option<&Vec<u8>>, options: &HubOptions| {
+        install_with(&Wheels(wheel.cloned()), &library, &machine.store, options, &mut ())
+    };
+    let refused = install(Some(&wheel), &offline).unwrap_err().to_string();
+    assert!(refused.contains("downloads are switched off"), "{refused}");
+    let other = super::tests::wheel(MEMBER, b"something else");
+    assert!(matches!(install(Some(&other), &online), Err(HubError::Checksum { .. })));
+    let path = install(Some(&wheel), &online).unwrap();
+    assert_eq!(path, machine.store.libraries().join("libtiny.so.1"));
+    assert!(fs::read(&path).unwrap() == content());
+    assert_eq!(fs::read_dir(machine.store.libraries()).unwrap().count(), 1, "nothing is left beside it");
+    assert_eq!(machine.store.list().unwrap(), []);
+    // It is there: nothing is asked for, and a damaged one is fetched again.
+    assert_eq!(install(None, &offline).unwrap(), path);
+    fs::write(&path, vec![0; content().len()]).unwrap();
+    install(Some(&wheel), &online).unwrap();
+    assert!(fs::read(&path).unwrap() == content());
+}

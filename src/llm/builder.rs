@@ -114,13 +114,18 @@ impl LlmBuilder {
     /// # Errors
     /// [`LoadError`].
     pub fn load_blocking(mut self) -> Result<Llm, LoadError> {
+        let hub = match self.hub.take() {
+            Some(config) => Ok(config),
+            None => HubConfig::from_environment(&environment),
+        };
+        let libraries = hub.as_ref().ok().map(|hub| Store::libraries_below(&hub.models_dir));
         if let Some(config) = &self.random_weights {
             let name = self.served_name.as_deref().unwrap_or("random");
-            return load_files(ModelFiles::RandomWeights(config), name, &self.engine);
+            return load_files(ModelFiles::RandomWeights(config), name, &self.engine, libraries.as_deref());
         }
-        let located = self.locate()?;
+        let located = self.locate(hub?)?;
         let name = self.served_name.unwrap_or(located.display_name);
-        load_files(ModelFiles::Stored(located.kind.path()), &name, &self.engine)
+        load_files(ModelFiles::Stored(located.kind.path()), &name, &self.engine, libraries.as_deref())
     }
 
     /// As [`Self::load_blocking`], for async callers.
@@ -137,14 +142,10 @@ impl LlmBuilder {
         }
     }
 
-    fn locate(&mut self) -> Result<hub::Located, LoadError> {
+    fn locate(&mut self, config: HubConfig) -> Result<hub::Located, LoadError> {
         let catalog = Catalog::embedded();
         let name =
             ModelName::parse(self.model.as_deref().unwrap_or(DEFAULT_MODEL), &catalog).map_err(hub::HubError::from)?;
-        let config = match self.hub.take() {
-            Some(config) => config,
-            None => HubConfig::from_environment(&environment)?,
-        };
         let mut options = self.hub_options.take().unwrap_or_else(|| HubOptions::from_lookup(environment));
         options.offline |= config.offline;
         let store = Store::open(config.models_dir)?;

@@ -2,10 +2,11 @@
 //!
 //! Knows no names of models: what is loaded is a path.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::EngineConfig;
-use crate::device::{self, DeviceError, Hardware};
+use crate::config::{DeviceWish, EngineConfig};
+use crate::device::{self, Device, DeviceChoice, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
 };
@@ -55,21 +56,30 @@ pub enum LoadError {
 
 /// Loads the model in `path` (a folder or a GGUF file) and serves it as `name`.
 #[cfg(test)]
-pub(super) fn load_path(path: &std::path::Path, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
-    load_files(ModelFiles::Stored(path), name, config)
+pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
+    load_files(ModelFiles::Stored(path), name, config, None)
 }
 
-/// Loads the model in `files` and serves it as `name`.
-pub(super) fn load_files(files: ModelFiles<'_>, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {
+/// Loads the model in `files` and serves it as `name`. `libraries` is the folder that may hold cuBLAS besides the
+/// system's.
+pub(super) fn load_files(
+    files: ModelFiles<'_>,
+    name: &str,
+    config: &EngineConfig,
+    libraries: Option<&Path>,
+) -> Result<Llm, LoadError> {
     config.validate()?;
-    let hardware = Hardware::detect();
+    let mut hardware = Hardware::detect();
+    hardware.ask_driver(Probing::Wished(config.device), libraries);
+    let choice = on_the_cpu_unless_asked(device::choose(&hardware, config.device)?, config.device);
     #[cfg(feature = "cuda")]
-    if config.device == crate::config::DeviceWish::Cuda {
-        let target = crate::engine::GpuTarget { ordinal: 0, library_folders: Vec::new() };
+    if let Device::Cuda { ordinal } = choice.device {
+        let library_folders = libraries.map(Path::to_owned).into_iter().collect();
+        let target = engine::GpuTarget { ordinal: ordinal as usize, library_folders };
         let started = engine::start(files, config, Target::Gpu(target))?;
-        return finish(started, name, "GPU".to_owned(), "it was asked for".to_owned());
+        let card = choice.climb.gpus.iter().find(|gpu| gpu.ordinal == ordinal).map_or("a GPU", |gpu| &gpu.name);
+        return finish(started, name, format!("{card} (cuda:{ordinal})"), choice.reason);
     }
-    let choice = device::choose(&hardware, config.device)?;
     // Where the system does not say what is free, nothing is held back.
     let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
     let (engine, model) = engine::start(files, config, Target::Cpu { free_bytes })?;
@@ -107,6 +117,17 @@ fn finish(
     let tokenizer = build_tokenizer(model.tokenizer, name)?;
     let eos_token_ids = model.eos_token_ids.into();
     Ok(Llm::from_parts(LlmParts { info, tokenizer, template, defaults, eos_token_ids, engine }))
+}
+
+/// As long as the runner on GPUs is not proven on every model, a GPU must be asked for.
+fn on_the_cpu_unless_asked(choice: DeviceChoice, wish: DeviceWish) -> DeviceChoice {
+    match (choice.device, wish) {
+        (Device::Cuda { .. }, DeviceWish::Auto) => {
+            let reason = "this version takes a GPU only where `--device cuda` asks for it, although one can be used";
+            DeviceChoice { device: Device::Cpu, reason: reason.to_owned(), ..choice }
+        }
+        _ => choice,
+    }
 }
 
 /// What the model's makers recommend. GGUF files say nothing of it, and small models ramble at temperature 1: there the

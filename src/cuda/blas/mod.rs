@@ -35,6 +35,22 @@ unsafe impl Send for Blas {}
 // SAFETY: as above.
 unsafe impl Sync for Blas {}
 
+/// Opens the library, from one of `folders` or where it is usually installed, and says its version and file. No GPU
+/// is asked. Needs the driver's library, opened.
+///
+/// # Errors
+/// [`BlasMissing`].
+pub fn find_blas(folders: &[PathBuf]) -> Result<String, BlasMissing> {
+    library::open(folders).map(|source| describe(&source))
+}
+
+/// Version and file of the library, which is open.
+fn describe(source: &str) -> String {
+    // SAFETY: the library is open, and the function takes nothing.
+    let version = unsafe { sys::cublasLtGetVersion() };
+    format!("cuBLASLt {}.{}.{} ({source})", version / 10_000, version / 100 % 100, version % 100)
+}
+
 impl Blas {
     /// Opens the library, from one of `folders` or where it is usually installed, and readies it for `gpu`.
     ///
@@ -52,9 +68,7 @@ impl Blas {
 
     /// Version and file, for the line at start.
     pub fn description(&self) -> String {
-        // SAFETY: the library is open.
-        let version = unsafe { sys::cublasLtGetVersion() };
-        format!("cuBLASLt {}.{}.{} ({})", version / 10_000, version / 100 % 100, version % 100, self.source)
+        describe(&self.source)
     }
 
     /// Bytes of GPU memory that it keeps.

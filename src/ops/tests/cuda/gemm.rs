@@ -133,7 +133,7 @@ fn compare(outputs: usize, inputs: usize, input: DType) -> Vec<String> {
                     DType::F16 => 5e-4,
                     _ => 4e-3,
                 };
-                if !(error <= allowed) {
+                if error.is_nan() || error > allowed {
                     wrong.push(format!("{name}: off by {error:.2e}"));
                 }
             }
