@@ -95,6 +95,10 @@ fn finish(
     device_reason: String,
 ) -> Result<Llm, LoadError> {
     let plan = &model.plan;
+    let device = match &model.products {
+        Some(products) => format!("{device}, {products}"),
+        None => device,
+    };
     let info = ModelInfo {
         name: name.to_owned(),
         architecture: model.architecture,
