@@ -5,12 +5,13 @@
 #   tests/gpu.sh build FOLDER  builds and leaves the executables in FOLDER, for a machine without Rust
 #   tests/gpu.sh run FOLDER    runs what is in FOLDER
 #
-# PARTS says which parts run: tests sanitize kernels bench (all unless set). Everything is written to ${OUT:-target/gpu}.
+# PARTS says which parts run: tests model ptx sanitize kernels bench (all unless set). `model` needs the default model in
+# LANTERN_MODELS. Everything is written to ${OUT:-target/gpu}.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 out=${OUT:-target/gpu}
-parts=${PARTS:-tests sanitize kernels bench}
+parts=${PARTS:-tests model ptx sanitize kernels bench}
 mkdir -p "$out"
 
 build() {
@@ -19,11 +20,15 @@ build() {
     cargo build --release --features cuda --bin lantern
     local target=${CARGO_TARGET_DIR:-target}
     cp "$target/release/lantern" "$folder/lantern"
-    local tests
-    tests=$(cargo test --release --features cuda --lib --no-run --message-format json |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
-    cp "$tests" "$folder/tests"
-    strip "$folder/lantern" "$folder/tests"
+    cp "$(executable --lib)" "$folder/tests"
+    cp "$(executable --test integration)" "$folder/integration"
+    strip "$folder/lantern" "$folder/tests" "$folder/integration"
+}
+
+# Builds tests and prints where they are.
+executable() {
+    cargo test --release --features cuda --no-run --message-format json "$@" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
 }
 
 # Test names that begin with $1, without $2 where it is given; their output goes to $out/$3.
@@ -41,6 +46,9 @@ run() {
         echo "== $part"
         case $part in
             tests) run_tests cuda_ cuda_bench tests.txt || failed=1 ;;
+            model) "$bin/integration" --ignored cuda_ --nocapture 2>&1 | tee "$out/model.txt" | tail -5 ;;
+            # What a card runs whose machine code is not in the build: everything compiled from PTX by the driver.
+            ptx) CUDA_FORCE_PTX_JIT=1 run_tests cuda_ cuda_bench ptx.txt || failed=1 ;;
             kernels) TAIL=0 run_tests cuda_bench "" kernels.txt || failed=1; cat "$out/kernels.txt" ;;
             sanitize)
                 for tool in memcheck racecheck initcheck; do

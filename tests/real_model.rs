@@ -3,13 +3,19 @@
 
 use std::path::{Path, PathBuf};
 
-use lantern::config::{HubConfig, environment};
+#[cfg(feature = "cuda")]
+use lantern::GenerationEvent;
+use lantern::config::{DeviceWish, EngineConfig, HubConfig, environment};
 use lantern::hub::{self, Catalog, HubOptions, ModelName, Store};
 use lantern::{Chat, DEFAULT_MODEL, GenerateRequest, Llm, Message, Prompt};
 use serde::Deserialize;
 
 /// Least distance of the reference's two best logits at which the best one must be ours.
 const SURE: f32 = 0.02;
+
+/// The same in bf16, whose numbers have 8 bits: logits of 20 are a tenth apart.
+#[cfg(feature = "cuda")]
+const SURE_BF16: f32 = 0.4;
 
 #[derive(Deserialize)]
 struct Reference {
@@ -55,10 +61,14 @@ pub fn default_model_file() -> PathBuf {
     hub::resolve(&name, &store, &options).expect("the default model is here").kind.path().to_owned()
 }
 
-/// The default model from the local store.
+fn on_the_cpu() -> EngineConfig {
+    EngineConfig { device: DeviceWish::Cpu, ..EngineConfig::default() }
+}
+
+/// The default model from the local store, on the CPU.
 pub fn default_model() -> Llm {
     let hub = store();
-    match Llm::builder().hub_config(hub).load_blocking() {
+    match Llm::builder().hub_config(hub).engine_config(on_the_cpu()).load_blocking() {
         Ok(llm) => llm,
         Err(error) => {
             panic!("the default model is not here; `cargo run --release -- pull smollm2:135m` brings it: {error}")
@@ -105,11 +115,43 @@ fn the_gguf_answers_as_transformers() {
     compare(&default_model(), "chats.json");
 }
 
+/// On a GPU, in bf16: given the reference's answer so far, its next token is the likeliest wherever it is sure.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_the_gguf_answers_as_transformers() {
+    let engine = EngineConfig { device: DeviceWish::Cuda(None), ..EngineConfig::default() };
+    let llm = Llm::builder().hub_config(store()).engine_config(engine).load_blocking().expect("it loads to the GPU");
+    assert!(llm.info().device.contains("cuda:"), "{}", llm.info().device);
+    let mut compared = 0;
+    for chat in reference("chats.json").chats {
+        let ids: Vec<u32> = chat.prompt_ids.iter().chain(&chat.tokens).copied().collect();
+        let mut request = GenerateRequest::new(Prompt::Tokens(ids)).max_tokens(1).temperature(0.0);
+        request.sampling.prompt_logprobs = Some(1);
+        let mut generation = llm.generate(request).expect("taken");
+        let Some(Ok(GenerationEvent::Started { prompt_logprobs: found, .. })) = generation.blocking_next() else {
+            panic!("{}: the prompt comes first", chat.name)
+        };
+        let answer = &found[chat.prompt_ids.len() - 1..];
+        for (position, (found, margin)) in answer.iter().zip(&chat.margins).enumerate() {
+            if *margin > SURE_BF16 {
+                assert_eq!(found.rank, 1, "{} at {position}, where the reference leads by {margin}", chat.name);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 100, "{compared} tokens were compared");
+}
+
 /// Needs the folder that `tests/scripts/make_smollm2_folder.py` makes of the GGUF, named by LANTERN_TEST_FOLDER.
 #[test]
 #[ignore = "needs a folder made by a script; .ci/run makes it and runs this"]
 fn the_sharded_bf16_folder_answers_as_transformers() {
     let folder = PathBuf::from(std::env::var("LANTERN_TEST_FOLDER").expect("LANTERN_TEST_FOLDER names the folder"));
-    let llm = Llm::builder().model(folder.to_string_lossy()).load_blocking().expect("the folder loads");
+    let llm = Llm::builder()
+        .model(folder.to_string_lossy())
+        .engine_config(on_the_cpu())
+        .load_blocking()
+        .expect("the folder loads");
     compare(&llm, "chats_bf16.json");
 }

@@ -17,10 +17,10 @@ const BLOCK_TOKENS: usize = 16;
 const THREADS: u32 = 128;
 
 /// Head sizes that have kernels.
-const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
+pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 
 /// The most q heads that share a kv head.
-const MAX_GROUP: usize = 64;
+pub const MAX_GROUP: usize = 64;
 
 /// What a layer's attention looks like.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -23,7 +23,8 @@ mod tiled;
 mod timing;
 
 pub use attention::{
-    AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors,
+    AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, HEAD_DIMS,
+    MAX_GROUP,
 };
 pub use blas::{Blas, BlasMissing, Tuned, find_blas};
 pub use elementwise::{CachePlanes, ElementwiseKernels};

@@ -23,6 +23,14 @@ pub enum StartError {
     Thread(#[source] std::io::Error),
 }
 
+impl StartError {
+    /// Whether the GPU is in order and this model not for it, so that the CPU may serve.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_for_the_cpu(&self) -> bool {
+        matches!(self, Self::Model(ModelError::Plan(_) | ModelError::NotForGpus(_)))
+    }
+}
+
 /// Loads the model in `files` to `target` and starts an engine on it.
 ///
 /// # Errors

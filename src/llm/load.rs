@@ -5,8 +5,12 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::{DeviceWish, EngineConfig};
-use crate::device::{self, Device, DeviceChoice, DeviceError, Hardware, Probing};
+#[cfg(feature = "cuda")]
+use crate::config::DeviceWish;
+use crate::config::EngineConfig;
+#[cfg(feature = "cuda")]
+use crate::device::Device;
+use crate::device::{self, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
 };
@@ -71,14 +75,21 @@ pub(super) fn load_files(
     config.validate()?;
     let mut hardware = Hardware::detect();
     hardware.ask_driver(Probing::Wished(config.device), libraries);
-    let choice = on_the_cpu_unless_asked(device::choose(&hardware, config.device)?, config.device);
+    #[cfg_attr(not(feature = "cuda"), allow(unused_mut))]
+    let mut choice = device::choose(&hardware, config.device)?;
     #[cfg(feature = "cuda")]
     if let Device::Cuda { ordinal } = choice.device {
         let library_folders = libraries.map(Path::to_owned).into_iter().collect();
         let target = engine::GpuTarget { ordinal: ordinal as usize, library_folders };
-        let started = engine::start(files, config, Target::Gpu(target))?;
         let card = choice.climb.gpus.iter().find(|gpu| gpu.ordinal == ordinal).map_or("a GPU", |gpu| &gpu.name);
-        return finish(started, name, format!("{card} (cuda:{ordinal})"), choice.reason);
+        match engine::start(files, config, Target::Gpu(target)) {
+            Ok(started) => return finish(started, name, format!("{card} (cuda:{ordinal})"), choice.reason),
+            Err(error) if config.device == DeviceWish::Auto && error.is_for_the_cpu() => {
+                tracing::warn!(%card, %error, "the model runs on the CPU");
+                choice.reason = format!("{card} cannot run this model: {error}");
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     // Where the system does not say what is free, nothing is held back.
     let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
@@ -121,17 +132,6 @@ fn finish(
     let tokenizer = build_tokenizer(model.tokenizer, name)?;
     let eos_token_ids = model.eos_token_ids.into();
     Ok(Llm::from_parts(LlmParts { info, tokenizer, template, defaults, eos_token_ids, engine }))
-}
-
-/// As long as the runner on GPUs is not proven on every model, a GPU must be asked for.
-fn on_the_cpu_unless_asked(choice: DeviceChoice, wish: DeviceWish) -> DeviceChoice {
-    match (choice.device, wish) {
-        (Device::Cuda { .. }, DeviceWish::Auto) => {
-            let reason = "this version takes a GPU only where `--device cuda` asks for it, although one can be used";
-            DeviceChoice { device: Device::Cpu, reason: reason.to_owned(), ..choice }
-        }
-        _ => choice,
-    }
 }
 
 /// What the model's makers recommend. GGUF files say nothing of it, and small models ramble at temperature 1: there the

@@ -70,6 +70,9 @@ pub enum ModelError {
     /// Its weights do not make a decoder.
     #[error(transparent)]
     Decoder(#[from] DecoderError),
+    /// No kernel is made for its shapes.
+    #[error("the GPU's kernels are not made for {0}")]
+    NotForGpus(String),
     /// Its buffers could not be set up.
     #[error(transparent)]
     Runner(#[from] RunnerError),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{EngineConfig, StepSizes};
-use crate::cuda::{AttentionPlan, AttentionScratch, AttentionShape, Blas, CudaError, DType, Gemm, Gpu, Sampling};
+use crate::cuda::{
+    AttentionPlan, AttentionScratch, AttentionShape, Blas, CudaError, DType, Gemm, Gpu, HEAD_DIMS, MAX_GROUP, Sampling,
+};
 use crate::models::{Decoder, DecoderSpec, ModelSource, Workspace};
 use crate::ops::{Compute, GpuCompute, KvCache, KvLayout};
 use crate::runner::batch::InputBatch;
@@ -43,6 +45,7 @@ pub(in crate::runner) fn load(
     target: &GpuTarget,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
     let started = Instant::now();
+    check(&source.spec)?;
     let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
     let gemm = Gemm::load(&gpu, Blas::open(&gpu, &target.library_folders)).map_err(RunnerError::from)?;
     let sizes = config.step_sizes(StepSizes::GPU);
@@ -63,6 +66,22 @@ pub(in crate::runner) fn load(
     let mut loaded = loaded(source, plan, sizes, None);
     loaded.products = Some(products);
     Ok((Box::new(runner), loaded))
+}
+
+/// Whether the kernels are made for a model's shapes.
+fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
+    let refuse = |what: String| Err(ModelError::NotForGpus(what));
+    if !HEAD_DIMS.contains(&spec.head_dim) {
+        return refuse(format!("heads of {} numbers: {HEAD_DIMS:?} are", spec.head_dim));
+    }
+    if spec.q_heads / spec.kv_heads > MAX_GROUP {
+        return refuse(format!("{} query heads to a key head: up to {MAX_GROUP} are", spec.q_heads / spec.kv_heads));
+    }
+    // Matrix products read rows by 16 bytes.
+    if !spec.hidden.is_multiple_of(8) || !spec.ffn.is_multiple_of(8) {
+        return refuse(format!("layers of {} and {} numbers: multiples of 8 are", spec.hidden, spec.ffn));
+    }
+    Ok(())
 }
 
 fn plan_for(
