@@ -304,6 +304,23 @@ fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
     }
 }
 
+/// Small enough for the race checker: each kernel once, with a tail, a merge of chunks, and a chunk of a prompt.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_attention() {
+    let kernels = AttentionKernels::load(gpu()).expect("kernels");
+    let mut random = Random(35);
+    for head_dim in HEAD_DIMS {
+        let lens = [(300, 1), (70, 33), (1, 1)];
+        let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 1, head_dim }, DType::Bf16, &lens);
+        let batch = Batch::new(&mut random, &cache, shape(1, 4, head_dim, None), &rows);
+        let device = batch.on_gpu(&kernels);
+        device.decode();
+        device.prefill();
+        batch.assert_close(&device.out(), &batch.on_cpu(), "for the race checker");
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_attention_decode_matches_the_cpu() {

@@ -142,6 +142,14 @@ fn compare(outputs: usize, inputs: usize, input: DType) -> Vec<String> {
     wrong
 }
 
+/// Small enough for the race checker.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_products() {
+    let wrong = compare(130, 96, DType::Bf16);
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_products_are_those_of_the_host() {
