@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::blas::{Blas, BlasMissing, Tuned};
 use super::gemv::{GEMV_ROWS, Gemv};
-use super::tiled::TiledGemm;
+use super::tiled::{Tile, TiledGemm};
 use super::{CudaError, DType, DeviceTensor, Gpu};
 
 /// A way to compute a product.
@@ -16,8 +16,10 @@ pub enum Product {
     Gemv,
     /// cuBLASLt.
     Blas,
-    /// Our own tiles, for any number of rows.
+    /// Our own tiles, for any number of rows, the best for the shape.
     Own,
+    /// Our own tiles of one kind, with K whole.
+    Tiled(Tile),
 }
 
 /// Rows up to which our own kernel is taken untimed although cuBLASLt is there.
@@ -55,6 +57,11 @@ impl Gemm {
     pub fn products(&self, rows: usize) -> Vec<Product> {
         let gemv = (rows <= GEMV_ROWS).then_some(Product::Gemv);
         gemv.into_iter().chain(self.blas.iter().map(|_| Product::Blas)).chain([Product::Own]).collect()
+    }
+
+    /// Our own tiles, each kind that this GPU can hold: for tests and benchmarks.
+    pub fn tiles(&self) -> Vec<Product> {
+        self.tiled.tiles().into_iter().map(Product::Tiled).collect()
     }
 
     /// The way that [`Gemm::linear`] takes for y `[rows, outputs]` and x `[rows, inputs]`.
@@ -95,7 +102,8 @@ impl Gemm {
         }
         match (product, &self.blas) {
             (Product::Gemv, _) => self.gemv.multiply(gpu, x, w, y),
-            (Product::Own, _) => self.tiled.multiply(gpu, x, w, y),
+            (Product::Own, _) => self.tiled.multiply(gpu, None, x, w, y),
+            (Product::Tiled(tile), _) => self.tiled.multiply(gpu, Some(tile), x, w, y),
             (Product::Blas, Ok(blas)) => blas.multiply(gpu, x, w, y),
             (Product::Blas, Err(missing)) => Err(CudaError::argument("linear", missing.to_string())),
         }

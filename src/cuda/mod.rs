@@ -39,3 +39,4 @@ pub use probe::{FoundGpu, IMAGES, NO_DEVICE, ProbeError, StartFailure, driver_ve
 pub use rope::{RopeKernels, RopeShape, RopeWeights};
 pub use sampling::{MAX_TOP_LOGPROBS, SampleOutput, SampleRow, Sampling, SamplingNeeds};
 pub use tensor::{DType, DeviceTensor, PinnedMemory};
+pub use tiled::Tile;

@@ -3,19 +3,84 @@
 use super::gemm::check;
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
-/// A way to cut y into blocks, as in `gemm.cu`.
-#[derive(Clone, Copy)]
-struct Tile {
+/// How y is cut into blocks: the tiles of `gemm.cu`. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tile {
+    /// 128 x 256, one block a multiprocessor.
+    Large,
+    /// As `Large` with fewer barriers, in more shared memory than some cards have.
+    Deep,
+    /// 128 x 128, two blocks a multiprocessor.
+    Medium,
+    /// 128 x 64, likewise.
+    Narrow,
+    /// 64 x 64, likewise.
+    Small,
+}
+
+/// What a tile is and needs.
+struct Shape {
     name: &'static str,
     rows: usize,
     columns: usize,
     threads: u32,
     shared_bytes: usize,
+    /// Blocks of a multiprocessor that has the shared memory.
+    blocks: usize,
+    /// How fast a full GPU computes with it, against `Large`.
+    speed: f64,
 }
 
-const LARGE: Tile = Tile { name: "large", rows: 128, columns: 256, threads: 256, shared_bytes: 96 << 10 };
-const MEDIUM: Tile = Tile { name: "medium", rows: 128, columns: 128, threads: 256, shared_bytes: 64 << 10 };
-const SMALL: Tile = Tile { name: "small", rows: 64, columns: 64, threads: 128, shared_bytes: 80 << 10 };
+impl Tile {
+    /// All tiles.
+    pub const ALL: [Self; 5] = [Self::Large, Self::Deep, Self::Medium, Self::Narrow, Self::Small];
+
+    /// Those that are taken unasked. Where they are equally good, the first.
+    const CHOSEN: [Self; 4] = [Self::Medium, Self::Large, Self::Narrow, Self::Small];
+
+    #[rustfmt::skip]
+    fn shape(self) -> Shape {
+        let (name, rows, columns, threads, shared_bytes, blocks, speed) = match self {
+            Self::Large => ("large", 128, 256, 256, 96 << 10, 1, 1.0),
+            Self::Deep => ("deep", 128, 256, 256, 144 << 10, 1, 1.0),
+            Self::Medium => ("medium", 128, 128, 128, 96 << 10, 2, 1.0),
+            Self::Narrow => ("narrow", 128, 64, 128, 96 << 10, 2, 0.8),
+            Self::Small => ("small", 64, 64, 128, 80 << 10, 2, 0.6),
+        };
+        Shape { name, rows, columns, threads, shared_bytes, blocks, speed }
+    }
+
+    fn count(self, rows: usize, outputs: usize) -> usize {
+        let shape = self.shape();
+        rows.div_ceil(shape.rows) * outputs.div_ceil(shape.columns)
+    }
+
+    /// What y `[rows, outputs]` costs, in values of y that a multiprocessor computes in turn with `Large`.
+    fn cost(self, card: Card, rows: usize, outputs: usize) -> f64 {
+        let shape = self.shape();
+        let area = (shape.rows * shape.columns) as f64 / shape.speed;
+        let blocks = if card.holds_pairs { shape.blocks } else { 1 };
+        let (at_once, count) = (card.multiprocessors * blocks, self.count(rows, outputs));
+        let alone = if shape.blocks == 2 { ALONE } else { 1.0 };
+        let whole = if blocks == 2 { 2.0 } else { alone } * (count / at_once) as f64;
+        let rest = match (count % at_once).div_ceil(card.multiprocessors) {
+            1 => alone,
+            waves => waves as f64,
+        };
+        area * (whole + rest)
+    }
+}
+
+/// How long a block of two that fit a multiprocessor takes without the other, against half of what both take.
+const ALONE: f64 = 1.25;
+
+/// What the choice of a tile depends on besides the shape.
+#[derive(Clone, Copy)]
+struct Card {
+    multiprocessors: usize,
+    /// Whether a multiprocessor holds two blocks of the tiles that are made for that.
+    holds_pairs: bool,
+}
 
 /// Values of k that a part of a split K is a multiple of.
 const DEPTH: usize = 64;
@@ -23,20 +88,22 @@ const DEPTH: usize = 64;
 /// Values of k that are worth a block of their own.
 const LEAST_PART: usize = 512;
 
-impl Tile {
-    fn count(&self, rows: usize, outputs: usize) -> usize {
-        rows.div_ceil(self.rows) * outputs.div_ceil(self.columns)
-    }
+/// The kernel of a tile, and how many of its blocks the GPU holds at once.
+struct TileKernel {
+    tile: Tile,
+    kernel: Kernel,
+    at_once: usize,
 }
 
-/// The kernels of one dtype: large, medium, small tiles, and the sum of parts.
+/// The kernels of one dtype: those of the tiles that fit this GPU, and the sum of parts.
 struct Kernels {
-    tiles: [(Tile, Kernel); 3],
+    tiles: Vec<TileKernel>,
     sum: Kernel,
 }
 
 /// The kernels of `gemm.cu`, and memory for the parts of a split K.
 pub(super) struct TiledGemm {
+    card: Card,
     bf16: Kernels,
     f16: Kernels,
     /// `[parts, M, N]` f32.
@@ -46,56 +113,81 @@ pub(super) struct TiledGemm {
 /// What a product is computed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Way {
-    /// Index of the tile: large, medium, small.
-    tile: usize,
+    tile: Tile,
     /// Parts of K.
     parts: usize,
     /// Values of k of a part.
     part: usize,
 }
 
+impl Way {
+    fn whole(tile: Tile, inputs: usize) -> Self {
+        Self { tile, parts: 1, part: inputs }
+    }
+}
+
 impl TiledGemm {
     pub(super) fn load(gpu: &Gpu) -> Result<Self, CudaError> {
+        let limits = gpu.limits();
         let load = |dtype: DType| -> Result<Kernels, CudaError> {
-            let tile = |tile: Tile| {
-                let kernel = gpu.kernel("gemm", &format!("gemm_{}_{}", tile.name, dtype.suffix()))?;
-                gpu.allow_shared_memory(kernel, tile.shared_bytes)?;
-                Ok::<_, CudaError>((tile, kernel))
-            };
-            let sum = gpu.kernel("gemm", &format!("gemm_sum_{}", dtype.suffix()))?;
-            Ok(Kernels { tiles: [tile(LARGE)?, tile(MEDIUM)?, tile(SMALL)?], sum })
+            let mut tiles = Vec::new();
+            for tile in Tile::ALL {
+                let shape = tile.shape();
+                if shape.shared_bytes > limits.shared_bytes_per_block {
+                    continue;
+                }
+                let kernel = gpu.kernel("gemm", &format!("gemm_{}_{}", shape.name, dtype.suffix()))?;
+                gpu.allow_shared_memory(kernel, shape.shared_bytes)?;
+                let fit = gpu.blocks_per_multiprocessor(kernel, shape.threads, shape.shared_bytes)?;
+                tiles.push(TileKernel { tile, kernel, at_once: fit * limits.multiprocessors });
+            }
+            Ok(Kernels { tiles, sum: gpu.kernel("gemm", &format!("gemm_sum_{}", dtype.suffix()))? })
         };
-        let values = 2 * wanted_blocks(gpu.limits().multiprocessors) * SMALL.rows * SMALL.columns;
+        let (bf16, f16) = (load(DType::Bf16)?, load(DType::F16)?);
+        let multiprocessors = limits.multiprocessors;
+        let paired = |kernel: &TileKernel| kernel.tile.shape().blocks == 1 || kernel.at_once >= 2 * multiprocessors;
+        let card = Card { multiprocessors, holds_pairs: bf16.tiles.iter().all(paired) };
+        let small = Tile::Small.shape();
+        let values = 2 * wanted_blocks(multiprocessors) * small.rows * small.columns;
         let parts = gpu.empty(1, values, DType::F32, "parts of matrix products")?;
-        Ok(Self { bf16: load(DType::Bf16)?, f16: load(DType::F16)?, parts })
+        Ok(Self { card, bf16, f16, parts })
     }
 
-    /// Queues y `[M, N]` = x `[M, K]` · w `[N, K]`^T for any M.
+    /// The tiles that fit this GPU.
+    pub(super) fn tiles(&self) -> Vec<Tile> {
+        self.bf16.tiles.iter().map(|kernel| kernel.tile).collect()
+    }
+
+    /// Queues y `[M, N]` = x `[M, K]` · w `[N, K]`^T for any M, by `tile` with K whole, or by the way that is best.
     pub(super) fn multiply(
         &self,
         gpu: &Gpu,
+        tile: Option<Tile>,
         x: &DeviceTensor,
         w: &DeviceTensor,
         y: &DeviceTensor,
     ) -> Result<(), CudaError> {
         check(x, w, y)?;
         let (rows, outputs, inputs) = (x.rows(), w.rows(), w.columns());
-        if outputs.is_multiple_of(2) && !y.pointer().is_multiple_of(2 * y.dtype().size() as u64) {
-            return Err(CudaError::argument("linear", format!("{y:?} begins between two pairs")));
-        }
-        let Way { tile, parts, part } = way(gpu.limits().multiprocessors, rows, outputs, inputs);
+        let Way { tile, parts, part } = match tile {
+            Some(tile) => Way::whole(tile, inputs),
+            None => way(self.card, rows, outputs, inputs),
+        };
         let kernels = if x.dtype() == DType::Bf16 { &self.bf16 } else { &self.f16 };
-        let (tile, kernel) = kernels.tiles[tile];
+        let Some(TileKernel { kernel, at_once, .. }) = kernels.tiles.iter().find(|kernel| kernel.tile == tile) else {
+            return Err(CudaError::argument("linear", format!("{tile:?} tiles need more shared memory")));
+        };
+        let shape = tile.shape();
         let is_f32 = usize::from(y.dtype() == DType::F32);
         let grid = Grid {
-            blocks: [tile.count(rows, outputs) as u32, parts as u32, 1],
-            shared_bytes: tile.shared_bytes as u32,
-            ..Grid::linear(1, tile.threads)
+            blocks: [tile.count(rows, outputs).min(*at_once) as u32, parts as u32, 1],
+            shared_bytes: shape.shared_bytes as u32,
+            ..Grid::linear(1, shape.threads)
         };
         let (target, target_is_f32) = if parts > 1 { (&self.parts, 1) } else { (y, is_f32) };
         let arguments = Arguments::new().tensor(target).tensor(x).tensor(w).size(rows).size(outputs).size(inputs);
         // SAFETY: `check` holds shapes, dtypes and alignment; `way` splits K only where `self.parts` has the room.
-        unsafe { gpu.launch(kernel, grid, arguments.size(part).size(target_is_f32))? };
+        unsafe { gpu.launch(*kernel, grid, arguments.size(part).size(target_is_f32))? };
         if parts == 1 {
             return Ok(());
         }
@@ -111,42 +203,54 @@ fn wanted_blocks(multiprocessors: usize) -> usize {
     (multiprocessors * 3).div_ceil(2)
 }
 
-/// The largest tile of which there are enough for all multiprocessors. K is split only where the rows are one small
-/// tile, and then by N and K alone, so that the split is the same for all such row counts.
-fn way(multiprocessors: usize, rows: usize, outputs: usize, inputs: usize) -> Way {
-    let whole = |tile| Way { tile, parts: 1, part: inputs };
-    if rows > SMALL.rows {
-        let fills = |tile: &Tile| tile.count(rows, outputs) >= multiprocessors;
-        return whole([LARGE, MEDIUM].iter().position(fills).unwrap_or(2));
+/// The tile that costs least. K is split only where the rows are one small tile, and then by N and K alone, so that the
+/// split is the same for all such row counts.
+fn way(card: Card, rows: usize, outputs: usize, inputs: usize) -> Way {
+    let small = Tile::Small.shape();
+    if rows > small.rows {
+        let cost = |tile: &Tile| tile.cost(card, rows, outputs);
+        let cheapest = Tile::CHOSEN.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        return Way::whole(cheapest.unwrap_or(Tile::Small), inputs);
     }
-    let tiles = outputs.div_ceil(SMALL.columns).max(1);
-    let wanted = wanted_blocks(multiprocessors);
+    let tiles = outputs.div_ceil(small.columns).max(1);
+    let wanted = wanted_blocks(card.multiprocessors);
     let parts = if tiles >= wanted { 1 } else { wanted.div_ceil(tiles).min(inputs / LEAST_PART) };
     if parts <= 1 {
-        return whole(2);
+        return Way::whole(Tile::Small, inputs);
     }
     let part = inputs.div_ceil(parts).next_multiple_of(DEPTH);
-    Way { tile: 2, parts: inputs.div_ceil(part), part }
+    Way { tile: Tile::Small, parts: inputs.div_ceil(part), part }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const H100: Card = Card { multiprocessors: 132, holds_pairs: true };
+
     #[test]
     fn parts_cover_k_and_fit_their_memory() {
         for outputs in [1, 8, 130, 1536, 4096, 12_600, 28_672, 151_936] {
             for inputs in [8, 40, 1024, 4104, 8960, 14_336] {
                 for rows in [1, 17, 64, 65, 300, 8192] {
-                    let Way { parts, part, tile } = way(132, rows, outputs, inputs);
+                    let Way { parts, part, tile } = way(H100, rows, outputs, inputs);
                     assert!((parts - 1) * part < inputs && parts * part >= inputs, "{rows} {outputs} {inputs}");
-                    assert!(parts == 1 || tile == 2 && part.is_multiple_of(DEPTH));
-                    let room = 2 * wanted_blocks(132) * SMALL.rows * SMALL.columns;
+                    assert!(parts == 1 || tile == Tile::Small && part.is_multiple_of(DEPTH));
+                    let room = 2 * wanted_blocks(132) * 64 * 64;
                     assert!(parts == 1 || parts * rows * outputs <= room, "{rows} {outputs} {inputs}");
                 }
             }
         }
-        assert_eq!(way(132, 8192, 4096, 4096).tile, 0);
-        assert_eq!(way(132, 32, 1536, 8960), Way { tile: 2, parts: 9, part: 1024 });
+        assert_eq!(way(H100, 32, 1536, 8960), Way { tile: Tile::Small, parts: 9, part: 1024 });
+    }
+
+    #[test]
+    fn tiles_fill_the_gpu() {
+        for (rows, outputs, tile) in
+            [(8192, 4096, Tile::Medium), (4096, 1536, Tile::Medium), (256, 4096, Tile::Narrow), (65, 1536, Tile::Small)]
+        {
+            assert_eq!(way(H100, rows, outputs, 4096).tile, tile, "{rows} rows of {outputs}");
+        }
+        assert_eq!(way(Card { multiprocessors: 84, holds_pairs: false }, 8192, 4096, 4096).tile, Tile::Large);
     }
 }

@@ -114,7 +114,7 @@ fn compare(outputs: usize, inputs: usize, input: DType) -> Vec<String> {
     let mut wrong = Vec::new();
     for output in [input, DType::F32] {
         for rows in ROWS {
-            for way in gemm().products(rows) {
+            for way in gemm().products(rows).into_iter().chain(gemm().tiles()) {
                 let bytes = vec![0xFF; (rows + 1) * outputs * output.size()];
                 let y = tensor(rows + 1, outputs, output, &bytes);
                 let name = format!("{way:?} {rows} x {outputs} x {inputs} {input:?} -> {output:?}");
@@ -169,7 +169,7 @@ fn cuda_products_repeat_bitwise_and_in_graphs() -> Result<(), CudaError> {
     let x = tensor(most, inputs, DType::Bf16, &rounded(&random(most * inputs, 1), DType::Bf16).0);
     let w = tensor(outputs, inputs, DType::Bf16, &rounded(&random(outputs * inputs, 2), DType::Bf16).0);
     for rows in [1, 5, 16, 300] {
-        for way in gemm().products(rows) {
+        for way in gemm().products(rows).into_iter().chain(gemm().tiles()) {
             let x = x.slice(0, rows);
             let y = tensor(rows, outputs, DType::Bf16, &vec![0xFF; rows * outputs * 2]);
             gemm().linear_by(way, gpu(), &x, &w, &y)?;
@@ -177,6 +177,34 @@ fn cuda_products_repeat_bitwise_and_in_graphs() -> Result<(), CudaError> {
             gpu().upload(&y, &vec![0xFF; rows * outputs * 2])?;
             gpu().time(2, |gpu| gemm().linear_by(way, gpu, &x, &w, &y))?;
             assert!(first == gpu().download(&y)?, "{way:?} with {rows} rows differs from itself");
+        }
+    }
+    Ok(())
+}
+
+/// More tiles than fit the GPU, so that blocks go from one to the next, with fewer slices of K than stages and more.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_blocks_of_many_tiles_give_the_same_bits_with_each_tile() -> Result<(), CudaError> {
+    let rows = 1100;
+    for (outputs, inputs) in [(8200, 40), (8201, 328), (8200, 576)] {
+        let (x_bytes, x) = rounded(&random(rows * inputs, 21), DType::Bf16);
+        let (w_bytes, w) = rounded(&random(outputs * inputs, 22), DType::Bf16);
+        let expected = product(&x, &w, inputs);
+        let x = tensor(rows, inputs, DType::Bf16, &x_bytes);
+        let w = tensor(outputs, inputs, DType::Bf16, &w_bytes);
+        for output in [DType::Bf16, DType::F32] {
+            let mut first = None;
+            for way in gemm().tiles() {
+                let y = tensor(rows + 1, outputs, output, &vec![0xFF; (rows + 1) * outputs * output.size()]);
+                gemm().linear_by(way, gpu(), &x, &w, &y.slice(0, rows))?;
+                let found = gpu().download(&y)?;
+                let (values, guard) = found.split_at(rows * outputs * output.size());
+                assert!(guard.iter().all(|byte| *byte == 0xFF), "{way:?} writes past y");
+                let error = relative_error(&floats(values, output), &expected);
+                assert!(error <= 4e-3, "{way:?} of {outputs} x {inputs} -> {output:?}: off by {error:.2e}");
+                assert!(*first.get_or_insert_with(|| found.clone()) == found, "{way:?}: other bits");
+            }
         }
     }
     Ok(())

@@ -79,6 +79,35 @@ fn cuda_bench_gemm() -> Result<(), CudaError> {
     bench_host(&start)
 }
 
+/// Our own tiles of each kind beside each other, and what is taken unasked.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_bench_gemm_tiles() -> Result<(), CudaError> {
+    let start = Instant::now();
+    println!("microseconds (TFLOP/s)");
+    for (name, outputs, inputs) in WEIGHTS.into_iter().filter(|(name, ..)| !name.ends_with("head")) {
+        let copies = ROTATED_BYTES.div_ceil(outputs * inputs * 2);
+        let weights: Vec<_> = (0..copies).map(|_| filled(outputs, inputs)).collect();
+        for rows in [256, 4096, 8192] {
+            if start.elapsed() > Duration::from_secs(35) {
+                continue;
+            }
+            let x = filled(rows, inputs);
+            let y = gpu().zeros(rows, outputs, DType::Bf16, "a test")?;
+            let mut line = format!("{name:<13}{outputs:>7} x {inputs:<6} rows {rows:<5}");
+            let ways = gemm().products(rows).into_iter().chain(gemm().tiles());
+            for way in ways {
+                let microseconds = measure(way, &x, &weights, &y)?;
+                let rate = 2.0 * (rows * outputs * inputs) as f64 / microseconds / 1e6;
+                line += &format!("{way:?} {microseconds:.1} ({rate:.0})  ");
+            }
+            println!("{line}");
+        }
+    }
+    println!("{:.0} s in all", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
 /// What a product costs the host.
 fn bench_host(start: &Instant) -> Result<(), CudaError> {
     let of = |rows, columns| gpu().zeros(rows, columns, DType::Bf16, "a test");
