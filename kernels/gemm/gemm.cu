@@ -99,7 +99,8 @@ struct Copier {
 
 // Eight neighbours of a row of y from `column` on, in one or two accesses if `aligned`.
 template <typename T>
-__device__ __forceinline__ void write_eight(T* y, int64_t row_start, int column, int N, bool aligned, const float (&values)[8]) {
+__device__ __forceinline__ void write_eight(T* y, int64_t row_start, int column, int N, bool aligned,
+                                            const float (&values)[8]) {
     if (aligned) {
         if (column >= N) return;
         constexpr int WIDTH = 16 / sizeof(T);
