@@ -1,5 +1,6 @@
 //! The loop that turns requests into tokens, on one OS thread of its own. Knows no HTTP and no text.
 
+mod delivery;
 mod handle;
 mod load;
 mod metrics;

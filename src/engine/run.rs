@@ -9,17 +9,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::sync::mpsc::error::TrySendError;
-
 use crate::request::{FinishReason, RequestEvent, RequestId, SeqId, TokenLogprobs};
 use crate::runner::{RunnerError, StepOutput, StepRunner};
 use crate::scheduler::{AdmitError, Scheduler, SchedulerEvent, SchedulerOutput};
 
+use super::delivery::{Delivery, Reader};
 use super::handle::{Command, EngineInbox, Submission};
 
 /// A request that the scheduler has.
 struct Live {
     submission: Submission,
+    reader: Reader,
     sequences: Vec<SeqId>,
     /// Choices that have not ended.
     unfinished: usize,
@@ -41,6 +41,7 @@ pub(crate) struct Engine<R> {
     /// Outputs whose memory is used again.
     spare: Vec<SchedulerOutput>,
     events: Vec<SchedulerEvent>,
+    delivery: Delivery,
 }
 
 /// Whether the loop goes on.
@@ -59,6 +60,8 @@ pub(crate) fn spawn<R: StepRunner + 'static>(
     inbox: EngineInbox,
 ) -> std::io::Result<JoinHandle<()>> {
     let lag = scheduler.config().lag.steps();
+    // A runner that computes where it is called leaves no processor for another thread.
+    let delivery = if lag == 0 { Delivery::Direct } else { Delivery::by_thread()? };
     let mut engine = Engine {
         scheduler,
         runner,
@@ -69,6 +72,7 @@ pub(crate) fn spawn<R: StepRunner + 'static>(
         uncommitted: VecDeque::new(),
         spare: Vec::new(),
         events: Vec::new(),
+        delivery,
     };
     std::thread::Builder::new().name("lantern-engine".into()).spawn(move || {
         let ended = catch_unwind(AssertUnwindSafe(|| engine.run()));
@@ -141,7 +145,8 @@ impl<R: StepRunner> Engine<R> {
                     self.owners.insert(*seq, id);
                 }
                 let unfinished = sequences.len();
-                self.live.insert(id, Live { submission, sequences, unfinished, prompt_logprobs: Vec::new() });
+                let reader = Reader::new(id, submission.events.clone());
+                self.live.insert(id, Live { submission, reader, sequences, unfinished, prompt_logprobs: Vec::new() });
             }
             Err(error) => refuse(&submission, &error),
         }
@@ -151,7 +156,7 @@ impl<R: StepRunner> Engine<R> {
     fn drop_abandoned(&mut self) {
         let mut abandoned = Vec::new();
         for (id, live) in &self.live {
-            if live.submission.events.is_closed() {
+            if live.reader.is_lost() {
                 abandoned.push(*id);
                 continue;
             }
@@ -221,15 +226,17 @@ impl<R: StepRunner> Engine<R> {
 
     /// Passes the scheduler's events on; sending them may cancel requests, which gives more events.
     fn tell_all(&mut self, result: &mut StepOutput) {
+        let mut next = 0;
         while !self.events.is_empty() {
             for event in std::mem::take(&mut self.events) {
-                self.tell(event, result);
+                self.tell(event, result, &mut next);
             }
         }
+        self.delivery.flush();
     }
 
-    /// Passes one event on to whom it concerns.
-    fn tell(&mut self, event: SchedulerEvent, result: &mut StepOutput) {
+    /// Passes one event on to whom it concerns. `next` is where the next token's draw is looked for first.
+    fn tell(&mut self, event: SchedulerEvent, result: &mut StepOutput, next: &mut usize) {
         let (id, event) = match event {
             SchedulerEvent::PromptDone { request, cached_tokens } => {
                 let Some(live) = self.live.get_mut(&request) else { return };
@@ -240,8 +247,14 @@ impl<R: StepRunner> Engine<R> {
             }
             SchedulerEvent::Token { request, choice, seq, token } => {
                 self.inbox.metrics().generated_tokens.fetch_add(1, Relaxed);
-                let drawn = result.sampled.iter_mut().find(|sampled| sampled.seq == seq);
-                let logprobs = drawn.and_then(|sampled| sampled.logprobs.take());
+                // Events come in the order of the draws: the next one is nearly always at hand.
+                let behind = result.sampled.iter().skip(*next).position(|sampled| sampled.seq == seq);
+                let at = match behind {
+                    Some(behind) => Some(*next + behind),
+                    None => result.sampled.iter().position(|sampled| sampled.seq == seq),
+                };
+                *next = at.map_or(*next, |at| at + 1);
+                let logprobs = at.and_then(|at| result.sampled[at].logprobs.take());
                 (request, RequestEvent::Token { choice, token, logprobs })
             }
             SchedulerEvent::Finished { request, choice, reason, .. } => {
@@ -252,13 +265,11 @@ impl<R: StepRunner> Engine<R> {
         if matches!(event, RequestEvent::Finished { .. }) {
             live.unfinished -= 1;
         }
-        let (over, sent) = (live.unfinished == 0, live.submission.events.try_send(event));
-        if let Err(TrySendError::Full(_)) = &sent {
-            tracing::warn!(request = id.0, "its reader is too slow; the request is ended");
-        }
+        self.delivery.send(&live.reader, event);
+        let (over, lost) = (live.unfinished == 0, live.reader.is_lost());
         if over {
             self.forget(id);
-        } else if sent.is_err() {
+        } else if lost {
             self.cancel(id);
         }
     }
@@ -266,7 +277,7 @@ impl<R: StepRunner> Engine<R> {
     fn fail(&mut self, id: RequestId, reason: Arc<str>) {
         if let Some(live) = self.live.get(&id) {
             // Where even this does not fit, the closed channel says it.
-            let _ = live.submission.events.try_send(RequestEvent::Failed(reason));
+            self.delivery.send(&live.reader, RequestEvent::Failed(reason));
         }
         self.cancel(id);
     }
@@ -302,8 +313,9 @@ impl<R: StepRunner> Engine<R> {
     fn end_all(&mut self, reason: Arc<str>) {
         self.inbox.set_dead(reason.clone());
         for live in self.live.values() {
-            let _ = live.submission.events.try_send(RequestEvent::Failed(reason.clone()));
+            self.delivery.send(&live.reader, RequestEvent::Failed(reason.clone()));
         }
+        self.delivery.flush();
         self.live.clear();
         while let Some(command) = self.inbox.try_next() {
             if let Command::Submit(submission) = command {

@@ -1,0 +1,144 @@
+//! How events reach their readers.
+//!
+//! Handing an event over may wake a sleeping thread, which takes microseconds; for hundreds of readers a step that is
+//! time the engine's thread does not have while a GPU waits for its next step. There a thread of its own hands the events
+//! of a whole step over. Order is kept for each reader. Nobody here waits for a reader: one that is too slow is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc;
+
+use tokio::sync::mpsc as channel;
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::request::{RequestEvent, RequestId};
+
+/// Who reads the events of a request.
+#[derive(Clone)]
+pub(super) struct Reader {
+    request: RequestId,
+    events: channel::Sender<RequestEvent>,
+    too_slow: Arc<AtomicBool>,
+}
+
+impl Reader {
+    pub(super) fn new(request: RequestId, events: channel::Sender<RequestEvent>) -> Self {
+        Self { request, events, too_slow: Arc::default() }
+    }
+
+    /// Whether it reads no more, or too slowly.
+    pub(super) fn is_lost(&self) -> bool {
+        self.events.is_closed() || self.too_slow.load(Relaxed)
+    }
+
+    fn give(&self, event: RequestEvent) {
+        // After an event was left out, those behind it would read as if nothing had happened.
+        if self.too_slow.load(Relaxed) {
+            return;
+        }
+        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
+            tracing::warn!(request = self.request.0, "its reader is too slow; the request is ended");
+            self.too_slow.store(true, Relaxed);
+        }
+    }
+}
+
+/// Events on their way.
+type Parcels = Vec<(Reader, RequestEvent)>;
+
+/// Hands events over, at once or by a thread.
+pub(super) enum Delivery {
+    /// At once.
+    Direct,
+    /// By a thread, those of a step together.
+    Thread {
+        /// Of the step so far.
+        filling: Parcels,
+        /// To the thread, which ends when this is dropped and all is delivered.
+        outbox: mpsc::Sender<Parcels>,
+    },
+}
+
+impl Delivery {
+    /// A delivery by a thread.
+    ///
+    /// # Errors
+    /// If the operating system refuses the thread.
+    pub(super) fn by_thread() -> std::io::Result<Self> {
+        let (outbox, inbox) = mpsc::channel::<Parcels>();
+        std::thread::Builder::new().name("lantern-delivery".into()).spawn(move || {
+            for (reader, event) in inbox.into_iter().flatten() {
+                reader.give(event);
+            }
+        })?;
+        Ok(Self::Thread { filling: Vec::new(), outbox })
+    }
+
+    /// Sends `event` to `reader`, by a thread with the next [`Self::flush`].
+    pub(super) fn send(&mut self, reader: &Reader, event: RequestEvent) {
+        match self {
+            Self::Direct => reader.give(event),
+            Self::Thread { filling, .. } => filling.push((reader.clone(), event)),
+        }
+    }
+
+    /// Sends what is waiting.
+    pub(super) fn flush(&mut self) {
+        if let Self::Thread { filling, outbox } = self
+            && !filling.is_empty()
+        {
+            let capacity = filling.len();
+            // The thread ends only after this value.
+            let _ = outbox.send(std::mem::replace(filling, Vec::with_capacity(capacity)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::FinishReason;
+
+    fn finished(choice: u32) -> RequestEvent {
+        RequestEvent::Finished { choice, reason: FinishReason::Stop }
+    }
+
+    fn receive_all(mut receiver: channel::Receiver<RequestEvent>) -> Vec<u32> {
+        let mut found = Vec::new();
+        while let Some(event) = receiver.blocking_recv() {
+            if let RequestEvent::Finished { choice, .. } = event {
+                found.push(choice);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_thread_delivers_in_order_and_everything_before_the_end() {
+        let mut delivery = Delivery::by_thread().expect("a thread");
+        let (sender, receiver) = channel::channel(64);
+        let reader = Reader::new(RequestId(1), sender);
+        for choice in 0..20 {
+            delivery.send(&reader, finished(choice));
+            if choice % 7 == 0 {
+                delivery.flush();
+            }
+        }
+        delivery.flush();
+        drop((delivery, reader));
+        assert_eq!(receive_all(receiver), (0..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_reader_that_is_too_slow_is_lost_and_gets_nothing_after_the_gap() {
+        let (sender, receiver) = channel::channel(2);
+        let reader = Reader::new(RequestId(1), sender);
+        (0..3).for_each(|choice| Delivery::Direct.send(&reader, finished(choice)));
+        assert!(reader.is_lost());
+        drop(reader);
+        assert_eq!(receive_all(receiver), [0, 1]);
+        let (sender, receiver) = channel::channel(2);
+        drop(receiver);
+        assert!(Reader::new(RequestId(2), sender).is_lost());
+    }
+}
