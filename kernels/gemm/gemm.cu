@@ -33,7 +33,6 @@ struct Tile {
 };
 
 using Large = Tile<128, 256, 32, 4, 64, 64>;   // 96 KiB, 256 threads
-using Deep = Tile<128, 256, 64, 3, 64, 64>;    // 144 KiB, 256 threads
 using Medium = Tile<128, 128, 64, 3, 64, 64>;  // 96 KiB, 128 threads, two blocks a multiprocessor of 228 KiB
 using Narrow = Tile<128, 64, 64, 4, 64, 32>;   // 96 KiB, 128 threads, likewise
 using Small = Tile<64, 64, 64, 5, 32, 32>;     // 80 KiB, 128 threads, likewise
@@ -290,7 +289,6 @@ __device__ __forceinline__ void gemm_sum(void* y, const float* parts, int splits
 
 #define GEMMS(T)                                                                                                          \
     GEMM(T, large, Large, 1)                                                                                              \
-    GEMM(T, deep, Deep, 1)                                                                                                \
     GEMM(T, medium, Medium, 2)                                                                                            \
     GEMM(T, narrow, Narrow, 2)                                                                                            \
     GEMM(T, small, Small, 2)                                                                                              \

@@ -147,6 +147,9 @@ impl StepSizes {
         prompt_tokens_per_decode: 8,
         lag: Lag::One,
     };
+
+    /// A GPU's with little memory: buffers of a large step would take what the KV cache needs.
+    pub const SMALL_GPU: Self = Self { max_sequences: 64, max_step_tokens: 2048, ..Self::GPU };
 }
 
 impl Default for EngineConfig {

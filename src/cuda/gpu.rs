@@ -201,6 +201,20 @@ impl Gpu {
             .map_err(driver("copying from the GPU"))
     }
 
+    /// Queues a copy of `bytes` to the start of `target`. Waits for no kernel: the driver takes its own copy of ordinary
+    /// memory before it returns.
+    ///
+    /// # Errors
+    /// If they are more than it holds; what the driver says.
+    pub fn queue_upload_of(&self, target: &DeviceTensor, bytes: &[u8]) -> Result<(), CudaError> {
+        if bytes.len() > target.bytes() {
+            return Err(CudaError::argument("queue_upload_of", format!("{} bytes into {target:?}", bytes.len())));
+        }
+        // SAFETY: checked above; `bytes` is pageable memory, which the call has read when it returns (CUDA's "API
+        // synchronization behavior", transfers from pageable host memory).
+        unsafe { result::memcpy_htod_async(target.pointer(), bytes, self.stream) }.map_err(driver("copying to the GPU"))
+    }
+
     /// Copies `bytes` to the start of `target` and waits. For start and tests.
     ///
     /// # Errors

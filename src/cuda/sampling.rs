@@ -117,8 +117,7 @@ impl Sampling {
     }
 
     /// Gives `slot` to a sequence: its last token where there is one, its history (prompt, answer) where penalties ask
-    /// for it, what is added to its logits, and what may not come yet. Waits for the GPU only where there is a history,
-    /// a bias or a ban. A token that comes twice in `bias` gets the sum.
+    /// for it, what is added to its logits, and what may not come yet. A token that comes twice in `bias` gets the sum.
     ///
     /// # Errors
     /// If the slot is outside, or `bias` or `banned` have more than [`MAX_EDITS`] entries; what the driver says.
@@ -148,17 +147,17 @@ impl Sampling {
             self.mark(gpu, slot, generated, true)?;
         }
         if !bias.is_empty() {
-            gpu.upload(&self.bias.slice(row, 1), &words(merged(bias).as_flattened()))?;
+            gpu.queue_upload_of(&self.bias.slice(row, 1), &words(merged(bias).as_flattened()))?;
         }
         if !banned.is_empty() {
-            gpu.upload(&self.bans.slice(row, 1), &words(banned))?;
+            gpu.queue_upload_of(&self.bans.slice(row, 1), &words(banned))?;
         }
         Ok(())
     }
 
     fn mark(&self, gpu: &Gpu, slot: u32, tokens: &[u32], generated: bool) -> Result<(), CudaError> {
         for chunk in tokens.chunks(HISTORY_CHUNK) {
-            gpu.upload(&self.history, &words(chunk))?;
+            gpu.queue_upload_of(&self.history, &words(chunk))?;
             let arguments = Arguments::new().tensor(&self.counts).tensor(&self.history).u32(slot).size(chunk.len());
             let arguments = arguments.size(self.vocab).size(usize::from(generated));
             // SAFETY: the slot is inside; the kernel bounds the tokens.

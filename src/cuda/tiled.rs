@@ -8,8 +8,6 @@ use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 pub enum Tile {
     /// 128 x 256, one block a multiprocessor.
     Large,
-    /// As `Large` with fewer barriers, in more shared memory than some cards have.
-    Deep,
     /// 128 x 128, two blocks a multiprocessor.
     Medium,
     /// 128 x 64, likewise.
@@ -33,7 +31,7 @@ struct Shape {
 
 impl Tile {
     /// All tiles.
-    pub const ALL: [Self; 5] = [Self::Large, Self::Deep, Self::Medium, Self::Narrow, Self::Small];
+    pub const ALL: [Self; 4] = [Self::Large, Self::Medium, Self::Narrow, Self::Small];
 
     /// Those that are taken unasked. Where they are equally good, the first.
     const CHOSEN: [Self; 4] = [Self::Medium, Self::Large, Self::Narrow, Self::Small];
@@ -42,7 +40,6 @@ impl Tile {
     fn shape(self) -> Shape {
         let (name, rows, columns, threads, shared_bytes, blocks, speed) = match self {
             Self::Large => ("large", 128, 256, 256, 96 << 10, 1, 1.0),
-            Self::Deep => ("deep", 128, 256, 256, 144 << 10, 1, 1.0),
             Self::Medium => ("medium", 128, 128, 128, 96 << 10, 2, 1.0),
             Self::Narrow => ("narrow", 128, 64, 128, 96 << 10, 2, 0.8),
             Self::Small => ("small", 64, 64, 128, 80 << 10, 2, 0.6),

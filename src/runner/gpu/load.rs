@@ -23,7 +23,10 @@ use super::{GpuRunner, Packed};
 /// Bytes kept for the recorded graphs and what the driver allocates with them.
 const GRAPH_BYTES: u64 = 256 << 20;
 
-/// Tokens of a block, as a number of them.
+/// Free memory below which a GPU's steps are smaller.
+const SMALL_GPU_BYTES: u64 = 20 << 30;
+
+/// Tokens of a block of the KV cache.
 const BLOCK: usize = KvLayout::BLOCK_SIZE;
 
 /// The GPU that a model is to be loaded to.
@@ -48,9 +51,10 @@ pub(in crate::runner) fn load(
     check(&source.spec)?;
     let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
     let gemm = Gemm::load(&gpu, Blas::open(&gpu, &target.library_folders)).map_err(RunnerError::from)?;
-    let sizes = config.step_sizes(StepSizes::GPU);
     let dtype = if source.weights.main_format() == "F16" { DType::F16 } else { DType::Bf16 };
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
+    let small = (free_bytes as u64) < SMALL_GPU_BYTES;
+    let sizes = config.step_sizes(if small { StepSizes::SMALL_GPU } else { StepSizes::GPU });
     let plan = plan_for(&source, config, sizes, free_bytes as u64)?;
     let products = gemm.description();
     tracing::info!(model = source.name, blocks = plan.blocks, ?dtype, products, "loading to the GPU");

@@ -271,3 +271,41 @@ fn cuda_batched_answers_are_near_those_alone() {
         }
     }
 }
+
+/// Set in the process that breaks its GPU context, which no other test may share.
+const BREAKS: &str = "LANTERN_TEST_BREAKS_THE_GPU";
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_a_step_that_breaks_the_gpu_is_an_error_and_so_is_every_step_after() {
+    let name = "runner::gpu::tests::cuda_a_step_that_breaks_the_gpu_is_an_error_and_so_is_every_step_after";
+    if std::env::var_os(BREAKS).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("this test"));
+        let output = child.args(["--ignored", "--exact", name]).env(BREAKS, "1").output().expect("a process");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let fixture = wide_fixtures().remove(0);
+    let mut gpu = runner(&fixture, DType::Bf16);
+    let request = request(&[3], SamplingParams::default());
+    gpu.start(SeqId(1), Arc::new(request), 0, 7);
+    let planned = SchedulerOutput {
+        rows: vec![crate::scheduler::ScheduledRow {
+            seq: SeqId(1),
+            start: 0,
+            tokens: 0..1,
+            blocks: 0..1,
+            follows_sample: false,
+            samples: 0..1,
+            prompt_logprobs: false,
+        }],
+        tokens: vec![3],
+        // Far outside the cache: what the scheduler's own checks never let through.
+        block_tables: vec![BlockId(1 << 27)],
+        samples: vec![SeqId(1)],
+        ..SchedulerOutput::default()
+    };
+    let broken = gpu.begin(&planned).and_then(|()| gpu.collect()).expect_err("an illegal address").to_string();
+    assert!(broken.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{broken}");
+    assert!(gpu.begin(&planned).and_then(|()| gpu.collect()).is_err(), "the context is lost");
+}
