@@ -1,11 +1,11 @@
 //! The program `lantern`: parses what was typed, runs it, and turns a failure into one clear line and an exit code.
 //!
-//! Exit codes: 0 done, 1 failed, 2 not understood, 130 interrupted.
+//! Exit codes: 0 done, 1 failed, 2 not understood, 70 the engine of a server stopped by itself, 130 interrupted.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use lantern::cli::{Cli, CliError, INTERRUPTED, run};
+use lantern::cli::{Cli, CliError, ENGINE_DIED, INTERRUPTED, run};
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -14,8 +14,9 @@ fn main() -> ExitCode {
         // `lantern list | head` is no failure.
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
         Err(error) => {
+            let code = if matches!(error, CliError::EngineDied(_)) { ENGINE_DIED.into() } else { ExitCode::FAILURE };
             eprint!("{}", explain(&error.into()));
-            ExitCode::FAILURE
+            code
         }
     }
 }

@@ -42,6 +42,10 @@ impl fmt::Display for Tenant {
 /// Most alternatives that `logprobs` and `prompt_logprobs` may ask for.
 pub const MAX_LOGPROBS: u32 = 20;
 
+/// Most tokens that `logit_bias` may list, and most that may end an answer: the model's own and `stop_token_ids`
+/// together. A GPU keeps room for as many of each beside every sequence.
+pub const MAX_LISTED_TOKENS: usize = 1024;
+
 /// How the next token is chosen, for one request alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {

@@ -3,6 +3,7 @@
 //! Knows no exit codes but the one of an interrupt: `main` prints the error and its causes.
 
 use std::io;
+use std::sync::Arc;
 
 use super::client::ClientError;
 use crate::config::ConfigError;
@@ -49,6 +50,9 @@ pub enum CliError {
     /// Something else that a person must know; the text says what to do.
     #[error("{0}")]
     Refused(String),
+    /// The engine of a running server stopped by itself.
+    #[error("the engine has stopped: {0}")]
+    EngineDied(Arc<str>),
     /// Ctrl-C ended it.
     #[error("interrupted")]
     Interrupted,

@@ -38,6 +38,9 @@ use terminal::Terminal;
 /// Exit code of a program that Ctrl-C ended, as shells count it.
 pub const INTERRUPTED: u8 = 130;
 
+/// Exit code of a server whose engine stopped by itself: a supervisor starts it again. EX_SOFTWARE of sysexits(3).
+pub const ENGINE_DIED: u8 = 70;
+
 /// One program that serves language models to everyone on a network.
 #[derive(Clone, Debug, Parser)]
 #[command(

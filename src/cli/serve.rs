@@ -15,12 +15,14 @@ use super::{CliError, Session};
 use crate::config::{Address, ByteSize, Config, Origins, Settings};
 use crate::device::Hardware;
 use crate::hub::Catalog;
-use crate::server::{self, ServerConfig};
+use crate::server::{self, ServeError, ServerConfig};
 
 /// Arguments of `lantern serve`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  lantern serve\n  lantern serve qwen3:8b --host 0.0.0.0\n  \
-                        lantern serve ./model.gguf --port 8080 --context 8192 --kv-cache 4GiB")]
+                        lantern serve ./model.gguf --port 8080 --context 8192 --kv-cache 4GiB\n\n\
+                        Exit codes: 0 after SIGTERM or Ctrl-C, 1 if it cannot start, 2 if the flags are wrong,\n\
+                        70 after the engine has stopped by itself (a defect, or a GPU that fails): start it again.")]
 pub struct ServeArgs {
     /// Model to serve: a name of the catalog, org/name, a folder or a .gguf file [default: smollm2:135m]
     model: Option<String>,
@@ -61,7 +63,7 @@ impl ServeArgs {
 /// Serves until SIGTERM or Ctrl-C.
 ///
 /// # Errors
-/// [`CliError`]: the address is taken, or the model cannot be loaded.
+/// [`CliError`]: the address is taken, the model cannot be loaded, or the engine stopped by itself.
 pub fn run(args: ServeArgs, session: &Session) -> Result<(), CliError> {
     let config = session.resolve(args.settings())?;
     session.log(&config, "info")?;
@@ -94,9 +96,10 @@ async fn serve(config: Config, session: &Session) -> Result<(), CliError> {
         keep_alive: config.keep_alive,
     };
     session.print(&format!("{startup}\n"))?;
-    server::serve(listener, llm.clone(), server_config(&config), stop.first())
-        .await
-        .map_err(|source| CliError::Io { doing: "serving ended", source })
+    server::serve(listener, llm.clone(), server_config(&config), stop.first()).await.map_err(|error| match error {
+        ServeError::Address(source) => CliError::Io { doing: "serving ended", source },
+        ServeError::EngineDied(reason) => CliError::EngineDied(reason),
+    })
 }
 
 /// The server's own defaults, and what was set.

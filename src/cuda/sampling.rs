@@ -13,7 +13,7 @@ use super::check::{expect, expect_at_least, require};
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
 /// Entries of a slot's bias, and of its banned tokens.
-pub const MAX_EDITS: usize = 1024;
+pub const MAX_EDITS: usize = crate::request::MAX_LISTED_TOKENS;
 
 /// Tokens of a history that go to the GPU at once.
 const HISTORY_CHUNK: usize = 8192;

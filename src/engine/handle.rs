@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::request::{MAX_LOGPROBS, Request, RequestEvent, RequestId, Tenant};
+use crate::request::{MAX_LISTED_TOKENS, MAX_LOGPROBS, Request, RequestEvent, RequestId, Tenant};
 
 use super::metrics::EngineMetrics;
 
@@ -137,7 +137,7 @@ pub(crate) struct Submission {
 
 struct Shared {
     limits: EngineLimits,
-    status: RwLock<EngineStatus>,
+    status: watch::Sender<EngineStatus>,
     metrics: EngineMetrics,
     permits: Arc<Semaphore>,
     /// Requests of each tenant that has any.
@@ -165,7 +165,7 @@ pub(crate) fn channel(limits: EngineLimits) -> (EngineHandle, EngineInbox) {
     let capacity = limits.max_waiting as usize + limits.max_sequences as usize;
     let shared = Arc::new(Shared {
         permits: Arc::new(Semaphore::new(capacity)),
-        status: RwLock::new(EngineStatus::Ready),
+        status: watch::Sender::new(EngineStatus::Ready),
         metrics: EngineMetrics::default(),
         tenants: Mutex::default(),
         next_id: AtomicU64::new(1),
@@ -210,7 +210,21 @@ impl EngineHandle {
 
     /// How the engine is.
     pub fn status(&self) -> EngineStatus {
-        self.shared.status.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.status.borrow().clone()
+    }
+
+    /// Waits until the engine has stopped, for whatever reason; gives the reason. For ever where it never does.
+    pub async fn dead(&self) -> Arc<str> {
+        let mut status = self.shared.status.subscribe();
+        loop {
+            if let EngineStatus::Dead(reason) = &*status.borrow_and_update() {
+                return reason.clone();
+            }
+            if status.changed().await.is_err() {
+                // Cannot be: this handle holds the sender.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Counters and gauges.
@@ -238,10 +252,13 @@ impl EngineHandle {
 
 impl Shared {
     fn set_status_unless_dead(&self, status: EngineStatus) {
-        let mut current = self.status.write().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(*current, EngineStatus::Dead(_)) {
-            *current = status;
-        }
+        self.status.send_if_modified(|current| {
+            let lives = !matches!(current, EngineStatus::Dead(_));
+            if lives {
+                *current = status;
+            }
+            lives
+        });
     }
 }
 
@@ -327,6 +344,12 @@ fn check(request: &Request, limits: &EngineLimits) -> Result<(), SubmitError> {
     if request.stop.max_tokens == 0 {
         return invalid("max_tokens", "0 asks for nothing; at least 1 is needed".into());
     }
+    let enders = request.stop.eos_token_ids.len() + request.stop.stop_token_ids.len();
+    if enders > MAX_LISTED_TOKENS {
+        let problem =
+            format!("{enders} tokens, the model's own end tokens counted, are more than the {MAX_LISTED_TOKENS} taken");
+        return invalid("stop_token_ids", problem);
+    }
     check_sampling(request, limits)
 }
 
@@ -348,6 +371,10 @@ fn check_sampling(request: &Request, limits: &EngineLimits) -> Result<(), Submit
     within("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
     if sampling.top_k == Some(0) {
         return invalid("top_k", "0 keeps no token; leave it out to keep all".into());
+    }
+    if sampling.logit_bias.len() > MAX_LISTED_TOKENS {
+        let count = sampling.logit_bias.len();
+        return invalid("logit_bias", format!("{count} tokens are more than the {MAX_LISTED_TOKENS} taken"));
     }
     for (token, bias) in &sampling.logit_bias {
         within("logit_bias", *bias, -100.0, 100.0)?;

@@ -6,7 +6,7 @@ mod load;
 mod metrics;
 mod run;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 #[cfg(feature = "cuda")]
 pub(crate) use crate::runner::GpuTarget;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::request::{FinishReason, Request, RequestEvent, SamplingParams, SeqId, StopConditions, Tenant};
+use crate::request::{
+    FinishReason, MAX_LISTED_TOKENS, Request, RequestEvent, SamplingParams, SeqId, StopConditions, Tenant,
+};
 use crate::runner::{RunnerError, Sampled, StepOutput, StepRunner};
 use crate::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerOutput};
 
@@ -21,7 +23,7 @@ struct Sevens {
 }
 
 const POISON: u32 = 66;
-const BREAK: u32 = 13;
+pub(crate) const BREAK: u32 = 13;
 
 impl StepRunner for Sevens {
     fn start(&mut self, seq: SeqId, request: Arc<Request>, _choice: u32, _seed: u64) {
@@ -59,6 +61,12 @@ struct Setup {
     engine: EngineHandle,
     released: mpsc::Receiver<SeqId>,
     thread: std::thread::JoinHandle<()>,
+}
+
+/// An engine that says 7 for ever, one step a message, and breaks at a prompt that holds [`BREAK`].
+pub(crate) fn breakable() -> (EngineHandle, mpsc::Sender<()>) {
+    let (gate, held) = mpsc::channel();
+    (engine(Lag::Zero, 4, Some(held)).engine, gate)
 }
 
 fn engine(lag: Lag, max_waiting: u32, gate: Option<mpsc::Receiver<()>>) -> Setup {
@@ -185,6 +193,8 @@ fn a_broken_invariant_ends_the_engine_and_says_so() {
     assert!(bad.len() <= 1, "{bad:?}");
     let last = std::iter::from_fn(|| good.blocking_next()).last().expect("at least the failure");
     assert_eq!(last, RequestEvent::Failed(reason.clone()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    assert_eq!(runtime.block_on(setup.engine.dead()), reason);
     assert_eq!(setup.engine.submit(request(&[1], 1)).err(), Some(SubmitError::Dead(reason)));
 }
 
@@ -267,4 +277,12 @@ fn bad_requests_are_refused_with_the_field_and_both_counts() {
     assert!(refused(&|bad| bad.sampling.top_k = Some(0)).starts_with("top_k"));
     assert!(refused(&|bad| bad.sampling.logit_bias = vec![(100, 1.0)]).contains("token id 100"));
     assert!(refused(&|bad| bad.sampling.logprobs = Some(21)).starts_with("logprobs"));
+    let bias = refused(&|bad| bad.sampling.logit_bias = vec![(1, 1.0); MAX_LISTED_TOKENS + 1]);
+    assert_eq!(bias, "logit_bias: 1025 tokens are more than the 1024 taken");
+    let stops = refused(&|bad| bad.stop.stop_token_ids = vec![1; MAX_LISTED_TOKENS]);
+    assert!(stops.starts_with("stop_token_ids: 1025 tokens"), "{stops}");
+    let mut most = request(&[1], 1);
+    most.sampling.logit_bias = vec![(1, 1.0); MAX_LISTED_TOKENS];
+    most.stop.stop_token_ids = vec![1; MAX_LISTED_TOKENS - 1];
+    assert!(setup.engine.submit(most).is_ok());
 }

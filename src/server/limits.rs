@@ -31,6 +31,8 @@ pub struct ServerConfig {
     /// Time that running requests have to finish once the server shuts down. 30 s: what process managers wait before
     /// they kill.
     pub drain_timeout: Duration,
+    /// Time that a server whose engine has stopped still answers, so that health probes and clients can read why. 5 s.
+    pub engine_death_notice: Duration,
     /// Web pages of which origins may call.
     pub origins: Origins,
     /// Further names under which the model is served.
@@ -63,6 +65,7 @@ impl Default for ServerConfig {
             body_timeout: Duration::from_secs(60),
             sse_keep_alive: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
+            engine_death_notice: Duration::from_secs(5),
             origins: Origins::default(),
             model_aliases: Vec::new(),
         }

@@ -35,7 +35,7 @@ use axum::routing::get;
 use crate::llm::Llm;
 
 pub use limits::{Origins, ServerConfig};
-pub use serve::serve;
+pub use serve::{ServeError, serve};
 
 use error::ApiError;
 use state::{App, AppState};

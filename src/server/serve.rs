@@ -21,8 +21,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt as _;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
+use crate::engine::EngineStatus;
 use crate::llm::Llm;
 
 use super::state::{App, AppState, turned};
@@ -33,17 +34,37 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the system refused a connection for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Why a server ended otherwise than in order.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener has no address.
+    #[error("the listener has no address")]
+    Address(#[from] io::Error),
+    /// The engine has stopped by itself. Nothing can be served until it is started anew.
+    #[error("the engine has stopped: {0}")]
+    EngineDied(Arc<str>),
+}
+
+/// How the accepting of connections ended.
+enum End {
+    Ordered,
+    EngineDied(Arc<str>),
+}
+
 /// Serves `llm` on `listener` until `shutdown` completes, and then drains: new requests get 503, running ones have
 /// `config.drain_timeout` to finish, and what is left ends with an error. The engine takes no requests afterwards.
 ///
+/// Where the engine stops by itself, the server ends too, `config.engine_death_notice` later: until then `/health` says
+/// why.
+///
 /// # Errors
-/// If the listener has no address any more.
+/// [`ServeError`]: the engine has stopped by itself, or the listener has no address.
 pub async fn serve(
     listener: TcpListener,
     llm: Llm,
     config: ServerConfig,
     shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
+) -> Result<(), ServeError> {
     let address = listener.local_addr()?;
     let app = AppState::new(llm, config);
     let mut server = Server {
@@ -55,10 +76,15 @@ pub async fn serve(
         app,
     };
     info!(%address, "listening");
-    server.accept_until(shutdown).await;
-    server.drain().await;
+    let end = match server.accept_until_end(shutdown).await {
+        End::Ordered => server.drain().await,
+        died => died,
+    };
     server.close().await;
-    Ok(())
+    match end {
+        End::Ordered => Ok(()),
+        End::EngineDied(reason) => Err(ServeError::EngineDied(reason)),
+    }
 }
 
 struct Server {
@@ -71,6 +97,24 @@ struct Server {
 }
 
 impl Server {
+    /// Accepts until `shutdown`, or until the engine has been dead for as long as it is told.
+    async fn accept_until_end(&mut self, shutdown: impl Future<Output = ()>) -> End {
+        let (engine, notice) = (self.app.llm.engine().clone(), self.app.config.engine_death_notice);
+        let end = async {
+            let mut shutdown = pin!(shutdown);
+            let reason = tokio::select! {
+                biased;
+                () = shutdown.as_mut() => return End::Ordered,
+                reason = engine.dead() => reason,
+            };
+            error!(%reason, notice_s = notice.as_secs(), "the engine has stopped; the server ends");
+            // An order to stop is obeyed at once: it changes nothing but the wait.
+            let _ = tokio::time::timeout(notice, shutdown).await;
+            End::EngineDied(reason)
+        };
+        self.accept_until(end).await
+    }
+
     async fn accept_until<T>(&mut self, end: impl Future<Output = T>) -> T {
         let mut end = pin!(end);
         loop {
@@ -94,7 +138,7 @@ impl Server {
     }
 
     /// Goes on answering (503 to what is new) until no request runs, or cuts what still does.
-    async fn drain(&mut self) {
+    async fn drain(&mut self) -> End {
         let engine = self.app.llm.engine().clone();
         engine.drain();
         info!(timeout_s = self.app.config.drain_timeout.as_secs(), "draining");
@@ -103,7 +147,11 @@ impl Server {
             warn!("the drain timeout is over; what still runs is ended");
             self.app.cut.send_replace(true);
         }
+        if let EngineStatus::Dead(reason) = engine.status() {
+            return End::EngineDied(reason);
+        }
         engine.shutdown("the server is shutting down");
+        End::Ordered
     }
 
     /// Lets answers that are complete reach their readers, for a while.

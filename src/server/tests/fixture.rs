@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 
-use crate::engine::{Command, EngineLimits, Submission, channel};
+use crate::engine::{Command, EngineHandle, EngineLimits, Submission, channel};
 use crate::llm::{Llm, LlmParts, ModelInfo, SamplingOptions};
 use crate::request::{FinishReason, Request, RequestEvent, TokenId, TokenLogprobs};
 use crate::server::ServerConfig;
@@ -63,6 +63,11 @@ pub(super) fn llm(limits: EngineLimits, mut script: impl FnMut(Submission) + Sen
             script(*submission);
         }
     });
+    over(engine)
+}
+
+/// A model on this engine.
+pub(super) fn over(engine: EngineHandle) -> Llm {
     let info = ModelInfo {
         name: MODEL.into(),
         architecture: "llama".into(),

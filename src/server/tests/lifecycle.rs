@@ -11,20 +11,29 @@ use tokio::task::JoinHandle;
 
 use super::fixture::*;
 use crate::engine::Submission;
+use crate::engine::tests::{BREAK, breakable};
+use crate::llm::{GenerateRequest, Llm, Prompt};
 use crate::request::{FinishReason, Tenant};
-use crate::server::ServerConfig;
-use crate::server::serve;
+use crate::server::{ServeError, ServerConfig, serve};
 
 struct Served {
     address: SocketAddr,
     submissions: mpsc::UnboundedReceiver<Submission>,
     shutdown: oneshot::Sender<()>,
-    server: JoinHandle<std::io::Result<()>>,
+    server: Server,
 }
 
 /// A server on a free port of this machine.
 async fn served(config: ServerConfig) -> Served {
     let (llm, submissions) = held(limits());
+    let (address, shutdown, server) = serving(llm, config).await;
+    Served { address, submissions, shutdown, server }
+}
+
+type Server = JoinHandle<Result<(), ServeError>>;
+
+/// `llm` on a free port, until the sender sends.
+async fn serving(llm: Llm, config: ServerConfig) -> (SocketAddr, oneshot::Sender<()>, Server) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
     let (shutdown, ordered) = oneshot::channel();
@@ -33,7 +42,7 @@ async fn served(config: ServerConfig) -> Served {
         let _ = ordered.await;
     };
     let server = tokio::spawn(serve(listener, llm, config, ordered));
-    Served { address, submissions, shutdown, server }
+    (address, shutdown, server)
 }
 
 impl Served {
@@ -169,4 +178,48 @@ async fn a_reader_that_does_not_read_holds_nobody_up() {
     let submission = served.submission().await;
     say(&submission, "hello");
     assert!(read_until(&mut other, "}}}").await.contains("hello"));
+}
+
+/// Breaks the engine under `llm`, whose steps wait for `gate`.
+fn break_it(llm: &Llm, gate: &std::sync::mpsc::Sender<()>) {
+    let poison = llm.generate(GenerateRequest::new(Prompt::Tokens(vec![BREAK])).max_tokens(1)).expect("it is taken");
+    // A step that runs ends, and the next one breaks; where none ran, it has broken already.
+    let _ = gate.send(());
+    drop(poison);
+}
+
+fn assert_died(ended: Result<(), ServeError>) {
+    let Err(ServeError::EngineDied(reason)) = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("a test breaks the engine"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_dead_engine_tells_everybody_and_ends_the_server() {
+    let (engine, gate) = breakable();
+    let llm = over(engine);
+    // Longer than the test, which ends the notice by its order to stop.
+    let config = ServerConfig { engine_death_notice: PATIENCE * 2, ..config() };
+    let (address, shutdown, server) = serving(llm.clone(), config).await;
+    let body = completion_body(json!({"prompt": [1], "max_tokens": 400, "stream": true})).to_string();
+    let mut running = connect(address, "POST", "/v1/completions", &body).await;
+    gate.send(()).expect("the engine runs");
+    read_until(&mut running, "\\u0007").await;
+    break_it(&llm, &gate);
+    let text = read_until(&mut running, "\"error\"").await;
+    assert!(!text.contains("[DONE]"), "{text}");
+    let mut probe = connect(address, "GET", "/health", "").await;
+    let text = read_until(&mut probe, "}}").await;
+    assert!(text.starts_with("HTTP/1.1 503") && text.contains("a test breaks the engine"), "{text}");
+    shutdown.send(()).expect("the server runs");
+    assert_died(soon(server).await.expect("no panic"));
+}
+
+#[tokio::test]
+async fn a_server_outlives_its_engine_no_longer_than_the_notice() {
+    let (engine, gate) = breakable();
+    let llm = over(engine);
+    let config = ServerConfig { engine_death_notice: Duration::from_millis(10), ..config() };
+    let (_address, _shutdown, server) = serving(llm.clone(), config).await;
+    break_it(&llm, &gate);
+    assert_died(soon(server).await.expect("no panic"));
 }
