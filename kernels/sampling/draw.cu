@@ -1,21 +1,21 @@
-// Draws a token: temperature, min_p, top_k, top_p, then one uniform number, as src/sampling/draw.rs, without sorting.
+// Draws a token: temperature, min_p, top_k, top_p, then one uniform number, as src/sampling/draw.rs.
 //
-// A token's weight is w = exp((logit - max) / temperature) in (0, 1]. Sums are integers (w * 2^40, rounded), so that
-// they do not depend on the order of threads. Positive floats are ordered as their bits: "the place where the running
-// sum of weights, largest first, reaches so much" is found digit by digit over histograms of counts and sums.
-#include "sampling.cuh"
+// The slices' lists from the kernel `weigh` hold all tokens that matter for most rows, and few others: they are sorted.
+// Where they do not suffice the whole row is searched: "the place where the running sum of weights, largest first,
+// reaches so much" is found digit by digit over histograms of counts and sums. Both give the same token.
+#include "slices.cuh"
+#include "weights.cuh"
 
 constexpr int THREADS = 1024;
 constexpr int WARPS = THREADS / 32;
 constexpr int BINS = 2048;
 // Tokens that fit the list in shared memory.
 constexpr int LIST = 4096;
+// Candidates that are sorted, at most: four a thread.
+constexpr int SORTED = 4 * THREADS;
+static_assert(SLICE == 4 * THREADS, "a thread looks after four tokens of a slice");
 // Of the 30 bits of a weight (1 is the largest): a first digit of 11, a second of 11, a third of 8.
-constexpr int FIRST_SHIFT = 19, SECOND_SHIFT = 8;
-
-__device__ __forceinline__ u64 fixed(uint32_t bits) {
-    return __float2ull_rn(__uint_as_float(bits) * 1099511627776.f); // 2^40: exact, but for the rounding
-}
+constexpr int SECOND_SHIFT = 8;
 
 struct Histogram {
     u64 sums[BINS];
@@ -23,11 +23,17 @@ struct Histogram {
 };
 
 struct Shared {
-    Histogram first, digit;
+    Histogram first;
+    union {
+        struct {
+            Histogram digit;
+            uint32_t list[LIST];
+        };
+        u64 keys[SORTED];
+    };
     u64 scratch[WARPS];
     u64 found[3];
     uint32_t found_bin, list_length;
-    uint32_t list[LIST];
 };
 
 // Where a walk from the largest weight down stops: in tokens of weight `bits`, after `count` tokens of larger weight
@@ -171,33 +177,187 @@ __device__ __forceinline__ u64 share_above(u64 whole, double share) {
     return min(__double2ull_rd(double(whole) * share) + 1, whole);
 }
 
-// Without top_k and top_p tokens are walked through by id.
-__device__ int draw_by_id(Shared& shared, const SampleRow& row, const float* logits, float max, int vocab) {
-    double share = uniform(row);
-    return walk(
-        shared.scratch, vocab,
-        [&](int i) {
-            float weight = expf(__fdiv_rn(logits[i] - max, row.temperature));
-            return weight > 0.f && weight >= row.min_p ? fixed(__float_as_uint(weight)) : 0;
-        },
-        [&](u64 total) { return share_above(total, share); }
-    );
+// The sum of what the threads before this one hold; `whole` gets the sum of all.
+__device__ u64 sum_before(Shared& shared, u64 own, u64& whole) {
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    u64 after = own;
+    for (int offset = 1; offset < 32; offset <<= 1) {
+        u64 other = __shfl_up_sync(~0u, after, offset);
+        if (lane >= offset) after += other;
+    }
+    if (lane == 31) shared.scratch[warp] = after;
+    __syncthreads();
+    u64 of_warp = shared.scratch[lane];
+    whole = warp_sum(of_warp);
+    after += warp_sum(lane < warp ? of_warp : 0);
+    __syncthreads();
+    return after - own;
 }
 
-// With top_k or top_p they are walked through by weight, largest first, equals by id. `weights` [vocab] is scratch and
-// may be the logits themselves.
-__device__ int draw_by_weight(
+// Of values, four a thread in order, the one at which the running sum reaches `need`, which the whole does; `before` is
+// the sum of the threads before. shared.found gets the running sums without and with it.
+__device__ int reach(Shared& shared, u64 before, const u64 (&values)[4], u64 need) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        u64 after = before + values[j];
+        if (before < need && need <= after) {
+            shared.found_bin = 4 * threadIdx.x + j;
+            shared.found[0] = before, shared.found[1] = after;
+        }
+        before = after;
+    }
+    __syncthreads();
+    return int(shared.found_bin);
+}
+
+// Without top_k and top_p tokens are walked through by id: to the slice, then in it.
+__device__ int draw_by_id(
+    Shared& shared, const SampleRow& row, const float* logits, const WeighedSlice* slices, float max, int vocab
+) {
+    int count = (vocab + SLICE - 1) / SLICE;
+    u64 values[4] = {int(threadIdx.x) < count ? slices[threadIdx.x].sum : 0, 0, 0, 0}, total;
+    u64 before = sum_before(shared, values[0], total);
+    u64 need = share_above(total, uniform(row));
+    int begin = reach(shared, before, values, need) / 4 * SLICE;
+    need -= shared.found[0];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        int at = begin + 4 * int(threadIdx.x) + j;
+        values[j] = at < vocab ? fixed(weight_bits(row, logits[at], max)) : 0;
+    }
+    // Nobody writes to what was found before all have read it: the sum is between.
+    before = sum_before(shared, values[0] + values[1] + values[2] + values[3], total);
+    return begin + reach(shared, before, values, need);
+}
+
+// What is drawn from: a row's logits, and its slices with their lists.
+struct Candidates {
+    const float* logits;
+    const WeighedSlice* slices;
+    const uint16_t* lists;
+    float max;
+    int count;
+
+    // Calls one(wanted, bits, id) for what is listed and ranks below `limit`; all lanes of a warp call together.
+    template <typename F>
+    __device__ __forceinline__ void for_each(const SampleRow& row, uint32_t limit, F one) const {
+        int lane = threadIdx.x & 31;
+        for (int slice = threadIdx.x >> 5; slice < count; slice += WARPS) {
+            int listed = int(slices[slice].listed);
+            const uint16_t* list = lists + size_t(slice) * LISTED;
+            // Eight lists' lines, then eight logits, wait for memory together.
+            for (int from = lane; from - lane < listed; from += 32 * 8) {
+                uint32_t ids[8];
+                float loaded[8];
+#pragma unroll
+                for (int i = 0; i < 8; i++) ids[i] = slice * SLICE + (from + 32 * i < listed ? list[from + 32 * i] : 0);
+#pragma unroll
+                for (int i = 0; i < 8; i++) loaded[i] = logits[ids[i]];
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    if (from - lane + 32 * i >= listed) break;
+                    uint32_t bits = weight_bits(row, loaded[i], max);
+                    one(from + 32 * i < listed && rank_of(bits) < limit, bits, ids[i]);
+                }
+            }
+        }
+    }
+
+    // Puts weight and id of all that rank below `limit` into shared.keys, as far as there is room; how many there are.
+    __device__ __forceinline__ int gather(Shared& shared, const SampleRow& row, uint32_t limit) const {
+        __syncthreads();
+        if (threadIdx.x == 0) shared.list_length = 0;
+        __syncthreads();
+        for_each(row, limit, [&](bool wanted, uint32_t bits, uint32_t id) {
+            uint32_t place = take_place(wanted, &shared.list_length);
+            if (wanted && place < SORTED) shared.keys[place] = u64(bits) << 32 | uint32_t(~id);
+        });
+        __syncthreads();
+        return int(shared.list_length);
+    }
+};
+
+// The rank below which few enough candidates are left to sort, and yet all that matter: the first `need` by count, or
+// those whose sum reaches `need`. 0 where the lists do not hold them.
+__device__ uint32_t narrow(
+    Shared& shared, const Candidates& candidates, const SampleRow& row, uint32_t limit, bool by_count, u64 need
+) {
+    clear(shared.first);
+    u64 count = 0, sum = 0;
+    candidates.for_each(row, limit, [&](bool wanted, uint32_t bits, uint32_t) {
+        if (!wanted) return;
+        add(shared.first, bits >> FIRST_SHIFT, bits);
+        count++;
+        sum += fixed(bits);
+    });
+    u64 whole = block_sum(by_count ? count : sum, shared.scratch);
+    if (whole < need) return 0;
+    Place before;
+    uint32_t lowest = by_count ? cross<true>(shared, shared.first, need, before)
+                               : cross<false>(shared, shared.first, need, before);
+    return before.count + shared.first.counts[lowest] <= SORTED ? FIRST_OF_ONE - lowest + 1 : 0;
+}
+
+// Draws by weight from the slices' lists. -1: they do not hold all that matters.
+__device__ int draw_listed(Shared& shared, const SampleRow& row, const Candidates& candidates) {
+    int lane = threadIdx.x & 31;
+    u64 total = 0, kept = 0, listed = 0;
+    uint32_t limit = SLICE_BINS;
+    for (int slice = lane; slice < candidates.count; slice += 32) {
+        total += candidates.slices[slice].sum;
+        kept += candidates.slices[slice].kept;
+        listed += candidates.slices[slice].listed;
+        limit = min(limit, candidates.slices[slice].limit);
+    }
+    total = warp_sum(total), kept = warp_sum(kept), listed = warp_sum(listed), limit = __reduce_min_sync(~0u, limit);
+    bool limited = row.top_k && row.top_k < kept;
+    double share = uniform(row);
+    u64 need = limited ? row.top_k : row.top_p < 1.f ? share_up(total, row.top_p) : share_above(total, share);
+    if (listed > SORTED) {
+        limit = narrow(shared, candidates, row, limit, limited, need);
+        if (limit == 0) return -1;
+    }
+    int count = candidates.gather(shared, row, limit);
+    if (limited && u64(count) < need) return -1;
+    sort_descending(shared.keys, count);
+    u64 values[4], whole;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        int at = 4 * int(threadIdx.x) + j;
+        values[j] = at < count ? fixed(uint32_t(shared.keys[at] >> 32)) : 0;
+    }
+    u64 before = sum_before(shared, values[0] + values[1] + values[2] + values[3], whole);
+    if (!limited && whole < need) return -1;
+    u64 sum = total;
+    if (limited) {
+        if (threadIdx.x == (row.top_k - 1) / 4) {
+            sum = before;
+            for (uint32_t j = 0; j <= (row.top_k - 1) % 4; j++) sum += values[j];
+            shared.found[2] = sum;
+        }
+        __syncthreads();
+        sum = shared.found[2];
+    }
+    if (row.top_p < 1.f) {
+        reach(shared, before, values, share_up(sum, row.top_p));
+        sum = shared.found[1];
+        __syncthreads();
+    }
+    int at = reach(shared, before, values, share_above(sum, share));
+    return int(~uint32_t(shared.keys[at]));
+}
+
+// Draws by weight from the whole row. `weights` [vocab] is scratch and may be the logits themselves.
+__device__ int draw_searching(
     Shared& shared, const SampleRow& row, const float* logits, float* weights, float max, int vocab
 ) {
     clear(shared.first);
     u64 candidates = 0, total = 0;
 #pragma unroll 4
     for (int i = threadIdx.x; i < vocab; i += THREADS) {
-        float weight = expf(__fdiv_rn(logits[i] - max, row.temperature));
-        bool kept = weight > 0.f && weight >= row.min_p;
-        uint32_t bits = kept ? __float_as_uint(weight) : 0;
+        uint32_t bits = weight_bits(row, logits[i], max);
         weights[i] = __uint_as_float(bits);
-        if (kept) {
+        if (bits) {
             add(shared.first, bits >> FIRST_SHIFT, bits);
             candidates++;
             total += fixed(bits);
@@ -249,23 +409,35 @@ __device__ int draw_by_weight(
 }
 
 // Draws for each row that is not greedy and has a finite logit: logits f32 [R, vocab], or edited where the row's were
-// changed; edited is scratch. best u64 [R] holds the largest logit, from the kernel `greedy`. Grid: a block a row, with
-// sizeof(Shared) of dynamic shared memory. Reads 4 bytes a token two to four times, mostly from L2.
+// changed; edited is scratch. best u64 [R] holds the largest logit, from the kernel `greedy`; slices and lists are from
+// the kernel `weigh`, at most THREADS a row. Grid: a block a row, with sizeof(Shared) of dynamic shared memory. Reads 6
+// bytes a token listed; where the lists do not suffice 4 bytes a token two to four times, mostly from L2.
 extern "C" __global__ void __launch_bounds__(THREADS) draw(
     SampleOutput* outputs, float* edited, uint32_t* last_tokens, uint16_t* counts, const float* logits,
-    const u64* best, const SampleRow* rows, int vocab, int slots
+    const u64* best, const SampleRow* rows, const WeighedSlice* slices, const uint16_t* lists, int vocab, int slots
 ) {
     extern __shared__ __align__(16) char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     SampleRow row = rows[blockIdx.x];
     u64 key = best[blockIdx.x];
     if (!key || is_greedy(row)) return;
-    float max = from_ordered(uint32_t(key >> 32));
+    float largest = from_ordered(uint32_t(key >> 32));
     float* scratch = edited + size_t(blockIdx.x) * vocab;
     const float* from = is_edited(row, slots) ? scratch : logits + size_t(blockIdx.x) * vocab;
-    int token = row.top_k || row.top_p < 1.f ? draw_by_weight(shared, row, from, scratch, max, vocab)
-                                             : draw_by_id(shared, row, from, max, vocab);
+    int count = (vocab + SLICE - 1) / SLICE;
+    Candidates candidates = {
+        from, slices + size_t(blockIdx.x) * count, lists + size_t(blockIdx.x) * count * LISTED, largest, count
+    };
+    int token;
+    if (is_by_weight(row)) {
+        token = draw_listed(shared, row, candidates);
+        __syncthreads();
+        if (token < 0) token = draw_searching(shared, row, from, scratch, largest, vocab);
+    } else {
+        token = draw_by_id(shared, row, from, candidates.slices, largest, vocab);
+    }
     if (threadIdx.x == 0) {
+        token = max(min(token, vocab - 1), 0);
         finish_row(row, &outputs[blockIdx.x], last_tokens, counts, vocab, slots, uint32_t(token), 0);
     }
 }

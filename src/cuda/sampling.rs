@@ -30,6 +30,15 @@ const LOGPROBS_SHARED_BYTES: usize = 2048 * 4 + 4096 * 8 + 1024;
 /// Tokens of a slice of a row, few and many rows.
 const SLICES: [usize; 2] = [4096, 8192];
 
+/// Tokens of a slice that tells of itself, its threads, and how many of its tokens it lists at most: as in
+/// `kernels/include/slices.cuh`.
+const SLICE: usize = 4096;
+const SLICE_THREADS: u32 = 256;
+const LISTED: usize = 512;
+
+/// Bytes of what such a slice tells.
+const SLICE_BYTES: usize = 24;
+
 /// Kernels that draw tokens, the sequences' state, and room for one step.
 pub struct Sampling {
     kernels: Kernels,
@@ -46,6 +55,10 @@ pub struct Sampling {
     bans: DeviceTensor,
     /// f32 `[slots, vocab]`: changed logits, then weights.
     edited: DeviceTensor,
+    /// What each slice of a row tells `[slots, slices x SLICE_BYTES]`, and u16 `[slots, slices x LISTED]` as bytes: its
+    /// best tokens.
+    slices: DeviceTensor,
+    lists: DeviceTensor,
     /// u64 `[slots]`, twice, and u32 `[slots]`: largest logits, the same in the making, and blocks that have ended.
     best: DeviceTensor,
     partial: DeviceTensor,
@@ -60,8 +73,11 @@ struct Kernels {
     mark_tokens: Kernel,
     edit_logits: Kernel,
     greedy: Kernel,
+    weigh: Kernel,
     draw: Kernel,
+    sample_logit_slices: Kernel,
     sample_logprobs: Kernel,
+    target_logit_slices: Kernel,
     target_logprobs: Kernel,
 }
 
@@ -72,8 +88,11 @@ impl Kernels {
             mark_tokens: gpu.kernel("history", "mark_tokens")?,
             edit_logits: gpu.kernel("history", "edit_logits")?,
             greedy: gpu.kernel("greedy", "greedy")?,
+            weigh: gpu.kernel("weigh", "weigh")?,
             draw: gpu.kernel("draw", "draw")?,
+            sample_logit_slices: gpu.kernel("logprobs", "sample_logit_slices")?,
             sample_logprobs: gpu.kernel("logprobs", "sample_logprobs")?,
+            target_logit_slices: gpu.kernel("logprobs", "target_logit_slices")?,
             target_logprobs: gpu.kernel("logprobs", "target_logprobs")?,
         };
         gpu.allow_shared_memory(kernels.draw, DRAW_SHARED_BYTES)?;
@@ -84,7 +103,8 @@ impl Kernels {
 impl Sampling {
     /// Bytes of GPU memory that [`Self::new`] takes.
     pub fn bytes(rows: usize, vocab: usize) -> usize {
-        rows * (vocab * (2 + 4) + MAX_EDITS * (8 + 4) + 4 + 8 + 8 + 4) + HISTORY_CHUNK * 4
+        let slices = vocab.div_ceil(SLICE) * (SLICE_BYTES + 2 * LISTED);
+        rows * (vocab * (2 + 4) + slices + MAX_EDITS * (8 + 4) + 4 + 8 + 8 + 4) + HISTORY_CHUNK * 4
     }
 
     /// State and room for `rows` sequences, and as many rows a step, of a vocabulary of `vocab` tokens.
@@ -92,7 +112,10 @@ impl Sampling {
     /// # Errors
     /// If there is no room, or a kernel is missing.
     pub fn new(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Self, CudaError> {
-        require("sampling", rows > 0 && vocab > 0, || format!("{rows} rows of {vocab} tokens"))?;
+        let slices = vocab.div_ceil(SLICE);
+        require("sampling", rows > 0 && vocab > 0 && slices <= ROW_THREADS as usize, || {
+            format!("{rows} rows of {vocab} tokens")
+        })?;
         let zeros = |columns: usize, dtype: DType| gpu.zeros(rows, columns, dtype, "what draws tokens");
         Ok(Self {
             kernels: Kernels::load(gpu)?,
@@ -104,6 +127,8 @@ impl Sampling {
             bias: zeros(2 * MAX_EDITS, DType::U32)?,
             bans: zeros(MAX_EDITS, DType::U32)?,
             edited: zeros(vocab, DType::F32)?,
+            slices: zeros(slices * SLICE_BYTES, DType::U8)?,
+            lists: zeros(slices * LISTED * 2, DType::U8)?,
             best: zeros(2, DType::U32)?,
             partial: zeros(2, DType::U32)?,
             tickets: zeros(1, DType::U32)?,
@@ -117,7 +142,8 @@ impl Sampling {
     }
 
     /// Gives `slot` to a sequence: its last token where there is one, its history (prompt, answer) where penalties ask
-    /// for it, what is added to its logits, and what may not come yet. A token that comes twice in `bias` gets the sum.
+    /// for it, what is added to its logits, and what may not come yet. Does not wait for the GPU. A token that comes
+    /// twice in `bias` gets the sum.
     ///
     /// # Errors
     /// If the slot is outside, or `bias` or `banned` have more than [`MAX_EDITS`] entries; what the driver says.
@@ -194,15 +220,14 @@ impl Sampling {
             self.draw(gpu, logits, rows, outputs)?;
         }
         if needs.logprobs {
-            let arguments = Arguments::new().tensor(outputs).tensor(logits).tensor(rows).size(self.vocab);
-            // SAFETY: shapes were checked; tokens come from the kernels before.
-            unsafe { gpu.launch(self.kernels.sample_logprobs, row_grid(count, LOGPROBS_SHARED_BYTES), arguments) }?;
+            self.logprobs(gpu, logits, rows, outputs)?;
         }
         Ok(())
     }
 
     /// Log-probability and rank of given tokens, `targets` u32 with `r` elements, under `logits` f32 `[r, vocab]`, each
-    /// with [`MAX_TOP_LOGPROBS`] alternatives; `outputs` as in [`Self::sample`].
+    /// with `alternatives` of the likeliest tokens, [`MAX_TOP_LOGPROBS`] at most; `outputs` as in [`Self::sample`], and
+    /// `r` too.
     ///
     /// # Errors
     /// If shapes or dtypes do not fit.
@@ -211,17 +236,49 @@ impl Sampling {
         gpu: &Gpu,
         logits: &DeviceTensor,
         targets: &DeviceTensor,
+        alternatives: usize,
         outputs: &DeviceTensor,
     ) -> Result<(), CudaError> {
         const OP: &str = "prompt_logprobs";
         let count = logits.rows();
+        require(OP, count <= self.slots, || format!("{count} rows, room for {}", self.slots))?;
         expect(OP, "the logits", logits, DType::F32, count, self.vocab)?;
         expect_at_least(OP, "targets", targets, DType::U32, count)?;
         expect_at_least(OP, "outputs", outputs, DType::U8, count * size_of::<SampleOutput>())?;
-        let arguments = Arguments::new().tensor(outputs).tensor(logits).tensor(targets);
-        let arguments = arguments.size(self.vocab).size(MAX_TOP_LOGPROBS);
+        let alternatives = alternatives.min(MAX_TOP_LOGPROBS);
+        let arguments = Arguments::new().tensor(&self.slices).tensor(&self.lists).tensor(logits).tensor(targets);
+        let arguments = arguments.size(self.vocab).size(alternatives);
         // SAFETY: shapes were checked; the kernel bounds the targets.
+        unsafe { gpu.launch(self.kernels.target_logit_slices, self.slice_grid(count), arguments) }?;
+        let arguments = Arguments::new().tensor(outputs).tensor(logits).tensor(targets).tensor(&self.slices);
+        let arguments = arguments.tensor(&self.lists).size(self.vocab).size(alternatives);
+        // SAFETY: as above; `slices` and `lists` are what the kernel before has written.
         unsafe { gpu.launch(self.kernels.target_logprobs, row_grid(count, LOGPROBS_SHARED_BYTES), arguments) }
+    }
+
+    fn logprobs(
+        &self,
+        gpu: &Gpu,
+        logits: &DeviceTensor,
+        rows: &DeviceTensor,
+        outputs: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        let arguments = Arguments::new().tensor(&self.slices).tensor(&self.lists).tensor(outputs).tensor(logits);
+        let arguments = arguments.tensor(rows).size(self.vocab);
+        // SAFETY: `sample` checked the shapes; tokens come from the kernels before.
+        unsafe { gpu.launch(self.kernels.sample_logit_slices, self.slice_grid(logits.rows()), arguments) }?;
+        let arguments = Arguments::new().tensor(outputs).tensor(logits).tensor(rows).tensor(&self.slices);
+        let arguments = arguments.tensor(&self.lists).size(self.vocab);
+        let grid = row_grid(logits.rows(), LOGPROBS_SHARED_BYTES);
+        // SAFETY: as above; `slices` and `lists` are what the kernel before has written.
+        unsafe { gpu.launch(self.kernels.sample_logprobs, grid, arguments) }
+    }
+
+    /// A block for each slice of each of `rows` rows.
+    fn slice_grid(&self, rows: usize) -> Grid {
+        let mut grid = Grid::linear(rows, SLICE_THREADS);
+        grid.blocks[1] = self.vocab.div_ceil(SLICE) as u32;
+        grid
     }
 
     fn edit(&self, gpu: &Gpu, logits: &DeviceTensor, rows: &DeviceTensor) -> Result<(), CudaError> {
@@ -259,9 +316,13 @@ impl Sampling {
         rows: &DeviceTensor,
         outputs: &DeviceTensor,
     ) -> Result<(), CudaError> {
+        let arguments = Arguments::new().tensor(&self.slices).tensor(&self.lists).tensor(logits).tensor(&self.edited);
+        let arguments = arguments.tensor(&self.best).tensor(rows).size(self.vocab).size(self.slots);
+        // SAFETY: `sample` checked the shapes; `best` is what `greedy` has written.
+        unsafe { gpu.launch(self.kernels.weigh, self.slice_grid(logits.rows()), arguments) }?;
         let arguments = Arguments::new().tensor(outputs).tensor(&self.edited).tensor(&self.last_tokens);
         let arguments = arguments.tensor(&self.counts).tensor(logits).tensor(&self.best).tensor(rows);
-        let arguments = arguments.size(self.vocab).size(self.slots);
+        let arguments = arguments.tensor(&self.slices).tensor(&self.lists).size(self.vocab).size(self.slots);
         // SAFETY: `sample` checked the shapes; the shared memory was allowed when the kernel was loaded.
         unsafe { gpu.launch(self.kernels.draw, row_grid(logits.rows(), DRAW_SHARED_BYTES), arguments) }
     }

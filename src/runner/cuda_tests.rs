@@ -119,9 +119,13 @@ fn cuda_draws_are_those_of_the_cpu() {
         SamplingParams { top_p: 0.8, top_k: Some(20), temperature: 0.7, ..base.clone() },
         SamplingParams { top_p: 0.95, top_k: Some(64), min_p: 0.01, ..base.clone() },
         SamplingParams { top_k: Some(1), ..base.clone() },
+        SamplingParams { top_k: Some(40), top_p: 0.9, temperature: 0.8, ..base.clone() },
+        SamplingParams { top_k: Some(600), top_p: 0.95, ..base.clone() },
         SamplingParams { temperature: f32::from_bits(1), ..base },
     ];
-    for (rows, vocab, steps) in [(256, 32_003, 79), (7, 151_936, 20), (1, 151_936, 20)] {
+    // A row of less than a slice, of just more than one, and more slices than warps.
+    let shapes = [(256, 32_003, 79), (7, 151_936, 20), (1, 151_936, 20), (5, 50, 40), (4, 4097, 40), (3, 12_289, 40)];
+    for (rows, vocab, steps) in shapes {
         let mut logits = bells(rows * vocab, 3, 3.0);
         // Every other row is coarse, so that many weights are equal.
         for row in logits.chunks_mut(vocab).step_by(2) {
@@ -153,8 +157,79 @@ fn cuda_draws_are_those_of_the_cpu() {
                 }
             }
             let draws = rows * steps as usize;
-            assert!(wrong * 1000 <= draws, "{params:?}: {wrong} of {draws} differ");
+            assert!(wrong * 1000 <= draws.max(1000), "{params:?}: {wrong} of {draws} differ");
         }
+    }
+}
+
+/// Rows whose slices have no room to list what matters: all logits equal, steps of equals, a crowd in one slice alone,
+/// a slice that holds nearly all weight beside a flat rest. Exact weights keep the CPU's answer exact.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_draws_from_flat_rows_search_the_whole_row() {
+    let (rows, vocab, steps) = (6, 12_291, 50);
+    let mut logits = vec![0.0_f32; rows * vocab];
+    for (index, row) in logits.chunks_mut(vocab).enumerate() {
+        for (token, logit) in row.iter_mut().enumerate() {
+            *logit = match index {
+                0 => 1.5,
+                1 => -((token % 3) as f32),
+                2 if (5000..6000).contains(&token) => 4.0,
+                3 if token == 4097 => 9.0,
+                4 if token % 2 == 1 => f32::NAN,
+                5 if token > 700 => f32::NEG_INFINITY,
+                _ => 0.0,
+            };
+        }
+    }
+    let base = SamplingParams::default();
+    let settings = [
+        SamplingParams { top_k: Some(40), ..base.clone() },
+        SamplingParams { top_k: Some(513), ..base.clone() },
+        SamplingParams { top_k: Some(5000), top_p: 0.5, ..base.clone() },
+        SamplingParams { top_p: 0.9, ..base.clone() },
+        SamplingParams { top_p: 0.01, ..base.clone() },
+        SamplingParams { top_k: Some(40), top_p: 0.9, min_p: 0.5, ..base.clone() },
+        SamplingParams { top_k: Some(100_000), ..base.clone() },
+        base,
+    ];
+    let batch = Batch::new(rows, vocab, &logits);
+    for params in &settings {
+        let (mut wrong, seed) = (0, 0xFEED_5EED);
+        let request = request(params.clone(), &[1], 0);
+        let mut samplers: Vec<Sampler> = (0..rows).map(|_| Sampler::default()).collect();
+        for (slot, sampler) in samplers.iter_mut().enumerate() {
+            sampler.start(SeqId(0), request.clone(), slot as u32, seed);
+        }
+        for step in 0..steps {
+            let found = batch.sample(&(0..rows as u32).map(|slot| row(params, slot, seed, step)).collect::<Vec<_>>());
+            for (slot, sampler) in samplers.iter_mut().enumerate() {
+                let logits = &logits[slot * vocab..][..vocab];
+                let token = sampler.sample(SeqId(0), logits).expect("finite").token;
+                assert_eq!(found[slot].status, 0);
+                assert!(logits[found[slot].token as usize] > f32::NEG_INFINITY, "row {slot}: {}", found[slot].token);
+                wrong += u32::from(found[slot].token != token);
+            }
+        }
+        assert!(wrong <= 1, "{params:?}: {wrong} differ");
+    }
+}
+
+/// A row's draw from the slices' lists is the same beside rows that must be searched, and in any place.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_draws_do_not_depend_on_other_rows() {
+    let vocab = 32_003;
+    let own = bells(vocab, 17, 3.0);
+    let params = SamplingParams { top_k: Some(40), top_p: 0.9, temperature: 0.8, ..SamplingParams::default() };
+    let alone = Batch::new(1, vocab, &own);
+    let mut logits = vec![0.25_f32; 3 * vocab];
+    logits[2 * vocab..].copy_from_slice(&own);
+    let beside = Batch::new(3, vocab, &logits);
+    for step in 0..20 {
+        let asked = row(&params, 0, 3, step);
+        let others = [0, 1, 2].map(|slot| SampleRow { slot, choice: 0, ..asked });
+        assert_eq!(alone.sample(&[asked])[0].token, beside.sample(&others)[2].token);
     }
 }
 
@@ -255,7 +330,9 @@ fn cuda_penalties_bias_and_bans_follow_the_history() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_logprobs_are_those_of_the_cpu() {
-    for (rows, vocab, spread) in [(1, 151_936, 3.0), (7, 32_003, 0.001), (33, 32_003, 4.0), (2, 50, 1.0)] {
+    for (rows, vocab, spread) in
+        [(1, 151_936, 3.0), (7, 32_003, 0.001), (33, 32_003, 4.0), (2, 50, 1.0), (3, 4099, 5.0)]
+    {
         let mut logits = bells(rows * vocab, 21, spread);
         logits[vocab - 3] = logits[1]; // equals
         let batch = Batch::new(rows, vocab, &logits);
@@ -263,8 +340,14 @@ fn cuda_logprobs_are_those_of_the_cpu() {
         let device = gpu().empty(1, rows, DType::U32, "a test").expect("room");
         let target_bytes: Vec<u8> = targets.iter().flat_map(|target| target.to_ne_bytes()).collect();
         gpu().upload(&device, &target_bytes).expect("it fits");
-        batch.sampling.prompt_logprobs(gpu(), &batch.logits, &device, &batch.outputs).expect("launched");
+        let sampling = &batch.sampling;
+        sampling.prompt_logprobs(gpu(), &batch.logits, &device, 20, &batch.outputs).expect("launched");
         let given = SampleOutput::read(&gpu().download(&batch.outputs).expect("kernels ran"));
+        sampling.prompt_logprobs(gpu(), &batch.logits, &device, 0, &batch.outputs).expect("launched");
+        let plain = SampleOutput::read(&gpu().download(&batch.outputs).expect("kernels ran"));
+        for (with, without) in given.iter().zip(&plain) {
+            assert_eq!((with.logprob, with.rank), (without.logprob, without.rank));
+        }
         let params = SamplingParams { logprobs: Some(20), ..SamplingParams::default() };
         let drawn = batch.sample(&(0..rows as u32).map(|slot| row(&params, slot, 4, 0)).collect::<Vec<_>>());
         for (index, row) in logits.chunks(vocab).enumerate() {
@@ -289,6 +372,7 @@ fn cuda_bench_sampling() {
         ("greedy", SamplingParams { temperature: 0.0, ..base.clone() }),
         ("temperature", SamplingParams { temperature: 0.8, ..base.clone() }),
         ("top_k 50", SamplingParams { top_k: Some(50), ..base.clone() }),
+        ("top_k 40, top_p 0.9", SamplingParams { top_k: Some(40), top_p: 0.9, temperature: 0.8, ..base.clone() }),
         ("top_p 0.9", SamplingParams { top_p: 0.9, temperature: 0.6, ..base.clone() }),
         ("greedy, 20 logprobs", SamplingParams { temperature: 0.0, logprobs: Some(20), ..base }),
     ];

@@ -67,6 +67,8 @@ struct Packed {
     sample_rows: Vec<SampleRow>,
     prompt_tokens: Vec<u32>,
     prompt_targets: Vec<u32>,
+    /// The most alternatives that any of them asks for.
+    prompt_alternatives: usize,
 }
 
 /// How a step runs.
@@ -172,6 +174,7 @@ impl GpuRunner {
         packed.sample_tokens.clear();
         packed.prompt_tokens.clear();
         packed.prompt_targets.clear();
+        packed.prompt_alternatives = 0;
         let mut prompts = Vec::new();
         for row in &planned.rows {
             packed.sample_tokens.extend(row.samples.clone().map(|_| row.tokens.end as u32 - 1));
@@ -180,6 +183,8 @@ impl GpuRunner {
             {
                 let next = state.request.prompt.iter().skip(row.start as usize + 1).take(row.tokens.len());
                 packed.prompt_targets.extend(next);
+                let alternatives = state.request.sampling.prompt_logprobs.unwrap_or(0) as usize;
+                packed.prompt_alternatives = packed.prompt_alternatives.max(alternatives);
                 let count = packed.prompt_targets.len() - packed.prompt_tokens.len();
                 packed.prompt_tokens.extend((row.tokens.start as u32..).take(count));
                 prompts.push(PromptRow { seq: row.seq, start: row.start, count });
@@ -271,7 +276,8 @@ impl GpuRunner {
             let (rows, targets) = self.buffers.prompt_tokens(from, count);
             let logits = self.model.logits(&self.compute, RowIndices::Gpu(&rows), &self.workspace)?;
             let outputs = self.buffers.prompt_outputs(from, count);
-            self.sampling.prompt_logprobs(self.gpu.gpu(), logits.gpu()?, &targets, &outputs)?;
+            let alternatives = self.packed.prompt_alternatives;
+            self.sampling.prompt_logprobs(self.gpu.gpu(), logits.gpu()?, &targets, alternatives, &outputs)?;
         }
         if samples > 0 {
             let rows = self.buffers.sample_tokens(samples);
