@@ -120,6 +120,8 @@ pub struct StepSizes {
     pub max_prompt_chunk_while_decoding: u32,
     /// Where that is more, prompt tokens in such a step for each sequence that decodes.
     pub prompt_tokens_per_decode: u32,
+    /// Where that is more, prompt tokens in such a step for each request that waits, up to four times the chunk.
+    pub prompt_tokens_per_waiting: u32,
     /// How late tokens are committed.
     pub lag: Lag,
 }
@@ -133,23 +135,26 @@ impl StepSizes {
         max_step_tokens: 512,
         max_prompt_chunk_while_decoding: 128,
         prompt_tokens_per_decode: 0,
+        prompt_tokens_per_waiting: 0,
         lag: Lag::Zero,
     };
 
     /// A GPU's. Decoding grows cheaper a sequence up to 256 of them; prompts reach full speed at thousands of tokens; a
-    /// chunk of 384 keeps a step below three times one that only decodes. Beside more than 48 that decode, eight prompt
-    /// tokens for each: such steps take long anyway, and smaller chunks cost a tenth of the throughput. The host works
-    /// while the GPU does.
+    /// chunk of 320 keeps a step below three times one that only decodes. Beside more than 40 that decode, eight prompt
+    /// tokens for each: such steps take long anyway, and smaller chunks cost a tenth of the throughput. Where many wait,
+    /// 64 for each of them. The host works while the GPU does.
     pub const GPU: Self = Self {
         max_sequences: 256,
         max_step_tokens: 8192,
-        max_prompt_chunk_while_decoding: 384,
+        max_prompt_chunk_while_decoding: 320,
         prompt_tokens_per_decode: 8,
+        prompt_tokens_per_waiting: 64,
         lag: Lag::One,
     };
 
     /// A GPU's with little memory: buffers of a large step would take what the KV cache needs.
-    pub const SMALL_GPU: Self = Self { max_sequences: 64, max_step_tokens: 2048, ..Self::GPU };
+    pub const SMALL_GPU: Self =
+        Self { max_sequences: 64, max_step_tokens: 2048, prompt_tokens_per_waiting: 16, ..Self::GPU };
 }
 
 impl Default for EngineConfig {
@@ -195,6 +200,7 @@ impl EngineConfig {
     /// for smaller steps alone means fewer sequences too.
     pub fn step_sizes(&self, defaults: StepSizes) -> StepSizes {
         let most_sequences = self.max_step_tokens.map_or(u32::MAX, |tokens| tokens.max(1));
+        let own_chunk = self.max_prompt_chunk_while_decoding.is_some();
         let max_sequences = self.max_sequences.unwrap_or(defaults.max_sequences.min(most_sequences));
         StepSizes {
             max_sequences,
@@ -203,10 +209,8 @@ impl EngineConfig {
                 .max_prompt_chunk_while_decoding
                 .unwrap_or(defaults.max_prompt_chunk_while_decoding),
             // Who sets the chunk means it.
-            prompt_tokens_per_decode: match self.max_prompt_chunk_while_decoding {
-                Some(_) => 0,
-                None => defaults.prompt_tokens_per_decode,
-            },
+            prompt_tokens_per_decode: if own_chunk { 0 } else { defaults.prompt_tokens_per_decode },
+            prompt_tokens_per_waiting: if own_chunk { 0 } else { defaults.prompt_tokens_per_waiting },
             lag: self.lag.unwrap_or(defaults.lag),
         }
     }

@@ -14,16 +14,15 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::request::{RequestEvent, RequestId};
 
 /// Who reads the events of a request.
-#[derive(Clone)]
 pub(super) struct Reader {
     request: RequestId,
     events: channel::Sender<RequestEvent>,
-    too_slow: Arc<AtomicBool>,
+    too_slow: AtomicBool,
 }
 
 impl Reader {
-    pub(super) fn new(request: RequestId, events: channel::Sender<RequestEvent>) -> Self {
-        Self { request, events, too_slow: Arc::default() }
+    pub(super) fn new(request: RequestId, events: channel::Sender<RequestEvent>) -> Arc<Self> {
+        Arc::new(Self { request, events, too_slow: AtomicBool::new(false) })
     }
 
     /// Whether it reads no more, or too slowly.
@@ -44,7 +43,10 @@ impl Reader {
 }
 
 /// Events on their way.
-type Parcels = Vec<(Reader, RequestEvent)>;
+type Parcels = Vec<(Arc<Reader>, RequestEvent)>;
+
+/// Steps whose events may wait for the thread; the engine waits with the next, so that they do not pile up.
+const MAX_STEPS: usize = 4;
 
 /// Hands events over, at once or by a thread.
 pub(super) enum Delivery {
@@ -55,7 +57,7 @@ pub(super) enum Delivery {
         /// Of the step so far.
         filling: Parcels,
         /// To the thread, which ends when this is dropped and all is delivered.
-        outbox: mpsc::Sender<Parcels>,
+        outbox: mpsc::SyncSender<Parcels>,
     },
 }
 
@@ -65,7 +67,7 @@ impl Delivery {
     /// # Errors
     /// If the operating system refuses the thread.
     pub(super) fn by_thread() -> std::io::Result<Self> {
-        let (outbox, inbox) = mpsc::channel::<Parcels>();
+        let (outbox, inbox) = mpsc::sync_channel::<Parcels>(MAX_STEPS);
         std::thread::Builder::new().name("lantern-delivery".into()).spawn(move || {
             for (reader, event) in inbox.into_iter().flatten() {
                 reader.give(event);
@@ -75,7 +77,7 @@ impl Delivery {
     }
 
     /// Sends `event` to `reader`, by a thread with the next [`Self::flush`].
-    pub(super) fn send(&mut self, reader: &Reader, event: RequestEvent) {
+    pub(super) fn send(&mut self, reader: &Arc<Reader>, event: RequestEvent) {
         match self {
             Self::Direct => reader.give(event),
             Self::Thread { filling, .. } => filling.push((reader.clone(), event)),

@@ -49,6 +49,7 @@ pub(crate) fn start(
         max_step_tokens: sizes.max_step_tokens,
         max_prompt_chunk_while_decoding: sizes.max_prompt_chunk_while_decoding,
         prompt_tokens_per_decode: sizes.prompt_tokens_per_decode,
+        prompt_tokens_per_waiting: sizes.prompt_tokens_per_waiting,
         max_model_len: model.plan.context_length,
         max_waiting: config.max_waiting + sizes.max_sequences,
         max_waiting_per_tenant: config.max_waiting + sizes.max_sequences,

@@ -19,7 +19,7 @@ use super::handle::{Command, EngineInbox, Submission};
 /// A request that the scheduler has.
 struct Live {
     submission: Submission,
-    reader: Reader,
+    reader: Arc<Reader>,
     sequences: Vec<SeqId>,
     /// Choices that have not ended.
     unfinished: usize,

@@ -19,6 +19,9 @@ pub struct SchedulerConfig {
     pub max_prompt_chunk_while_decoding: u32,
     /// Where that is more, prompt tokens of such a step for each sequence that decodes: a step of many takes long anyway.
     pub prompt_tokens_per_decode: u32,
+    /// Where that is more, prompt tokens of such a step for each request that waits, up to four times
+    /// `max_prompt_chunk_while_decoding`: a crowd is not kept from its first tokens by a few who have theirs.
+    pub prompt_tokens_per_waiting: u32,
     /// Most tokens of a sequence, prompt and answer.
     pub max_model_len: u32,
     /// Most requests that wait.
@@ -32,14 +35,14 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Most prompt tokens of a step in which `decodes` sequences decode.
-    pub(super) fn prompt_tokens_beside(&self, decodes: usize) -> usize {
-        match decodes {
-            0 => self.max_step_tokens as usize,
-            decodes => {
-                (self.max_prompt_chunk_while_decoding as usize).max(decodes * self.prompt_tokens_per_decode as usize)
-            }
+    /// Most prompt tokens of a step in which `decodes` sequences decode and `waiting` requests wait.
+    pub(super) fn prompt_tokens_beside(&self, decodes: usize, waiting: usize) -> usize {
+        if decodes == 0 {
+            return self.max_step_tokens as usize;
         }
+        let chunk = self.max_prompt_chunk_while_decoding as usize;
+        let crowd = (waiting * self.prompt_tokens_per_waiting as usize).min(4 * chunk);
+        chunk.max(decodes * self.prompt_tokens_per_decode as usize).max(crowd)
     }
 
     /// Checks each limit by itself and against the others.
@@ -117,6 +120,7 @@ mod tests {
             max_step_tokens: 8,
             max_prompt_chunk_while_decoding: 1,
             prompt_tokens_per_decode: 0,
+            prompt_tokens_per_waiting: 0,
             max_model_len: 64,
             max_waiting: 1,
             max_waiting_per_tenant: 1,

@@ -36,7 +36,7 @@ impl Scheduler {
             self.push_row(seq, 1, output);
         }
         let left = self.config.max_step_tokens as usize - decodes.len();
-        let budget = left.min(self.config.prompt_tokens_beside(decodes.len()));
+        let budget = left.min(self.config.prompt_tokens_beside(decodes.len(), self.queue.waiting()));
         self.decodes = decodes;
         self.push_prompt_chunks(budget, everybody_advances, output);
 

@@ -13,6 +13,7 @@ fn config() -> SchedulerConfig {
         max_step_tokens: 64,
         max_prompt_chunk_while_decoding: 8,
         prompt_tokens_per_decode: 0,
+        prompt_tokens_per_waiting: 0,
         max_model_len: 128,
         max_waiting: 256,
         max_waiting_per_tenant: 200,

@@ -161,6 +161,7 @@ fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Ve
         max_step_tokens: SIZES.max_step_tokens,
         max_prompt_chunk_while_decoding: 24,
         prompt_tokens_per_decode: 0,
+        prompt_tokens_per_waiting: 0,
         max_model_len: CONTEXT as u32,
         max_waiting: 64,
         max_waiting_per_tenant: 64,

@@ -49,7 +49,9 @@ pub(super) fn check_step(scheduler: &Scheduler, output: &SchedulerOutput, before
     let decodes = scheduler.decodes.len();
     let prompt_tokens: usize = output.rows[decodes..].iter().map(|row| row.tokens.len()).sum();
     let (fixed, each) = (config.max_prompt_chunk_while_decoding, config.prompt_tokens_per_decode);
-    let cap = (fixed as usize).max(decodes * each as usize);
+    // Who waited before the step was planned is not known here: the crowd counts in full.
+    let crowd = if config.prompt_tokens_per_waiting > 0 { 4 * fixed } else { 0 };
+    let cap = (fixed.max(crowd) as usize).max(decodes * each as usize);
     assert!(decodes == 0 || prompt_tokens <= cap, "chunk cap");
     let rows: HashSet<SeqId> = output.rows.iter().map(|row| row.seq).collect();
     assert_eq!(rows.len(), output.rows.len(), "one row a sequence");
