@@ -19,5 +19,5 @@ pub use generation::Generation;
 pub use handle::Llm;
 #[cfg(test)]
 pub(crate) use handle::LlmParts;
-pub use info::ModelInfo;
+pub use info::{ModelInfo, TokenCost};
 pub use load::LoadError;

@@ -1,7 +1,9 @@
-//! `lantern bench`: how fast a model runs on this machine, in process and without HTTP.
+//! `lantern bench`: how fast a model runs on this machine, in process or over HTTP.
 //!
-//! Knows no kernels: it measures what [`Llm::generate`] gives.
+//! Knows no kernels: it measures what [`Llm::generate`] or the server gives.
 
+mod floor;
+mod http;
 mod measure;
 mod report;
 mod serving;
@@ -9,10 +11,12 @@ mod serving;
 use super::flags::{EngineFlags, StoreFlags};
 use super::load;
 use super::{CliError, Session};
-use crate::config::Settings;
-use crate::device::Hardware;
+use crate::config::{Config, Settings};
+use crate::device::{self, Ceilings, Device, Hardware, Probing};
+use crate::hub::Store;
 use crate::llm::Llm;
-use measure::Bench;
+use http::HttpDoor;
+use measure::{Bench, Door};
 use report::{Measured, Report};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -20,7 +24,8 @@ use std::time::Instant;
 /// Arguments of `lantern bench`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:\n  lantern bench\n  lantern bench qwen2.5:1.5b --sequences 1,4,16\n  \
-                        lantern bench --prompt 2048 --generate 128 --json")]
+                        lantern bench --prompt 2048 --generate 128 --json\n  \
+                        lantern bench llama3.1:8b --serving --http --sequences 1,32,256")]
 pub struct BenchArgs {
     /// Model to measure [default: smollm2:135m]
     model: Option<String>,
@@ -30,6 +35,15 @@ pub struct BenchArgs {
     /// Measure what servers are compared by: all requests at once, 512 tokens in and 256 out, and long prompts
     #[arg(long)]
     serving: bool,
+    /// With --serving: the same over HTTP, to the server on a port of this machine
+    #[arg(long, requires = "serving")]
+    http: bool,
+    /// With --serving: GB/s that a large copy in the device's memory reads and writes [default: measured on a GPU]
+    #[arg(long, value_name = "GB/S", requires_all = ["serving", "matmul_tflops"], value_parser = rate, hide_short_help = true)]
+    copy_gbps: Option<f64>,
+    /// With --serving: TFLOP/s of a large bf16 matrix product [default: measured on a GPU]
+    #[arg(long, value_name = "TFLOP/S", requires_all = ["serving", "copy_gbps"], value_parser = rate, hide_short_help = true)]
+    matmul_tflops: Option<f64>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -56,18 +70,27 @@ pub struct BenchArgs {
 /// # Errors
 /// [`CliError`].
 pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
-    let settings = args.engine.fill(args.store.fill(Settings::default()));
+    let settings = args.engine.clone().fill(args.store.clone().fill(Settings::default()));
     let config = session.resolve(settings)?;
     session.log(&config, "warn")?;
     let hardware = Hardware::detect();
+    let ceilings = ceilings(&args, &config);
+    let driver_was_started = ceilings.is_some() && args.copy_gbps.is_none();
     let started = Instant::now();
     let llm = match &args.random_weights {
-        Some(shapes) => Llm::builder().random_weights(shapes).engine_config(config.engine.clone()).load_blocking()?,
+        Some(shapes) => Llm::builder()
+            .random_weights(shapes)
+            .hub_config(config.hub.clone())
+            .engine_config(config.engine.clone())
+            .load_blocking()?,
         None => load::load(&config, args.model.as_deref(), session)?,
     };
     let start_seconds = started.elapsed().as_secs_f64();
-    let mut bench = Bench::new(&llm, args.repeat);
+    // A model that a GPU was measured for may still have gone to the CPU.
+    let ceilings = ceilings.filter(|_| args.copy_gbps.is_some() || llm.info().runs_on != Device::Cpu);
     let runtime = super::runtime()?;
+    let door = if args.http { Door::Http(runtime.block_on(HttpDoor::open(&llm))?) } else { Door::InProcess };
+    let mut bench = Bench::new(&llm, door, ceilings, args.repeat);
     let (mut results, mut serving) = (Vec::new(), Vec::new());
     if args.serving {
         for sequences in &args.sequences {
@@ -83,7 +106,35 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
             results.push(runtime.block_on(bench.generate(args.generate, *sequences))?);
         }
     }
-    let measured = Measured { results, serving, start_seconds };
+    runtime.block_on(bench.close())?;
+    let over = if args.http { "over HTTP, each on a connection of its own" } else { "in process" };
+    let measured = Measured { results, serving, over, ceilings, start_seconds, driver_was_started };
     let report = Report::new(&llm, &hardware, measured, measure::resident_bytes());
     session.print(&if args.json { report.to_json() } else { report.to_string() })
+}
+
+/// What floors are worked out from: as it was told, or as the GPU that the model will go to shows while it is empty.
+fn ceilings(args: &BenchArgs, config: &Config) -> Option<Ceilings> {
+    if let (Some(copy), Some(products)) = (args.copy_gbps, args.matmul_tflops) {
+        return Some(Ceilings { copy_bytes_per_second: copy * 1e9, flops_per_second: products * 1e12 });
+    }
+    if !args.serving {
+        return None;
+    }
+    let libraries = Store::libraries_below(&config.hub.models_dir);
+    let mut hardware = Hardware::detect();
+    hardware.ask_driver(Probing::Wished(config.engine.device), Some(&libraries));
+    // Where the wished device cannot be had, loading says so.
+    let Device::Cuda { ordinal } = device::choose(&hardware, config.engine.device).ok()?.device else { return None };
+    Ceilings::measure(ordinal, Some(&libraries))
+        .inspect_err(|reason| tracing::warn!(%reason, "floors are not known"))
+        .ok()
+}
+
+/// A rate above 0.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("a number above 0 is needed".to_owned()),
+    }
 }

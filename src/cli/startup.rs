@@ -86,6 +86,8 @@ mod tests {
             weight_bytes: 98_000_000,
             context_length: 8192,
             device: "CPU, 2 threads, AVX2".into(),
+            runs_on: crate::device::Device::Cpu,
+            token_cost: Default::default(),
             device_reason: "this build has no CUDA, and no NVIDIA GPU was seen".into(),
             kv_bytes: 1_509_949_440,
             full_contexts: 8,

@@ -6,6 +6,7 @@
 
 mod attention;
 mod blas;
+mod ceilings;
 mod check;
 mod elementwise;
 mod error;
@@ -27,6 +28,7 @@ pub use attention::{
     MAX_GROUP,
 };
 pub use blas::{Blas, BlasMissing, Tuned, find_blas};
+pub use ceilings::{CardRates, card_rates};
 pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 pub use gemm::{Gemm, Product};

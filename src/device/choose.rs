@@ -9,9 +9,10 @@ use super::ladder::{Climb, GpuClimb, climb};
 use super::{Hardware, NvidiaFacts};
 
 /// Where a model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     /// This machine's processor.
+    #[default]
     Cpu,
     /// One NVIDIA GPU.
     Cuda {

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "cuda")]
 mod ask;
+mod ceilings;
 mod choose;
 mod facts;
 mod gpu;
@@ -14,6 +15,7 @@ use std::path::Path;
 
 use crate::cpu::SimdLevel;
 
+pub use ceilings::Ceilings;
 pub use choose::{Device, DeviceChoice, DeviceError, choose};
 pub use facts::{CudaFacts, DriverFacts, GpuFacts, Images, ProbeFailure, Probing, StartFailure};
 pub use gpu::NvidiaFacts;

@@ -1,5 +1,18 @@
 //! What is loaded, where it runs, and how much fits: what start-up prints and `/health` tells.
 
+use crate::device::Device;
+
+/// What one token costs a model: from it a benchmark works out how fast the model could be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenCost {
+    /// Weights that are multiplied: all but an embedding table that is only looked up in.
+    pub parameters: u64,
+    /// Their bytes.
+    pub weight_bytes: u64,
+    /// Bytes that its keys and values take in the KV cache, and that each later token of its sequence reads.
+    pub kv_bytes: u64,
+}
+
 /// A loaded model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
@@ -17,6 +30,8 @@ pub struct ModelInfo {
     pub context_length: u32,
     /// Where it runs, as in `CPU, 2 threads, AVX2`.
     pub device: String,
+    /// The same for programs; weights and KV cache are in this device's memory.
+    pub runs_on: Device,
     /// Why it runs there.
     pub device_reason: String,
     /// Bytes of the KV cache.
@@ -25,6 +40,8 @@ pub struct ModelInfo {
     pub full_contexts: u32,
     /// Tokens the KV cache holds in all.
     pub kv_tokens: u64,
+    /// What one token costs.
+    pub token_cost: TokenCost,
     /// When it was loaded, in seconds since 1970.
     pub loaded_at_unix_s: u64,
 }

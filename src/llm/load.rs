@@ -8,9 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[cfg(feature = "cuda")]
 use crate::config::DeviceWish;
 use crate::config::EngineConfig;
-#[cfg(feature = "cuda")]
-use crate::device::Device;
-use crate::device::{self, DeviceError, Hardware, Probing};
+use crate::device::{self, Device, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
 };
@@ -18,7 +16,7 @@ use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate, GgufVocab, TemplateError, 
 
 use super::generate::SamplingOptions;
 use super::handle::{Llm, LlmParts};
-use super::info::ModelInfo;
+use super::info::{ModelInfo, TokenCost};
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +81,9 @@ pub(super) fn load_files(
         let target = engine::GpuTarget { ordinal: ordinal as usize, library_folders };
         let card = choice.climb.gpus.iter().find(|gpu| gpu.ordinal == ordinal).map_or("a GPU", |gpu| &gpu.name);
         match engine::start(files, config, Target::Gpu(target)) {
-            Ok(started) => return finish(started, name, format!("{card} (cuda:{ordinal})"), choice.reason),
+            Ok(started) => {
+                return finish(started, name, choice.device, format!("{card} (cuda:{ordinal})"), choice.reason);
+            }
             Err(error) if config.device == DeviceWish::Auto && error.is_for_the_cpu() => {
                 tracing::warn!(%card, %error, "the model runs on the CPU");
                 choice.reason = format!("{card} cannot run this model: {error}");
@@ -95,13 +95,14 @@ pub(super) fn load_files(
     let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
     let (engine, model) = engine::start(files, config, Target::Cpu { free_bytes })?;
     let device = hardware.describe_cpu(model.threads.unwrap_or(1));
-    finish((engine, model), name, device, choice.reason)
+    finish((engine, model), name, Device::Cpu, device, choice.reason)
 }
 
 /// What is said of a model, and how its text is read and written, beside the engine that runs it.
 fn finish(
     (engine, model): (EngineHandle, LoadedModel),
     name: &str,
+    runs_on: Device,
     device: String,
     device_reason: String,
 ) -> Result<Llm, LoadError> {
@@ -109,6 +110,13 @@ fn finish(
     let device = match &model.products {
         Some(products) => format!("{device}, {products}"),
         None => device,
+    };
+    // Of each format as large a share is looked up as of all weights together: exact where there is but one.
+    let share = model.token_parameters as f64 / model.parameters.max(1) as f64;
+    let token_cost = TokenCost {
+        parameters: model.token_parameters,
+        weight_bytes: (plan.weight_bytes as f64 * share) as u64,
+        kv_bytes: plan.kv_token_bytes(),
     };
     let info = ModelInfo {
         name: name.to_owned(),
@@ -118,7 +126,9 @@ fn finish(
         weight_bytes: plan.weight_bytes,
         context_length: plan.context_length,
         device,
+        runs_on,
         device_reason,
+        token_cost,
         kv_bytes: plan.kv_bytes(),
         kv_tokens: plan.kv_tokens(),
         full_contexts: plan.full_contexts(),

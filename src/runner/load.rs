@@ -21,6 +21,8 @@ pub(crate) struct LoadedModel {
     pub(crate) architecture: String,
     /// Number of weights.
     pub(crate) parameters: u64,
+    /// Number of weights that each token is multiplied with: an embedding table is only looked up in.
+    pub(crate) token_parameters: u64,
     /// The format that most bytes of the weights are in.
     pub(crate) format: String,
     /// Tokens in the vocabulary.
@@ -125,9 +127,12 @@ fn on_cpu(
 
 /// What is known of a model that was loaded.
 pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, threads: Option<usize>) -> LoadedModel {
+    let looked_up = if source.spec.tied_embeddings { 0 } else { source.spec.vocab * source.spec.hidden };
+    let parameters = source.weights.parameters();
     LoadedModel {
         architecture: source.spec.architecture.clone(),
-        parameters: source.weights.parameters(),
+        parameters,
+        token_parameters: parameters.saturating_sub(looked_up as u64),
         format: source.weights.main_format().to_string(),
         vocab: u32::try_from(source.spec.vocab).unwrap_or(u32::MAX),
         tokenizer: source.tokenizer,

@@ -105,6 +105,11 @@ impl MemoryPlan {
         u64::from(self.blocks) * self.block_bytes
     }
 
+    /// Bytes of the KV cache that one token takes.
+    pub(crate) fn kv_token_bytes(&self) -> u64 {
+        self.block_bytes / KvLayout::BLOCK_SIZE as u64
+    }
+
     /// Tokens that the KV cache holds.
     pub(crate) fn kv_tokens(&self) -> u64 {
         u64::from(self.blocks) * KvLayout::BLOCK_SIZE as u64

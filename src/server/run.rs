@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::engine::SubmitError;
-use crate::llm::{GenerateError, GenerateRequest, GeneratedToken, GenerationEvent};
+use crate::llm::{GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Prompt};
 use crate::request::{FinishReason, TokenId, TokenLogprobs};
 
 use super::error::ApiError;
@@ -88,6 +88,28 @@ impl Run {
     ) -> Result<Self, ApiError> {
         let started = Instant::now();
         let n = requests.first().map_or(1, |request| request.n);
+        let generations = if requests.iter().all(|request| matches!(request.prompt, Prompt::Tokens(_))) {
+            // Nothing is to be encoded, and so nothing to wait for.
+            requests.into_iter().map(|request| app.llm.generate(request)).collect::<Result<Vec<_>, _>>()?
+        } else {
+            Self::encode(app, requests).await?
+        };
+        let prompts: Arc<[_]> = generations.iter().map(|generation| generation.prompt_tokens().to_vec()).collect();
+        let meters = prompts.iter().map(|prompt| Meter::new(app.metrics.clone(), started, prompt.len(), n)).collect();
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        let events = generations
+            .into_iter()
+            .enumerate()
+            .map(|(prompt, generation)| generation.map(move |event| (prompt, event)).boxed())
+            .collect();
+        record.set_tokens(prompt_tokens, 0);
+        let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
+        let cut = app.cut.subscribe();
+        Ok(Self { events, meters, prompts, n: n as usize, generates, usage, cut, record })
+    }
+
+    /// Encodes and submits on a thread that may block, when it is this request's turn.
+    async fn encode(app: &App, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, ApiError> {
         let place = app.encoding_queue.clone().try_acquire_owned().map_err(|_| {
             let max_waiting = u32::try_from(app.config.max_encoding_waiting).unwrap_or(u32::MAX);
             ApiError::from(SubmitError::Busy { max_waiting, retry_after_s: 1 })
@@ -101,19 +123,8 @@ impl Run {
         };
         let generations = tokio::task::spawn_blocking(encode)
             .await
-            .map_err(|_| ApiError::internal("encoding the prompt met a defect of the server's"))??;
-        let prompts: Arc<[_]> = generations.iter().map(|generation| generation.prompt_tokens().to_vec()).collect();
-        let meters = prompts.iter().map(|prompt| Meter::new(app.metrics.clone(), started, prompt.len(), n)).collect();
-        let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
-        let events = generations
-            .into_iter()
-            .enumerate()
-            .map(|(prompt, generation)| generation.map(move |event| (prompt, event)).boxed())
-            .collect();
-        record.set_tokens(prompt_tokens, 0);
-        let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
-        let cut = app.cut.subscribe();
-        Ok(Self { events, meters, prompts, n: n as usize, generates, usage, cut, record })
+            .map_err(|_| ApiError::internal("encoding the prompt met a defect of the server's"))?;
+        Ok(generations?)
     }
 
     /// The prompts as they were encoded.

@@ -5,10 +5,13 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use futures::stream::select_all;
+use futures::stream::{BoxStream, select_all};
 
+use super::floor::Workload;
+use super::http::HttpDoor;
 use super::report::{Row, Spread};
 use crate::cli::CliError;
+use crate::device::Ceilings;
 use crate::engine::MetricsSnapshot;
 use crate::llm::{GenerateRequest, GenerationEvent, Llm, Prompt};
 use crate::request::TokenId;
@@ -16,17 +19,48 @@ use crate::request::TokenId;
 /// Prompt of a sequence whose generation is timed, in tokens: short, so that decoding is nearly all of it.
 const SHORT_PROMPT_TOKENS: u32 = 8;
 
+/// How many tokens of an answer come each time that any come.
+pub type TokenStream = BoxStream<'static, Result<usize, CliError>>;
+
+/// How requests reach the model.
+pub enum Door {
+    /// By the library.
+    InProcess,
+    /// By the server.
+    Http(HttpDoor),
+}
+
+/// A request that is ready to be sent.
+pub(super) enum Prepared {
+    InProcess(Box<GenerateRequest>),
+    Http(String),
+}
+
 /// Measures one model.
 pub struct Bench<'a> {
     llm: &'a Llm,
+    door: Door,
+    ceilings: Option<Ceilings>,
     repeat: u32,
     random: SplitMix64,
 }
 
 impl<'a> Bench<'a> {
-    /// Measures `llm`, each figure `repeat` times after a warm-up.
-    pub fn new(llm: &'a Llm, repeat: u32) -> Self {
-        Self { llm, repeat, random: SplitMix64(0x1a27_e12e) }
+    /// Measures `llm` through `door`, each figure `repeat` times after a warm-up, beside the floors that follow from
+    /// `ceilings`.
+    pub fn new(llm: &'a Llm, door: Door, ceilings: Option<Ceilings>, repeat: u32) -> Self {
+        Self { llm, door, ceilings, repeat, random: SplitMix64(0x1a27_e12e) }
+    }
+
+    /// Closes the door, where it is one that can be.
+    ///
+    /// # Errors
+    /// [`CliError`]: the server did not end in order.
+    pub async fn close(self) -> Result<(), CliError> {
+        match self.door {
+            Door::InProcess => Ok(()),
+            Door::Http(door) => door.close().await,
+        }
     }
 
     /// Tokens per second of a prompt alone, up to its first answer token.
@@ -66,9 +100,9 @@ impl<'a> Bench<'a> {
         Row { name, sequences, tokens_per_second: Spread::of(&rates[1..]), outside_model_percent }
     }
 
-    /// The model that is measured.
-    pub(super) fn llm(&self) -> &Llm {
-        self.llm
+    /// The most tokens per second that `workload` could run at, where that is known.
+    pub(super) fn floor_rate(&self, workload: Workload) -> Option<f64> {
+        self.ceilings.map(|ceilings| workload.floor_rate(&self.llm.info().token_cost, &ceilings))
     }
 
     /// How often each figure is measured.
@@ -118,7 +152,36 @@ impl<'a> Bench<'a> {
         }
     }
 
-    pub(super) fn request(&mut self, prompt: u32, generate: u32) -> GenerateRequest {
+    /// A request of random ids, made before any clock runs.
+    pub(super) fn prepare(&mut self, prompt: u32, generate: u32) -> Prepared {
+        let request = self.request(prompt, generate);
+        match (&self.door, &request.prompt) {
+            (Door::Http(door), Prompt::Tokens(ids)) => Prepared::Http(door.body(ids, generate)),
+            _ => Prepared::InProcess(Box::new(request)),
+        }
+    }
+
+    /// Sends it; over HTTP once the stream is polled.
+    ///
+    /// # Errors
+    /// [`CliError`]: it is refused.
+    pub(super) fn send(&self, prepared: Prepared) -> Result<TokenStream, CliError> {
+        match (prepared, &self.door) {
+            (Prepared::Http(body), Door::Http(door)) => Ok(door.send(body)),
+            (Prepared::Http(_), Door::InProcess) => Err(CliError::Refused("there is no server to send it to".into())),
+            (Prepared::InProcess(request), _) => {
+                let events = self.llm.generate(*request)?;
+                let count = |event| match event {
+                    Ok(GenerationEvent::Delta { tokens, .. }) => Ok(tokens.len()),
+                    Ok(_) => Ok(0),
+                    Err(error) => Err(CliError::from(error)),
+                };
+                Ok(events.map(count).boxed())
+            }
+        }
+    }
+
+    fn request(&mut self, prompt: u32, generate: u32) -> GenerateRequest {
         let vocabulary = u64::from(self.llm.engine().limits().vocab_size);
         let ids: Vec<TokenId> = (0..prompt).map(|_| self.random.below(vocabulary)).collect();
         let request = GenerateRequest::new(Prompt::Tokens(ids)).max_tokens(generate).temperature(0.0);

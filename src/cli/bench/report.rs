@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::table::{Align, Table};
 use crate::config::ByteSize;
-use crate::device::Hardware;
+use crate::device::{Ceilings, Device, Hardware};
 use crate::llm::Llm;
 
 /// Median, least and most of some measurements.
@@ -64,6 +64,9 @@ pub struct ServingRow {
     pub host_us_per_step: f64,
     /// Share of the fastest that the machine could be, where that is known.
     pub percent_of_floor: Option<f64>,
+    /// Tokens per second at that floor.
+    #[serde(skip)]
+    pub(super) floor_rate: Option<f64>,
     #[serde(skip)]
     pub(super) rates: Vec<f64>,
     #[serde(skip)]
@@ -80,8 +83,14 @@ pub struct Report {
     model: Model,
     results: Vec<Row>,
     serving: Vec<ServingRow>,
+    /// How the requests of `serving` came.
+    over: &'static str,
+    /// What floors are worked out from, where it is known.
+    ceilings: Option<Ceilings>,
     /// Seconds from the first look at the model to its being ready.
     start_seconds: f64,
+    /// Whether the GPU's driver ran before that, to measure the card.
+    driver_was_started: bool,
     memory: Option<MemoryUse>,
 }
 
@@ -99,6 +108,7 @@ struct Model {
     format: String,
     parameters: u64,
     device: String,
+    on_gpu: bool,
     weight_bytes: u64,
     kv_bytes: u64,
 }
@@ -107,8 +117,9 @@ struct Model {
 struct MemoryUse {
     resident_bytes: u64,
     resident_peak_bytes: u64,
-    /// What the peak holds besides weights and the KV cache; negative where they are not all touched.
-    beyond_weights_and_kv_bytes: i64,
+    /// What the peak holds besides weights and the KV cache; negative where they are not all touched. `None` where both
+    /// are on a GPU.
+    beyond_weights_and_kv_bytes: Option<i64>,
 }
 
 impl Report {
@@ -116,6 +127,7 @@ impl Report {
     pub fn new(llm: &Llm, hardware: &Hardware, measured: Measured, resident: Option<(u64, u64)>) -> Self {
         let info = llm.info();
         let planned = info.weight_bytes.saturating_add(info.kv_bytes);
+        let on_gpu = info.runs_on != Device::Cpu;
         Self {
             lantern: env!("CARGO_PKG_VERSION"),
             machine: Machine {
@@ -129,16 +141,20 @@ impl Report {
                 format: info.format.clone(),
                 parameters: info.parameters,
                 device: info.device.clone(),
+                on_gpu,
                 weight_bytes: info.weight_bytes,
                 kv_bytes: info.kv_bytes,
             },
             results: measured.results,
             serving: measured.serving,
+            over: measured.over,
+            ceilings: measured.ceilings,
             start_seconds: measured.start_seconds,
+            driver_was_started: measured.driver_was_started,
             memory: resident.map(|(now, peak)| MemoryUse {
                 resident_bytes: now,
                 resident_peak_bytes: peak,
-                beyond_weights_and_kv_bytes: peak as i64 - planned as i64,
+                beyond_weights_and_kv_bytes: (!on_gpu).then_some(peak as i64 - planned as i64),
             }),
         }
     }
@@ -154,21 +170,35 @@ impl Report {
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let processor = self.machine.processor.as_deref().unwrap_or("unknown processor");
         writeln!(f, "{}, {}", self.model.name, self.model.format)?;
-        writeln!(f, "{}, {processor}", self.model.device)?;
-        writeln!(f, "ready after {:.1} s\n", self.start_seconds)?;
+        if self.model.on_gpu {
+            writeln!(f, "{}", self.model.device)?;
+        } else {
+            let processor = self.machine.processor.as_deref().unwrap_or("unknown processor");
+            writeln!(f, "{}, {processor}", self.model.device)?;
+        }
+        let warm = if self.driver_was_started { ", on a driver that was started before" } else { "" };
+        writeln!(f, "ready after {:.1} s{warm}\n", self.start_seconds)?;
         if !self.results.is_empty() {
             write!(f, "{}", results_table(&self.results))?;
         }
         if !self.serving.is_empty() {
+            writeln!(f, "requests {}", self.over)?;
+            if let Some(Ceilings { copy_bytes_per_second, flops_per_second }) = self.ceilings {
+                let (copy, products) = (copy_bytes_per_second / 1e9, flops_per_second / 1e12);
+                writeln!(f, "floors from copies of {copy:.0} GB/s and matrix products of {products:.0} TFLOP/s")?;
+            }
             write!(f, "{}", serving_table(&self.serving))?;
         }
         if let Some(memory) = &self.memory {
             let size = |bytes| ByteSize(bytes).to_string();
             let (weights, kv) = (size(self.model.weight_bytes), size(self.model.kv_bytes));
             let peak = size(memory.resident_peak_bytes);
-            writeln!(f, "\nresident memory at most {peak}; weights {weights}, KV cache {kv} as it is used")?;
+            if self.model.on_gpu {
+                writeln!(f, "\nresident memory at most {peak}; weights of {weights} on the GPU")?;
+            } else {
+                writeln!(f, "\nresident memory at most {peak}; weights {weights}, KV cache {kv} as it is used")?;
+            }
         }
         Ok(())
     }
@@ -180,8 +210,14 @@ pub struct Measured {
     pub results: Vec<Row>,
     /// Requests as servers get them.
     pub serving: Vec<ServingRow>,
+    /// How those came: `in process` or `over HTTP`.
+    pub over: &'static str,
+    /// What floors are worked out from, where it is known.
+    pub ceilings: Option<Ceilings>,
     /// Seconds from the first look at the model to its being ready.
     pub start_seconds: f64,
+    /// Whether the GPU's driver ran before that, to measure the card.
+    pub driver_was_started: bool,
 }
 
 fn serving_table(rows: &[ServingRow]) -> Table<11> {

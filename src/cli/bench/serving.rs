@@ -1,16 +1,17 @@
 //! The workload that servers are compared by: all requests at once, 512 random ids in and 256 out, and prompts of 4,096.
 //!
 //! Rates are over wall time, prompts included, as a client of the whole server sees them.
+//! Knows not how requests reach the model.
 
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::select_all;
 
-use super::measure::Bench;
+use super::floor::Workload;
+use super::measure::{Bench, TokenStream};
 use super::report::{ServingRow, Spread};
 use crate::cli::CliError;
-use crate::llm::GenerationEvent;
 
 /// Prompt of a request, in tokens.
 pub const PROMPT_TOKENS: u32 = 512;
@@ -36,8 +37,7 @@ impl Bench<'_> {
     /// [`CliError`]: a request is refused, or fewer tokens came than were asked for.
     pub async fn answers(&mut self, sequences: u32) -> Result<ServingRow, CliError> {
         let name = format!("{PROMPT_TOKENS}+{ANSWER_TOKENS}");
-        self.serve(name, PROMPT_TOKENS, ANSWER_TOKENS, sequences, |run| run.tokens as f64 / run.wall.as_secs_f64())
-            .await
+        self.serve(name, Workload { prompt: PROMPT_TOKENS, answer: ANSWER_TOKENS, sequences }).await
     }
 
     /// One token for each of `sequences` prompts of 4,096: the rate is that of prompt tokens.
@@ -46,8 +46,7 @@ impl Bench<'_> {
     /// [`CliError`]: a request is refused, or fewer tokens came than were asked for.
     pub async fn prompts(&mut self, sequences: u32) -> Result<ServingRow, CliError> {
         let (prompt, _) = LONG_PROMPT;
-        let tokens = f64::from(prompt) * f64::from(sequences);
-        self.serve(format!("prompt {prompt}"), prompt, 1, sequences, |run| tokens / run.wall.as_secs_f64()).await
+        self.serve(format!("prompt {prompt}"), Workload { prompt, answer: 1, sequences }).await
     }
 
     /// The gaps between the tokens of `sequences` answers while a prompt of 4,096 tokens arrives.
@@ -55,10 +54,12 @@ impl Bench<'_> {
     /// # Errors
     /// [`CliError`]: a request is refused, or fewer tokens came than were asked for.
     pub async fn intrusion(&mut self, sequences: u32) -> Result<ServingRow, CliError> {
-        let mut row = self.serving_row("prompt 4096 meanwhile".to_owned(), sequences);
+        let workload = Workload { prompt: PROMPT_TOKENS, answer: ANSWER_TOKENS, sequences };
+        let name = "prompt 4096 meanwhile".to_owned();
+        let mut row = ServingRow { name, sequences, ..ServingRow::default() };
         let before = self.snapshot();
         for repeat in 0..=self.repeat() {
-            let run = self.run_intrusion(sequences).await?;
+            let run = self.run_at_once(workload, Some(LONG_PROMPT.0)).await?;
             if repeat > 0 {
                 row.add(run.tokens as f64 / run.wall.as_secs_f64(), &run.first, &run.gaps);
             }
@@ -67,59 +68,44 @@ impl Bench<'_> {
         Ok(row)
     }
 
-    async fn serve(
-        &mut self,
-        name: String,
-        prompt: u32,
-        generate: u32,
-        sequences: u32,
-        rate: impl Fn(&Run) -> f64,
-    ) -> Result<ServingRow, CliError> {
-        let mut row = self.serving_row(name, sequences);
-        self.run_at_once(prompt, generate, sequences, None).await?;
+    async fn serve(&mut self, name: String, workload: Workload) -> Result<ServingRow, CliError> {
+        let mut row = ServingRow {
+            name,
+            sequences: workload.sequences,
+            floor_rate: self.floor_rate(workload),
+            ..ServingRow::default()
+        };
+        self.run_at_once(workload, None).await?;
         let before = self.snapshot();
         for _ in 0..self.repeat() {
-            let run = self.run_at_once(prompt, generate, sequences, None).await?;
-            row.add(rate(&run), &run.first, &run.gaps);
+            let run = self.run_at_once(workload, None).await?;
+            row.add(workload.rated_tokens() as f64 / run.wall.as_secs_f64(), &run.first, &run.gaps);
         }
         row.finish(&before, &self.snapshot());
         Ok(row)
     }
 
-    fn serving_row(&self, name: String, sequences: u32) -> ServingRow {
-        ServingRow { name, sequences, ..ServingRow::default() }
-    }
-
-    async fn run_intrusion(&mut self, sequences: u32) -> Result<Run, CliError> {
-        self.run_at_once(PROMPT_TOKENS, ANSWER_TOKENS, sequences, Some(LONG_PROMPT.0)).await
-    }
-
-    /// Runs `sequences` requests; where there is an `intruder`, a prompt of so many tokens comes when every request has
-    /// a quarter of its tokens, and gaps count from then on.
-    async fn run_at_once(
-        &mut self,
-        prompt: u32,
-        generate: u32,
-        sequences: u32,
-        intruder: Option<u32>,
-    ) -> Result<Run, CliError> {
-        let requests: Vec<_> = (0..sequences).map(|_| self.request(prompt, generate)).collect();
-        let mut intruder = intruder.map(|tokens| self.request(tokens, 1));
+    /// Runs the requests; where there is an `intruder`, a prompt of so many tokens comes when every request has a quarter
+    /// of its tokens, and gaps count from then on.
+    async fn run_at_once(&mut self, workload: Workload, intruder: Option<u32>) -> Result<Run, CliError> {
+        let Workload { prompt, answer, sequences } = workload;
+        let requests: Vec<_> = (0..sequences).map(|_| self.prepare(prompt, answer)).collect();
+        let mut intruder = intruder.map(|tokens| self.prepare(tokens, 1));
+        let numbered = |index: usize, tokens: TokenStream| tokens.map(move |tokens| (index, tokens)).boxed();
         let start = Instant::now();
-        let mut streams = Vec::new();
-        for request in requests {
-            streams.push(self.llm().generate(request)?);
-        }
-        let numbered = streams.into_iter().enumerate().map(|(index, stream)| stream.map(move |event| (index, event)));
-        let mut events = select_all(numbered);
+        let streams = requests.into_iter().map(|request| self.send(request)).collect::<Result<Vec<_>, _>>()?;
+        let mut events = select_all(streams.into_iter().enumerate().map(|(index, tokens)| numbered(index, tokens)));
         let mut last: Vec<Option<Instant>> = vec![None; sequences as usize];
         let mut count = vec![0_u32; sequences as usize];
         let mut run = Run { wall: Duration::ZERO, tokens: 0, first: Vec::new(), gaps: Vec::new() };
-        let mut intruding = None;
-        while let Some((index, event)) = events.next().await {
-            let GenerationEvent::Delta { tokens, .. } = event? else { continue };
+        while let Some((index, tokens)) = events.next().await {
+            let tokens = tokens?;
+            // Nothing is told, or it is the intruder's.
+            if tokens == 0 || index == count.len() {
+                continue;
+            }
             let now = Instant::now();
-            for _ in 0..tokens.len() {
+            for _ in 0..tokens {
                 run.tokens += 1;
                 count[index] += 1;
                 match last[index].replace(now) {
@@ -130,14 +116,13 @@ impl Bench<'_> {
             }
             run.wall = now - start;
             if intruder.is_some()
-                && count.iter().all(|count| *count >= generate / 4)
+                && count.iter().all(|count| *count >= answer / 4)
                 && let Some(request) = intruder.take()
             {
-                intruding = Some(self.llm().generate(request)?);
+                events.push(numbered(count.len(), self.send(request)?));
             }
         }
-        drop(intruding);
-        let expected = u64::from(generate) * u64::from(sequences);
+        let expected = u64::from(answer) * u64::from(sequences);
         if run.tokens == expected {
             Ok(run)
         } else {
@@ -158,6 +143,7 @@ impl ServingRow {
     /// Works the percentiles out, once all runs are in.
     fn finish(&mut self, before: &crate::engine::MetricsSnapshot, after: &crate::engine::MetricsSnapshot) {
         self.tokens_per_second = Spread::of(&self.rates);
+        self.percent_of_floor = self.floor_rate.map(|floor| 100.0 * self.tokens_per_second.median / floor);
         self.first_token_ms = Spread::of(&self.first).median * 1e3;
         self.gap_ms = [50.0, 99.0, 100.0].map(|percent| percentile(&self.gaps, percent) * 1e3);
         let steps = after.steps.saturating_sub(before.steps).max(1);

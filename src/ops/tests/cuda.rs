@@ -2,6 +2,7 @@
 //! `cargo test --features cuda -- --ignored --test-threads 1 cuda_` (one at a time: they share a stream, and record it).
 
 mod attention;
+mod ceilings;
 mod elementwise;
 mod gemm;
 mod gemm_bench;

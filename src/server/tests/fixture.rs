@@ -76,6 +76,8 @@ pub(super) fn over(engine: EngineHandle) -> Llm {
         weight_bytes: 4,
         context_length: CONTEXT,
         device: "CPU, 2 threads".into(),
+        runs_on: Default::default(),
+        token_cost: Default::default(),
         device_reason: "no GPU is here".into(),
         kv_bytes: 1,
         full_contexts: 1,
