@@ -105,6 +105,11 @@ impl<'a> Bench<'a> {
         self.ceilings.map(|ceilings| workload.floor_rate(&self.llm.info().token_cost, &ceilings))
     }
 
+    /// Waits until the engine has no request left.
+    pub(super) async fn idle(&self) {
+        self.llm.engine().idle().await;
+    }
+
     /// How often each figure is measured.
     pub(super) fn repeat(&self) -> u32 {
         self.repeat

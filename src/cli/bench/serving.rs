@@ -91,6 +91,8 @@ impl Bench<'_> {
         let Workload { prompt, answer, sequences } = workload;
         let requests: Vec<_> = (0..sequences).map(|_| self.prepare(prompt, answer)).collect();
         let mut intruder = intruder.map(|tokens| self.prepare(tokens, 1));
+        // What the run before took of the queue is given back a moment after its last token.
+        self.idle().await;
         let numbered = |index: usize, tokens: TokenStream| tokens.map(move |tokens| (index, tokens)).boxed();
         let start = Instant::now();
         let streams = requests.into_iter().map(|request| self.send(request)).collect::<Result<Vec<_>, _>>()?;
