@@ -5,7 +5,7 @@
 
 mod plan;
 
-pub use plan::{AttentionPlan, CHUNK_TOKENS, MAX_CHUNKS};
+pub use plan::AttentionPlan;
 use plan::{counter_bytes, partial_bytes, tile_queries};
 
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
