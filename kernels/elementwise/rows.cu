@@ -1,4 +1,4 @@
-// Rows moved or changed element by element: embedding, gathering, the gated activation, bias, conversion.
+// Rows moved or changed element by element: embedding, gathering, the gated activation, bias.
 #include "lantern.cuh"
 
 // residual[t] = float(table[id(t)]): table [vocab, width], ids u32 [T], residual f32 [T, width]. An id whose top bit is
@@ -97,22 +97,6 @@ __device__ void add_bias(T* x, const float* bias, int width) {
     }
 }
 
-// dst[i] = x[i], rounded to nearest: x f32 [count]. Grid: a thread for 8 elements. 6 bytes an element.
-template <typename T>
-__device__ void convert(T* dst, const float* x, size_t count) {
-    size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
-    if (at + 8 <= count) {
-        Pack<float, 4> low = *reinterpret_cast<const Pack<float, 4>*>(x + at);
-        Pack<float, 4> high = *reinterpret_cast<const Pack<float, 4>*>(x + at + 4);
-        Pack<T, 8> out;
-#pragma unroll
-        for (int i = 0; i < 4; i++) out.at[i] = from_float<T>(low.at[i]), out.at[4 + i] = from_float<T>(high.at[i]);
-        *reinterpret_cast<Pack<T, 8>*>(dst + at) = out;
-    } else {
-        for (; at < count; at++) dst[at] = from_float<T>(x[at]);
-    }
-}
-
 #define ROWS(T)                                                                                                       \
     extern "C" __global__ void embed_##T(                                                                             \
         float* residual, const T* table, const uint32_t* ids, const uint32_t* last_tokens, int width, int vocab,      \
@@ -121,9 +105,6 @@ __device__ void convert(T* dst, const float* x, size_t count) {
         embed<T>(residual, table, ids, last_tokens, width, vocab, slots);                                             \
     }                                                                                                                 \
     extern "C" __global__ void silu_mul_##T(T* dst, const T* gate_up, int width) { silu_mul<T>(dst, gate_up, width); } \
-    extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }       \
-    extern "C" __global__ void convert_##T(T* dst, const float* x, unsigned long long count) {                        \
-        convert<T>(dst, x, count);                                                                                    \
-    }
+    extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }
 ROWS(bf16)
 ROWS(f16)

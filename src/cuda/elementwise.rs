@@ -1,4 +1,4 @@
-//! What is done to rows by themselves: embedding, norms, the gated activation, bias, conversion, random weights.
+//! What is done to rows by themselves: embedding, norms, the gated activation, bias, random weights.
 //!
 //! `T` below is bf16 or f16. Each launch is limited by memory; none waits or allocates.
 
@@ -23,9 +23,9 @@ pub struct ElementwiseKernels {
     gather_add_rms_norm: Typed,
     silu_mul: Typed,
     add_bias: Typed,
-    convert: Typed,
     fill_random: Typed,
     fill_random_f32: Kernel,
+    #[cfg(test)]
     gather_rows: Kernel,
     copy_blocks: Kernel,
 }
@@ -72,9 +72,9 @@ impl ElementwiseKernels {
             gather_add_rms_norm: Typed::load(gpu, "norm", "gather_add_rms_norm")?,
             silu_mul: Typed::load(gpu, "rows", "silu_mul")?,
             add_bias: Typed::load(gpu, "rows", "add_bias")?,
-            convert: Typed::load(gpu, "rows", "convert")?,
             fill_random: Typed::load(gpu, "random", "fill_random")?,
             fill_random_f32: gpu.kernel("random", "fill_random_f32")?,
+            #[cfg(test)]
             gather_rows: gpu.kernel("rows", "gather_rows")?,
             copy_blocks: gpu.kernel("blocks", "copy_blocks")?,
         })
@@ -213,6 +213,7 @@ impl ElementwiseKernels {
     ///
     /// # Errors
     /// If shapes or dtypes do not fit.
+    #[cfg(test)]
     pub fn gather_rows(
         &self,
         gpu: &Gpu,
@@ -228,20 +229,6 @@ impl ElementwiseKernels {
         let arguments = Arguments::new().tensor(dst).tensor(x).tensor(rows).size(bytes).size(x.rows());
         // SAFETY: shapes were checked; the kernel bounds the rows.
         unsafe { gpu.launch(self.gather_rows, row_grid(dst.rows(), bytes.div_ceil(16)), arguments) }
-    }
-
-    /// `dst = x`, rounded to nearest: `x` f32, `dst` of T, of as many elements.
-    ///
-    /// # Errors
-    /// If shapes or dtypes do not fit.
-    pub fn convert(&self, gpu: &Gpu, x: &DeviceTensor, dst: &DeviceTensor) -> Result<(), CudaError> {
-        const OP: &str = "convert";
-        expect(OP, "x", x, DType::F32, dst.rows(), dst.columns())?;
-        let count = dst.rows() * dst.columns();
-        let arguments = Arguments::new().tensor(dst).tensor(x).u64(count as u64);
-        let grid = Grid::linear(count.div_ceil(PACK * THREADS as usize), THREADS);
-        // SAFETY: as many elements on both sides; both start on 16 bytes or more, as the allocator's memory does.
-        unsafe { gpu.launch(self.convert.of(OP, dst.dtype())?, grid, arguments) }
     }
 
     /// Fills `dst` (T or f32) with bell-shaped random numbers of the standard deviation `deviation` around 0. An element

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::blas::{Blas, BlasMissing, Tuned};
 use super::gemv::{GEMV_ROWS, Gemv};
-use super::tiled::{Tile, TiledGemm};
+#[cfg(test)]
+use super::tiled::Tile;
+use super::tiled::TiledGemm;
 use super::{CudaError, DType, DeviceTensor, Gpu};
 
 /// A way to compute a product.
@@ -19,6 +21,7 @@ pub enum Product {
     /// Our own tiles, for any number of rows, the best for the shape.
     Own,
     /// Our own tiles of one kind, with K whole.
+    #[cfg(test)]
     Tiled(Tile),
 }
 
@@ -54,12 +57,14 @@ impl Gemm {
     }
 
     /// The ways there are for y `[rows, _]`.
+    #[cfg(test)]
     pub fn products(&self, rows: usize) -> Vec<Product> {
         let gemv = (rows <= GEMV_ROWS).then_some(Product::Gemv);
         gemv.into_iter().chain(self.blas.iter().map(|_| Product::Blas)).chain([Product::Own]).collect()
     }
 
     /// Our own tiles, each kind that this GPU can hold: for tests and benchmarks.
+    #[cfg(test)]
     pub fn tiles(&self) -> Vec<Product> {
         self.tiled.tiles().into_iter().map(Product::Tiled).collect()
     }
@@ -103,6 +108,7 @@ impl Gemm {
         match (product, &self.blas) {
             (Product::Gemv, _) => self.gemv.multiply(gpu, x, w, y),
             (Product::Own, _) => self.tiled.multiply(gpu, None, x, w, y),
+            #[cfg(test)]
             (Product::Tiled(tile), _) => self.tiled.multiply(gpu, Some(tile), x, w, y),
             (Product::Blas, Ok(blas)) => blas.multiply(gpu, x, w, y),
             (Product::Blas, Err(missing)) => Err(CudaError::argument("linear", missing.to_string())),

@@ -234,6 +234,7 @@ impl Gpu {
     ///
     /// # Errors
     /// What the driver says.
+    #[cfg(test)]
     pub fn download(&self, tensor: &DeviceTensor) -> Result<Vec<u8>, CudaError> {
         self.bind()?;
         let mut bytes = vec![0_u8; tensor.bytes()];

@@ -2,7 +2,6 @@
 //!
 //! Knows no models, no requests and no files. Kernels come from `kernels/`, one module a `.cu` file; each has a safe
 //! wrapper here that checks dtypes and shapes, then queues it on the GPU's one stream without waiting or allocating.
-#![allow(dead_code)] // tests and benchmarks force ways, and read memory, that serving leaves alone
 
 mod attention;
 mod blas;

@@ -151,6 +151,7 @@ impl TiledGemm {
     }
 
     /// The tiles that fit this GPU.
+    #[cfg(test)]
     pub(super) fn tiles(&self) -> Vec<Tile> {
         self.bf16.tiles.iter().map(|kernel| kernel.tile).collect()
     }

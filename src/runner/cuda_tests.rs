@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::cuda::{DType, DeviceTensor, Gpu, SampleOutput, SampleRow, Sampling, SamplingNeeds};
 use crate::request::{Request, SamplingParams, SeqId, StopConditions};
+use crate::runner::gpu::sample_row;
 use crate::sampling::{Sampler, token_logprobs};
 
 fn gpu() -> &'static Gpu {
@@ -68,23 +69,7 @@ fn request(sampling: SamplingParams, prompt: &[u32], min_tokens: u32) -> Arc<Req
 }
 
 fn row(params: &SamplingParams, slot: u32, seed: u64, drawn: u32) -> SampleRow {
-    SampleRow {
-        slot,
-        temperature: params.temperature,
-        top_k: params.top_k.unwrap_or(0),
-        top_p: params.top_p,
-        min_p: params.min_p,
-        repetition_penalty: params.repetition_penalty,
-        presence_penalty: params.presence_penalty,
-        frequency_penalty: params.frequency_penalty,
-        top_logprobs: params.logprobs.unwrap_or(SampleRow::NO_LOGPROBS),
-        seed_low: seed as u32,
-        seed_high: (seed >> 32) as u32,
-        choice: slot,
-        drawn,
-        bias_count: params.logit_bias.len() as u32,
-        ..SampleRow::IDLE
-    }
+    SampleRow { choice: slot, drawn, ..sample_row(params, slot, seed) }
 }
 
 /// How far apart two tokens lie in the walk, as a share of all weights: 0 for neighbours.

@@ -71,11 +71,6 @@ impl Blas {
         describe(&self.source)
     }
 
-    /// Bytes of GPU memory that it keeps.
-    pub fn workspace_bytes(&self) -> usize {
-        self.workspace.bytes()
-    }
-
     /// Queues y `[M, N]` = x `[M, K]` · w `[N, K]`^T: x and w bf16 or f16, y of their type or f32, sums in f32. K is
     /// a multiple of 8; x and w begin at multiples of 16 bytes. May be captured into a CUDA graph.
     ///

@@ -25,10 +25,12 @@ use crate::scheduler::SchedulerOutput;
 use super::batch::InputBatch;
 use super::step::{RunnerError, StepOutput, StepRunner};
 use buffers::{HostInputs, Padding, StepArrays, StepBuffers};
-use graphs::StepGraphs;
+use graphs::{Recorded, StepGraphs};
 pub(crate) use load::GpuTarget;
 pub(super) use load::load;
 use sequences::Sequences;
+#[cfg(test)]
+pub(super) use sequences::sample_row;
 
 /// Steps that may be in flight.
 const SIDES: usize = 2;
@@ -152,7 +154,7 @@ impl GpuRunner {
         let late = planned.rows.iter().filter(|row| row.follows_sample).map(|row| row.seq);
         let seqs = late.chain(planned.samples.iter().copied());
         self.sequences.assign(seqs, &mut self.packed.fresh);
-        for (seq, slot) in std::mem::take(&mut self.packed.fresh) {
+        for &(seq, slot) in &self.packed.fresh {
             let Some(state) = self.sequences.get(seq) else { continue };
             let history = state.counts_history().then_some((&*state.request.prompt, state.generated.as_slice()));
             let bias = &state.request.sampling.logit_bias;
@@ -233,28 +235,28 @@ impl GpuRunner {
         if self.graphs.for_mixed(tokens, tiles).is_some() { Way::Mixed } else { Way::Eager }
     }
 
-    fn padding(&self, way: Way) -> Padding {
+    /// The graph that the packed step runs by.
+    fn recorded(&self, way: Way) -> Option<&Recorded> {
         let (tokens, tiles) = (self.batch.tokens.len(), self.plan.tiles.len());
-        let recorded = match way {
+        match way {
             Way::Decode => self.graphs.for_decodes(tokens),
             Way::Mixed => self.graphs.for_mixed(tokens, tiles),
             Way::Eager => None,
-        };
-        recorded.map_or(Padding { tokens, tiles }, |recorded| recorded.padding)
+        }
+    }
+
+    /// What the packed step is filled up to.
+    fn padding(&self, way: Way) -> Padding {
+        let own = Padding { tokens: self.batch.tokens.len(), tiles: self.plan.tiles.len() };
+        self.recorded(way).map_or(own, |recorded| recorded.padding)
     }
 
     /// Queues the model and the draws.
     fn run(&mut self, way: Way, samples: usize) -> Result<(), RunnerError> {
-        let (tokens, tiles) = (self.batch.tokens.len(), self.plan.tiles.len());
-        let recorded = match way {
-            Way::Decode => self.graphs.for_decodes(tokens),
-            Way::Mixed => self.graphs.for_mixed(tokens, tiles),
-            Way::Eager => None,
-        };
-        match recorded {
+        match self.recorded(way) {
             Some(recorded) => self.gpu.gpu().launch_graph(&recorded.graph)?,
             None => {
-                let inputs = self.inputs(Padding { tokens, tiles }, self.plan.items.len());
+                let inputs = self.inputs(self.padding(way), self.plan.items.len());
                 self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?;
             }
         }

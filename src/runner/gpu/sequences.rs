@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::cuda::SampleRow;
-use crate::request::{Request, SeqId, TokenId};
+use crate::request::{Request, SamplingParams, SeqId, TokenId};
 
 /// Top bit of an id that stands for a slot's last token.
 const LATE_TOKEN: u32 = 1 << 31;
@@ -114,28 +114,35 @@ impl Sequences {
     pub(super) fn next_draw(&mut self, seq: SeqId) -> SampleRow {
         let state = self.states.get_mut(&seq).expect("a sampled sequence was started");
         let slot = state.slot.expect("a sampled sequence has a slot");
-        let (params, penalties) = (&state.request.sampling, state.counts_history());
         let banned = state.drawn < state.request.stop.min_tokens;
         let row = SampleRow {
-            slot,
-            flags: u32::from(penalties) * SampleRow::PENALTIES + u32::from(banned) * SampleRow::BANS,
-            temperature: params.temperature,
-            top_k: params.top_k.unwrap_or(0),
-            top_p: params.top_p,
-            min_p: params.min_p,
-            repetition_penalty: params.repetition_penalty,
-            presence_penalty: params.presence_penalty,
-            frequency_penalty: params.frequency_penalty,
-            top_logprobs: params.logprobs.unwrap_or(SampleRow::NO_LOGPROBS),
-            seed_low: state.seed as u32,
-            seed_high: (state.seed >> 32) as u32,
+            flags: u32::from(state.counts_history()) * SampleRow::PENALTIES + u32::from(banned) * SampleRow::BANS,
             choice: state.choice,
             drawn: state.drawn,
-            bias_count: params.logit_bias.len() as u32,
             ban_count: state.banned().count() as u32,
+            ..sample_row(&state.request.sampling, slot, state.seed)
         };
         state.drawn += 1;
         row
+    }
+}
+
+/// What a request's parameters say of a draw: the first one of its first choice, without penalties and bans.
+pub(in crate::runner) fn sample_row(params: &SamplingParams, slot: u32, seed: u64) -> SampleRow {
+    SampleRow {
+        slot,
+        temperature: params.temperature,
+        top_k: params.top_k.unwrap_or(0),
+        top_p: params.top_p,
+        min_p: params.min_p,
+        repetition_penalty: params.repetition_penalty,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        top_logprobs: params.logprobs.unwrap_or(SampleRow::NO_LOGPROBS),
+        seed_low: seed as u32,
+        seed_high: (seed >> 32) as u32,
+        bias_count: params.logit_bias.len() as u32,
+        ..SampleRow::IDLE
     }
 }
 
