@@ -12,6 +12,23 @@ pub type TokenId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
+impl SeqId {
+    /// The id of the sequence in `place`; whoever had the place before had another `generation`.
+    pub(crate) fn new(place: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(place))
+    }
+
+    /// Its place: places are few, and used again, so that a table of them costs an index to look up.
+    pub(crate) fn place(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    /// How many had the place before.
+    pub(crate) fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
 /// One request, for its whole life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);

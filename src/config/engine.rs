@@ -140,13 +140,14 @@ impl StepSizes {
     };
 
     /// A GPU's. Decoding grows cheaper a sequence up to 256 of them; prompts reach full speed at thousands of tokens; a
-    /// chunk of 288 keeps a step below three times one that only decodes. Beside more than 36 that decode, eight prompt
+    /// chunk of 256 keeps a step below three times one that only decodes. Beside more than 32 that decode, eight prompt
     /// tokens for each: such steps take long anyway, and smaller chunks cost a tenth of the throughput. Where many wait,
-    /// 64 for each of them. The host works while the GPU does.
+    /// 64 for each of them: with all that decode up to 1,280 tokens, the largest step that is recorded. The host works
+    /// while the GPU does.
     pub const GPU: Self = Self {
         max_sequences: 256,
         max_step_tokens: 8192,
-        max_prompt_chunk_while_decoding: 288,
+        max_prompt_chunk_while_decoding: 256,
         prompt_tokens_per_decode: 8,
         prompt_tokens_per_waiting: 64,
         lag: Lag::One,

@@ -53,7 +53,7 @@ impl Batch {
         gpu().upload(&self.rows, SampleRow::as_bytes(rows)).expect("it fits");
         let needs = SamplingNeeds::of(rows);
         self.sampling.sample(gpu(), &self.logits, &self.rows, needs, &self.outputs).expect("launched");
-        SampleOutput::read(&gpu().download(&self.outputs).expect("kernels ran"))
+        SampleOutput::read(&gpu().download(&self.outputs).expect("kernels ran")).collect()
     }
 }
 
@@ -327,9 +327,9 @@ fn cuda_logprobs_are_those_of_the_cpu() {
         gpu().upload(&device, &target_bytes).expect("it fits");
         let sampling = &batch.sampling;
         sampling.prompt_logprobs(gpu(), &batch.logits, &device, 20, &batch.outputs).expect("launched");
-        let given = SampleOutput::read(&gpu().download(&batch.outputs).expect("kernels ran"));
+        let given: Vec<_> = SampleOutput::read(&gpu().download(&batch.outputs).expect("kernels ran")).collect();
         sampling.prompt_logprobs(gpu(), &batch.logits, &device, 0, &batch.outputs).expect("launched");
-        let plain = SampleOutput::read(&gpu().download(&batch.outputs).expect("kernels ran"));
+        let plain: Vec<_> = SampleOutput::read(&gpu().download(&batch.outputs).expect("kernels ran")).collect();
         for (with, without) in given.iter().zip(&plain) {
             assert_eq!((with.logprob, with.rank), (without.logprob, without.rank));
         }

@@ -109,8 +109,7 @@ struct Slot {
     sequence: Option<Sequence>,
 }
 
-/// All living sequences. A [`SeqId`] is its slot (low half) and the slot's generation (high half), so that finding
-/// one costs an index, and the id of an ended one finds nothing.
+/// All living sequences, each in the slot that its [`SeqId`] names; the id of an ended one finds nothing.
 #[derive(Default)]
 pub(super) struct Sequences {
     slots: Vec<Slot>,
@@ -125,24 +124,24 @@ impl Sequences {
         });
         let Slot { generation, sequence: place } = &mut self.slots[slot as usize];
         *place = Some(sequence);
-        SeqId(u64::from(*generation) << 32 | u64::from(slot))
+        SeqId::new(slot, *generation)
     }
 
     pub(super) fn get(&self, id: SeqId) -> Option<&Sequence> {
-        let slot = self.slots.get(id.0 as u32 as usize)?;
-        slot.sequence.as_ref().filter(|_| slot.generation == (id.0 >> 32) as u32)
+        let slot = self.slots.get(id.place())?;
+        slot.sequence.as_ref().filter(|_| slot.generation == id.generation())
     }
 
     pub(super) fn get_mut(&mut self, id: SeqId) -> Option<&mut Sequence> {
-        let slot = self.slots.get_mut(id.0 as u32 as usize)?;
-        slot.sequence.as_mut().filter(|_| slot.generation == (id.0 >> 32) as u32)
+        let slot = self.slots.get_mut(id.place())?;
+        slot.sequence.as_mut().filter(|_| slot.generation == id.generation())
     }
 
     pub(super) fn remove(&mut self, id: SeqId) -> Option<Sequence> {
         self.get(id)?;
-        let slot = &mut self.slots[id.0 as u32 as usize];
+        let slot = &mut self.slots[id.place()];
         slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(id.0 as u32);
+        self.free.push(id.place() as u32);
         slot.sequence.take()
     }
 

@@ -314,10 +314,15 @@ impl StepBuffers {
     }
 
     /// The results of a step whose download the stream has passed: of its samples, and of its prompt tokens.
-    pub(super) fn results(&self, side: usize, samples: usize, prompt: usize) -> (Vec<SampleOutput>, Vec<SampleOutput>) {
+    pub(super) fn results(
+        &self,
+        side: usize,
+        samples: usize,
+        prompt: usize,
+    ) -> [impl Iterator<Item = SampleOutput> + '_; 2] {
         let row = size_of::<SampleOutput>();
         let (first, second) = self.results[side].as_slice().split_at(self.outputs.bytes());
-        (SampleOutput::read(&first[..samples * row]), SampleOutput::read(&second[..prompt * row]))
+        [&first[..samples * row], &second[..prompt * row]].map(SampleOutput::read)
     }
 }
 

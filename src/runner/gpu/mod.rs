@@ -132,16 +132,14 @@ impl StepRunner for GpuRunner {
         self.done[step.side].wait()?;
         let mut output = StepOutput { model_time: waiting.elapsed(), ..StepOutput::default() };
         let prompt_tokens = step.prompts.iter().map(|prompt| prompt.count).sum();
-        let (samples, prompts) = self.buffers.results(step.side, step.samples.len(), prompt_tokens);
-        for (seq, drawn) in step.samples.iter().zip(&samples) {
-            self.take_sample(*seq, drawn, &mut output);
+        let [samples, mut prompts] = self.buffers.results(step.side, step.samples.len(), prompt_tokens);
+        for (seq, drawn) in step.samples.iter().zip(samples) {
+            take_sample(&mut self.sequences, *seq, &drawn, &mut output);
         }
-        let mut rest = prompts.as_slice();
         for prompt in step.prompts {
-            let (own, others) = rest.split_at(prompt.count);
-            rest = others;
             let count = self.sequences.get(prompt.seq).and_then(|state| state.request.sampling.prompt_logprobs);
-            let logprobs = own.iter().map(|output| logprobs(output, count.unwrap_or(0))).collect();
+            let own = prompts.by_ref().take(prompt.count);
+            let logprobs = own.map(|output| logprobs(&output, count.unwrap_or(0))).collect();
             output.prompt_logprobs.push((prompt.seq, prompt.start, logprobs));
         }
         Ok(output)
@@ -295,16 +293,16 @@ impl GpuRunner {
         let last_tokens = self.sampling.last_tokens().clone();
         GpuInputs { tokens, ids, last_tokens, positions, slots, attention, items, tiles }
     }
+}
 
-    fn take_sample(&mut self, seq: SeqId, drawn: &SampleOutput, output: &mut StepOutput) {
-        if drawn.status != 0 {
-            output.failed.push((seq, "the model gave no finite logit, so no token can be chosen".to_owned()));
-        }
-        self.sequences.collected(seq, drawn.token);
-        let wanted = self.sequences.get(seq).and_then(|state| state.request.sampling.logprobs);
-        let logprobs = wanted.map(|count| logprobs(drawn, count));
-        output.sampled.push(Sampled { seq, token: drawn.token, logprobs });
+/// What was drawn for `seq`, told to who counts it and to who asked.
+fn take_sample(sequences: &mut Sequences, seq: SeqId, drawn: &SampleOutput, output: &mut StepOutput) {
+    if drawn.status != 0 {
+        output.failed.push((seq, "the model gave no finite logit, so no token can be chosen".to_owned()));
     }
+    let wanted = sequences.collected(seq, drawn.token).and_then(|request| request.sampling.logprobs);
+    let logprobs = wanted.map(|count| logprobs(drawn, count));
+    output.sampled.push(Sampled { seq, token: drawn.token, logprobs });
 }
 
 fn logprobs(output: &SampleOutput, count: u32) -> TokenLogprobs {

@@ -3,7 +3,6 @@
 //! A slot holds the sequence's last token and the counts that penalties ask for. There are as many as a step has rows; a
 //! sequence that is not in the step gives its slot up when another needs it, and gets its history back with the next.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::cuda::SampleRow;
@@ -14,6 +13,7 @@ const LATE_TOKEN: u32 = 1 << 31;
 
 /// A sequence that was started and not released.
 pub(super) struct SequenceState {
+    seq: SeqId,
     pub(super) request: Arc<Request>,
     choice: u32,
     seed: u64,
@@ -43,7 +43,8 @@ impl SequenceState {
 
 /// All sequences and who has which slot.
 pub(super) struct Sequences {
-    states: HashMap<SeqId, SequenceState>,
+    /// By [`SeqId::place`].
+    states: Vec<Option<SequenceState>>,
     free: Vec<u32>,
     step: u64,
 }
@@ -51,45 +52,55 @@ pub(super) struct Sequences {
 impl Sequences {
     /// `slots` of them, all free.
     pub(super) fn new(slots: usize) -> Self {
-        Self { states: HashMap::new(), free: (0..slots as u32).rev().collect(), step: 0 }
+        Self { states: Vec::new(), free: (0..slots as u32).rev().collect(), step: 0 }
     }
 
     pub(super) fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
-        let state = SequenceState { request, choice, seed, drawn: 0, generated: Vec::new(), slot: None, step: 0 };
-        self.states.insert(seq, state);
+        let state = SequenceState { seq, request, choice, seed, drawn: 0, generated: Vec::new(), slot: None, step: 0 };
+        if self.states.len() <= seq.place() {
+            self.states.resize_with(seq.place() + 1, || None);
+        }
+        self.free.extend(self.states[seq.place()].replace(state).and_then(|old| old.slot));
     }
 
     /// Forgets a sequence. Work in flight may still write its slot; what comes after it in the stream clears it first.
     pub(super) fn release(&mut self, seq: SeqId) {
-        self.free.extend(self.states.remove(&seq).and_then(|state| state.slot));
+        if self.get(seq).is_some() {
+            self.free.extend(self.states[seq.place()].take().and_then(|state| state.slot));
+        }
     }
 
     pub(super) fn get(&self, seq: SeqId) -> Option<&SequenceState> {
-        self.states.get(&seq)
+        self.states.get(seq.place())?.as_ref().filter(|state| state.seq == seq)
     }
 
-    /// A token of a sequence has come.
-    pub(super) fn collected(&mut self, seq: SeqId, token: TokenId) {
-        if let Some(state) = self.states.get_mut(&seq) {
-            state.generated.push(token);
-        }
+    fn get_mut(&mut self, seq: SeqId) -> Option<&mut SequenceState> {
+        self.states.get_mut(seq.place())?.as_mut().filter(|state| state.seq == seq)
+    }
+
+    /// A token of a sequence has come; its request.
+    pub(super) fn collected(&mut self, seq: SeqId, token: TokenId) -> Option<&Request> {
+        let state = self.get_mut(seq)?;
+        state.generated.push(token);
+        Some(&state.request)
     }
 
     /// Gives every one of `seqs`, which are all of a step's, a slot. Those that are new to theirs go to `fresh`.
     pub(super) fn assign(&mut self, seqs: impl Iterator<Item = SeqId> + Clone, fresh: &mut Vec<(SeqId, u32)>) {
         self.step += 1;
         fresh.clear();
+        let step = self.step;
         for seq in seqs.clone() {
-            if let Some(state) = self.states.get_mut(&seq) {
-                state.step = self.step;
+            if let Some(state) = self.get_mut(seq) {
+                state.step = step;
             }
         }
         for seq in seqs {
-            if self.states.get(&seq).is_none_or(|state| state.slot.is_some()) {
+            if self.get(seq).is_none_or(|state| state.slot.is_some()) {
                 continue;
             }
             let Some(slot) = self.free.pop().or_else(|| self.evict()) else { continue };
-            if let Some(state) = self.states.get_mut(&seq) {
+            if let Some(state) = self.get_mut(seq) {
                 state.slot = Some(slot);
                 fresh.push((seq, slot));
             }
@@ -98,13 +109,14 @@ impl Sequences {
 
     /// Takes the slot of the sequence that has not been in a step for longest.
     fn evict(&mut self) -> Option<u32> {
-        let idle = self.states.values_mut().filter(|state| state.slot.is_some() && state.step < self.step);
+        let states = self.states.iter_mut().flatten();
+        let idle = states.filter(|state| state.slot.is_some() && state.step < self.step);
         idle.min_by_key(|state| state.step)?.slot.take()
     }
 
     /// The id that stands for the last token of `seq`, drawn in a step that may still run.
     pub(super) fn late_token(&self, seq: SeqId) -> Option<TokenId> {
-        Some(LATE_TOKEN | self.states.get(&seq)?.slot?)
+        Some(LATE_TOKEN | self.get(seq)?.slot?)
     }
 
     /// The parameters of the next draw of `seq`, which then counts as begun.
@@ -112,7 +124,7 @@ impl Sequences {
     /// # Panics
     /// If `seq` was not started or has no slot.
     pub(super) fn next_draw(&mut self, seq: SeqId) -> SampleRow {
-        let state = self.states.get_mut(&seq).expect("a sampled sequence was started");
+        let state = self.get_mut(seq).expect("a sampled sequence was started");
         let slot = state.slot.expect("a sampled sequence has a slot");
         let banned = state.drawn < state.request.stop.min_tokens;
         let row = SampleRow {
