@@ -6,10 +6,11 @@
 // that a query sees, or 0 for all.
 //
 // Grid: n * q_heads blocks of 128 threads, heads fastest: the heads of a group run beside each other and share what
-// they read through the second-level cache. A block takes 128 queries of one head (64 where D = 256) over tiles of 64
-// keys (32), as FlashAttention 2 does: K and V double buffered by asynchronous copies, the softmax online in registers.
-// A warp has 32 queries rather than 16, which halves what it reads of K and V from shared memory; that costs the
-// registers for q, which is read from there again for each tile where D > 64.
+// they read through the second-level cache. A block takes 128 queries of one head, or 64, over tiles of 64 keys (32
+// where D = 256), as FlashAttention 2 does: K and V double buffered by asynchronous copies, the softmax online in
+// registers. With 128 queries a warp has 32 rather than 16, which halves what it reads of K and V from shared memory;
+// that costs the registers for q, which is read from there again for each tile where D > 64. With 64 there are twice the
+// blocks: a short chunk of a prompt has too few otherwise. A query's bits are the same either way.
 #include "attention.cuh"
 
 constexpr int WARPS = 4;
@@ -22,9 +23,10 @@ __device__ __forceinline__ int this_thread() {
     return thread;
 }
 
-template <int D>
+// Heads of D elements, R sixteens of queries a warp.
+template <int D, int R>
 struct Tile {
-    static constexpr int ROWS = D == 256 ? 1 : 2;  // sixteens of queries of a warp
+    static constexpr int ROWS = R;
     static constexpr int QUERIES = WARPS * 16 * ROWS;
     static constexpr int KEYS = D == 256 ? 32 : 64;
     static constexpr int PIECES = D / 8;  // 16-byte pieces of a head
@@ -51,17 +53,17 @@ struct Work {
 };
 
 // The cache block of which this lane has the id: lane i has the i-th of key tile `tile`.
-template <typename T, int D>
+template <typename T, int D, int R>
 __device__ __forceinline__ uint32_t load_id(const Work<T>& work, int tile) {
-    constexpr int BLOCKS = Tile<D>::KEYS / BLOCK_TOKENS;
+    constexpr int BLOCKS = Tile<D, R>::KEYS / BLOCK_TOKENS;
     const int block = tile * BLOCKS + (threadIdx.x & (BLOCKS - 1));
     return work.table[min(block, (work.to - 1) / BLOCK_TOKENS)];
 }
 
 // Starts copying key tile `tile` to the stage at `k`; V follows two stages of K. `id` as load_id gives it.
-template <typename T, int D>
+template <typename T, int D, int R>
 __device__ __forceinline__ void copy_tile(const Work<T>& work, int tile, uint32_t id, uint32_t k) {
-    using S = Tile<D>;
+    using S = Tile<D, R>;
     const int thread = this_thread();
 #pragma unroll
     for (int i = 0; i < S::KEYS * S::PIECES / THREADS; i++) {
@@ -78,18 +80,18 @@ __device__ __forceinline__ void copy_tile(const Work<T>& work, int tile, uint32_
 }
 
 // A warp's softmax and result so far. Of each 16 queries a thread has rows g (index 0) and g + 8 (1).
-template <int D>
+template <int D, int R>
 struct State {
-    float o[Tile<D>::ROWS][D / 8][4];
-    float highest[Tile<D>::ROWS][2];
-    float sum[Tile<D>::ROWS][2];  // this thread's part
+    float o[Tile<D, R>::ROWS][D / 8][4];
+    float highest[Tile<D, R>::ROWS][2];
+    float sum[Tile<D, R>::ROWS][2];  // this thread's part
 };
 
 // Scores of a warp's queries and a tile of keys.
-template <typename T, int D>
-__device__ __forceinline__ void multiply_keys(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], uint32_t q, uint32_t k,
-                                              const uint32_t (*held)[Tile<D>::ROWS][4]) {
-    using S = Tile<D>;
+template <typename T, int D, int R>
+__device__ __forceinline__ void multiply_keys(float (&s)[Tile<D, R>::ROWS][Tile<D, R>::KEYS / 8][4], uint32_t q, uint32_t k,
+                                              const uint32_t (*held)[Tile<D, R>::ROWS][4]) {
+    using S = Tile<D, R>;
     const int lane = threadIdx.x & 31;
     // Pieces 2 n and 2 n + 1 are the n-th step: the lane's own bit and turn are folded into one exclusive or.
     const uint32_t q_row = q + (lane & 15) * D * 2, q_turn = (lane >> 4) ^ S::turn(lane & 15);
@@ -120,14 +122,14 @@ __device__ __forceinline__ void multiply_keys(float (&s)[Tile<D>::ROWS][Tile<D>:
 }
 
 // Hides keys after a query and before its window. `position` is that of the warp's first query, `token` the first key.
-template <int D>
-__device__ __forceinline__ void hide(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], int position, int token,
+template <int D, int R>
+__device__ __forceinline__ void hide(float (&s)[Tile<D, R>::ROWS][Tile<D, R>::KEYS / 8][4], int position, int token,
                                      int window) {
     const int lane = threadIdx.x & 31;
 #pragma unroll
-    for (int m = 0; m < Tile<D>::ROWS; m++) {
+    for (int m = 0; m < Tile<D, R>::ROWS; m++) {
 #pragma unroll
-        for (int n = 0; n < Tile<D>::KEYS / 8; n++) {
+        for (int n = 0; n < Tile<D, R>::KEYS / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int query = position + m * 16 + (lane >> 2) + (i >> 1) * 8;
@@ -139,27 +141,29 @@ __device__ __forceinline__ void hide(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8
 }
 
 // Turns scores into weights relative to the highest score so far, and rescales what was summed before.
-template <int D>
-__device__ __forceinline__ void soften(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], State<D>& state,
+template <int D, int R>
+__device__ __forceinline__ void soften(float (&s)[Tile<D, R>::ROWS][Tile<D, R>::KEYS / 8][4], State<D, R>& state,
                                        float scale_log2) {
 #pragma unroll
-    for (int m = 0; m < Tile<D>::ROWS; m++) {
+    for (int m = 0; m < Tile<D, R>::ROWS; m++) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             float highest = state.highest[m][r];
 #pragma unroll
-            for (int n = 0; n < Tile<D>::KEYS / 8; n++) {
+            for (int n = 0; n < Tile<D, R>::KEYS / 8; n++) {
                 highest = fmaxf(highest, fmaxf(s[m][n][2 * r], s[m][n][2 * r + 1]));
             }
             highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
-            // A query may see none of the keys so far: infinity minus infinity would be no number.
-            const float base = highest == -INFINITY ? 0.f : highest * scale_log2;
-            const float shrink = fast_exp2(state.highest[m][r] * scale_log2 - base);
+            // A query may see none of the keys so far: infinity minus infinity would be no number. A tile of which a query
+            // sees nothing shrinks by exactly 1, so that its bits do not depend on the queries beside it.
+            const bool none = highest == -INFINITY;
+            const float base = none ? 0.f : highest * scale_log2;
+            const float shrink = none ? 1.f : fast_exp2((state.highest[m][r] - highest) * scale_log2);
             state.highest[m][r] = highest;
             float sum = state.sum[m][r] * shrink;
 #pragma unroll
-            for (int n = 0; n < Tile<D>::KEYS / 8; n++) {
+            for (int n = 0; n < Tile<D, R>::KEYS / 8; n++) {
 #pragma unroll
                 for (int i = 2 * r; i < 2 * r + 2; i++) {
                     s[m][n][i] = fast_exp2(fmaf(s[m][n][i], scale_log2, -base));
@@ -177,10 +181,10 @@ __device__ __forceinline__ void soften(float (&s)[Tile<D>::ROWS][Tile<D>::KEYS /
 }
 
 // Adds the weighted values of a tile. The weights' registers are the A operand as they are.
-template <typename T, int D>
-__device__ __forceinline__ void multiply_values(State<D>& state,
-                                                const float (&s)[Tile<D>::ROWS][Tile<D>::KEYS / 8][4], uint32_t v) {
-    using S = Tile<D>;
+template <typename T, int D, int R>
+__device__ __forceinline__ void multiply_values(State<D, R>& state,
+                                                const float (&s)[Tile<D, R>::ROWS][Tile<D, R>::KEYS / 8][4], uint32_t v) {
+    using S = Tile<D, R>;
     const int lane = threadIdx.x & 31;
     const uint32_t v_row = v + (lane & 15) * D * 2, v_turn = (lane >> 4) ^ S::turn(lane & 15);
 #pragma unroll
@@ -207,9 +211,9 @@ __device__ __forceinline__ void multiply_values(State<D>& state,
 }
 
 // Writes a warp's queries, `queries` of them, by way of the shared memory where its q was: whole rows of `out` then.
-template <typename T, int D>
-__device__ __forceinline__ void write(State<D>& state, char* q, T* out, int64_t out_stride, int queries) {
-    using S = Tile<D>;
+template <typename T, int D, int R>
+__device__ __forceinline__ void write(State<D, R>& state, char* q, T* out, int64_t out_stride, int queries) {
+    using S = Tile<D, R>;
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     __syncwarp();
 #pragma unroll
@@ -239,13 +243,13 @@ __device__ __forceinline__ void write(State<D>& state, char* q, T* out, int64_t 
     }
 }
 
-template <typename T, int D>
+template <typename T, int D, int R>
 __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T* keys, const T* values,
                                                   const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
                                                   const uint32_t* block_tables, const uint32_t* table_offsets,
                                                   const uint2* tiles, int q_heads, int kv_heads, int sliding_window,
                                                   float scale) {
-    using S = Tile<D>;
+    using S = Tile<D, R>;
     extern __shared__ __align__(128) char shared[];  // q, two stages of K, two of V
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int head = blockIdx.x % q_heads, kv_head = head / (q_heads / kv_heads);
@@ -269,7 +273,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
 
     const uint32_t q_shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     const uint32_t kv_shared = q_shared + S::Q_BYTES;
-    uint32_t id = load_id<T, D>(work, key_tile);
+    uint32_t id = load_id<T, D, R>(work, key_tile);
     const int64_t q_stride = int64_t(q_heads + 2 * kv_heads) * D;
     const T* q = qkv + (first_token + first_query) * q_stride + head * D;
 #pragma unroll 4
@@ -278,11 +282,11 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
         const bool wanted = row < queries;
         copy_async(q_shared + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
     }
-    copy_tile<T, D>(work, key_tile, id, kv_shared);
+    copy_tile<T, D, R>(work, key_tile, id, kv_shared);
     commit_copies();
-    id = load_id<T, D>(work, key_tile + 1);
+    id = load_id<T, D, R>(work, key_tile + 1);
 
-    State<D> state;
+    State<D, R> state;
 #pragma unroll
     for (int m = 0; m < S::ROWS; m++) {
 #pragma unroll
@@ -311,9 +315,9 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
         wait_for_copies();
         __syncthreads();
         if (key_tile + 1 < end) {
-            copy_tile<T, D>(work, key_tile + 1, id, kv_shared + (stage ^ 1) * S::STAGE_BYTES);
+            copy_tile<T, D, R>(work, key_tile + 1, id, kv_shared + (stage ^ 1) * S::STAGE_BYTES);
             commit_copies();
-            id = load_id<T, D>(work, key_tile + 2);
+            id = load_id<T, D, R>(work, key_tile + 2);
         }
         const int token = key_tile * S::KEYS, last_token = token + S::KEYS - 1;
         const bool sees = warp_query < queries && token <= warp_last && last_token + window > warp_first;
@@ -325,32 +329,35 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
 #pragma unroll
             for (int n = 0; n < S::KEYS / 8; n++) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.f;
         }
-        multiply_keys<T, D>(s, warp_q, k, held);
-        if (last_token > warp_first || token + window <= warp_last) hide<D>(s, warp_first, token, window);
-        soften<D>(s, state, scale_log2);
-        multiply_values<T, D>(state, s, k + 2 * S::STAGE_BYTES);
+        multiply_keys<T, D, R>(s, warp_q, k, held);
+        if (last_token > warp_first || token + window <= warp_last) hide<D, R>(s, warp_first, token, window);
+        soften<D, R>(s, state, scale_log2);
+        multiply_values<T, D, R>(state, s, k + 2 * S::STAGE_BYTES);
     }
     const int64_t out_stride = int64_t(q_heads) * D;
-    write<T, D>(state, shared + warp_query * D * 2,
+    write<T, D, R>(state, shared + warp_query * D * 2,
                 out + (first_token + first_query + warp_query) * out_stride + head * D, out_stride,
                 queries - warp_query);
 }
 
 // Two blocks a multiprocessor: one computes its softmax while the other multiplies.
-#define ATTENTION_PREFILL(T, D)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefill_##T##_d##D(                             \
+#define ATTENTION_PREFILL(T, D, R)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefill_##T##_d##D##_r##R(                      \
         T* out, const T* qkv, const T* keys, const T* values, const uint32_t* cu_seqlens_q,                            \
         const uint32_t* context_lens, const uint32_t* block_tables, const uint32_t* table_offsets,                     \
         const uint2* tiles, int q_heads, int kv_heads, int sliding_window, float scale) {                              \
-        attention_prefill<T, D>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables, table_offsets,       \
-                                tiles, q_heads, kv_heads, sliding_window, scale);                                      \
+        attention_prefill<T, D, R>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables, table_offsets,    \
+                                   tiles, q_heads, kv_heads, sliding_window, scale);                                   \
     }
 
-ATTENTION_PREFILL(bf16, 64)
-ATTENTION_PREFILL(bf16, 96)
-ATTENTION_PREFILL(bf16, 128)
-ATTENTION_PREFILL(bf16, 256)
-ATTENTION_PREFILL(f16, 64)
-ATTENTION_PREFILL(f16, 96)
-ATTENTION_PREFILL(f16, 128)
-ATTENTION_PREFILL(f16, 256)
+#define ATTENTION_PREFILLS(T)    \
+    ATTENTION_PREFILL(T, 64, 1)  \
+    ATTENTION_PREFILL(T, 64, 2)  \
+    ATTENTION_PREFILL(T, 96, 1)  \
+    ATTENTION_PREFILL(T, 96, 2)  \
+    ATTENTION_PREFILL(T, 128, 1) \
+    ATTENTION_PREFILL(T, 128, 2) \
+    ATTENTION_PREFILL(T, 256, 1)
+
+ATTENTION_PREFILLS(bf16)
+ATTENTION_PREFILLS(f16)

@@ -5,8 +5,8 @@
 
 mod plan;
 
-pub use plan::AttentionPlan;
-use plan::{counter_bytes, partial_bytes, tile_queries};
+pub use plan::{AttentionPlan, tile_queries};
+use plan::{TILE_QUERIES, counter_bytes, partial_bytes};
 
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
@@ -111,15 +111,22 @@ pub struct AttentionTensors<'a> {
 }
 
 /// The kernels for one dtype and head size.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct HeadKernels {
     dtype: DType,
     head_dim: usize,
     decode: Kernel,
     /// Blocks of `decode` that the whole card runs at once.
     decode_blocks: usize,
-    prefill: Kernel,
-    prefill_shared_bytes: usize,
+    /// For tiles of each size; none where a head is too large for it.
+    prefill: Vec<PrefillKernel>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PrefillKernel {
+    tile_queries: usize,
+    kernel: Kernel,
+    shared_bytes: usize,
 }
 
 impl HeadKernels {
@@ -127,11 +134,16 @@ impl HeadKernels {
         let name = |kernel: &str| format!("{kernel}_{}_d{head_dim}", dtype.suffix());
         let decode = gpu.kernel("attention_decode", &name("attention_decode"))?;
         let decode_blocks = gpu.blocks_per_multiprocessor(decode, THREADS, 0)? * gpu.limits().multiprocessors;
-        let prefill = gpu.kernel("attention_prefill", &name("attention_prefill"))?;
-        let keys = if head_dim == 256 { 32 } else { 64 };
-        let prefill_shared_bytes = (tile_queries(head_dim) + 4 * keys) * head_dim * dtype.size();
-        gpu.allow_shared_memory(prefill, prefill_shared_bytes)?;
-        Ok(Self { dtype, head_dim, decode, decode_blocks, prefill, prefill_shared_bytes })
+        let mut prefill = Vec::new();
+        for tile_queries in TILE_QUERIES.into_iter().filter(|queries| *queries == 64 || head_dim < 256) {
+            let rows = tile_queries / 64;
+            let kernel = gpu.kernel("attention_prefill", &format!("{}_r{rows}", name("attention_prefill")))?;
+            let keys = if head_dim == 256 { 32 } else { 64 };
+            let shared_bytes = (tile_queries + 4 * keys) * head_dim * dtype.size();
+            gpu.allow_shared_memory(kernel, shared_bytes)?;
+            prefill.push(PrefillKernel { tile_queries, kernel, shared_bytes });
+        }
+        Ok(Self { dtype, head_dim, decode, decode_blocks, prefill })
     }
 }
 
@@ -208,10 +220,10 @@ impl AttentionKernels {
         unsafe { gpu.launch(kernels.decode, Grid::linear(work.min(kernels.decode_blocks), THREADS), arguments) }
     }
 
-    /// Attention of the first `tiles` of `arrays.tiles`; a tile of row `u32::MAX` is passed over.
+    /// Attention of the first `tiles` of `arrays.tiles`, each of `tile_queries`; a tile of row `u32::MAX` is passed over.
     ///
     /// # Errors
-    /// If dtypes or shapes do not fit, or `arrays` holds fewer tiles.
+    /// If dtypes or shapes do not fit, `arrays` holds fewer tiles, or none are of that size.
     pub fn prefill(
         &self,
         gpu: &Gpu,
@@ -219,9 +231,13 @@ impl AttentionKernels {
         tensors: AttentionTensors<'_>,
         arrays: &AttentionArrays,
         tiles: usize,
+        tile_queries: usize,
     ) -> Result<(), CudaError> {
         const OP: &str = "attention_prefill";
         let kernels = self.check(OP, shape, tensors, arrays)?;
+        let Some(prefill) = kernels.prefill.iter().find(|kernel| kernel.tile_queries == tile_queries) else {
+            return Err(CudaError::argument(OP, format!("tiles of {tile_queries} queries")));
+        };
         if length(&arrays.tiles) < 2 * tiles {
             return Err(CudaError::argument(OP, format!("{tiles} tiles in {:?}", arrays.tiles)));
         }
@@ -240,9 +256,9 @@ impl AttentionKernels {
             .size(shape.sliding_window.map_or(0, |window| window as usize))
             .f32(shape.scale);
         let mut grid = Grid::linear(tiles * shape.q_heads, THREADS);
-        grid.shared_bytes = kernels.prefill_shared_bytes as u32;
+        grid.shared_bytes = prefill.shared_bytes as u32;
         // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
-        unsafe { gpu.launch(kernels.prefill, grid, arguments) }
+        unsafe { gpu.launch(prefill.kernel, grid, arguments) }
     }
 
     /// The kernels for these tensors, which fit the shape and each other.

@@ -24,7 +24,7 @@ mod timing;
 
 pub use attention::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, HEAD_DIMS,
-    MAX_GROUP,
+    MAX_GROUP, tile_queries,
 };
 pub use blas::{Blas, BlasMissing, find_blas};
 pub use ceilings::{CardRates, card_rates};

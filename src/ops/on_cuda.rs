@@ -13,7 +13,7 @@ use super::{
 };
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, GEMV_ROWS, Gemm, Gpu, RopeKernels, RopeShape, RopeWeights,
+    DType, DeviceTensor, ElementwiseKernels, GEMV_ROWS, Gemm, Gpu, RopeKernels, RopeShape, RopeWeights, tile_queries,
 };
 
 /// Bytes of weights that are converted at a time.
@@ -46,7 +46,7 @@ pub struct GpuInputs {
     pub attention: AttentionArrays,
     /// Most work items of rows of one token; 0: there is no such row.
     pub items: usize,
-    /// Tiles of rows of several tokens.
+    /// Tiles of rows of several tokens, each of as many queries as [`tile_queries`] says for a step of `tokens`.
     pub tiles: usize,
 }
 
@@ -264,7 +264,8 @@ impl GpuCompute {
             decode.map_err(Error::wrap)?;
         }
         if inputs.tiles > 0 {
-            self.attention.prefill(gpu, &shape, tensors, arrays, inputs.tiles).map_err(Error::wrap)?;
+            let queries = tile_queries(shape.head_dim, inputs.tokens);
+            self.attention.prefill(gpu, &shape, tensors, arrays, inputs.tiles, queries).map_err(Error::wrap)?;
         }
         Ok(())
     }

@@ -108,6 +108,7 @@ struct Model {
     format: String,
     parameters: u64,
     device: String,
+    device_reason: String,
     on_gpu: bool,
     weight_bytes: u64,
     kv_bytes: u64,
@@ -141,6 +142,7 @@ impl Report {
                 format: info.format.clone(),
                 parameters: info.parameters,
                 device: info.device.clone(),
+                device_reason: info.device_reason.clone(),
                 on_gpu,
                 weight_bytes: info.weight_bytes,
                 kv_bytes: info.kv_bytes,
@@ -177,6 +179,7 @@ impl std::fmt::Display for Report {
             let processor = self.machine.processor.as_deref().unwrap_or("unknown processor");
             writeln!(f, "{}, {processor}", self.model.device)?;
         }
+        writeln!(f, "because {}", self.model.device_reason)?;
         let warm = if self.driver_was_started { ", on a driver that was started before" } else { "" };
         writeln!(f, "ready after {:.1} s{warm}\n", self.start_seconds)?;
         if !self.results.is_empty() {

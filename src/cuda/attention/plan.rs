@@ -34,9 +34,16 @@ pub fn counter_bytes(max_rows: usize, shape: &AttentionShape) -> usize {
     max_rows * shape.kv_heads * shape.head_tiles() * size_of::<u32>()
 }
 
-/// Queries of a tile of the prefill kernel.
-pub fn tile_queries(head_dim: usize) -> usize {
-    if head_dim == 256 { 64 } else { 128 }
+/// Queries of the tiles of the prefill kernels.
+pub(super) const TILE_QUERIES: [usize; 2] = [64, 128];
+
+/// Tokens of a step up to which tiles are small: larger ones would leave multiprocessors idle.
+const SMALL_STEP_TOKENS: usize = 640;
+
+/// Queries of a tile in a step of so many tokens.
+pub fn tile_queries(head_dim: usize, step_tokens: usize) -> usize {
+    let [small, large] = TILE_QUERIES;
+    if head_dim == 256 || step_tokens <= SMALL_STEP_TOKENS { small } else { large }
 }
 
 /// The work of a step, in buffers that are used again.
@@ -56,12 +63,12 @@ impl AttentionPlan {
         rows * max_context.div_ceil(CHUNK_TOKENS).min(MAX_CHUNKS)
     }
 
-    /// Plans a step of rows with `context_lens` tokens in the cache, `q_lens` of them new. A row without queries is
-    /// padding and gets no work.
+    /// Plans a step of rows with `context_lens` tokens in the cache, `q_lens` of them new, in tiles of `tile_queries`. A
+    /// row without queries is padding and gets no work.
     ///
     /// # Panics
     /// If the lengths differ, or a row has more queries than tokens.
-    pub fn fill(&mut self, context_lens: &[u32], q_lens: &[u32], head_dim: usize) {
+    pub fn fill(&mut self, context_lens: &[u32], q_lens: &[u32], tile_queries: usize) {
         assert_eq!(context_lens.len(), q_lens.len(), "a row has a context and queries");
         self.items.clear();
         self.first_item.clear();
@@ -73,7 +80,7 @@ impl AttentionPlan {
             if queries == 1 {
                 items += chunks(context as usize) as u32;
             } else {
-                let starts = (0..queries).step_by(tile_queries(head_dim));
+                let starts = (0..queries).step_by(tile_queries);
                 self.tiles.extend(starts.map(|first| [row as u32, first]));
             }
         }
@@ -94,7 +101,7 @@ impl AttentionPlan {
         }
         let last_seen = |&[row, first]: &[u32; 2]| {
             let (context, queries) = (context_lens[row as usize], q_lens[row as usize]);
-            context - queries + queries.min(first + tile_queries(head_dim) as u32)
+            context - queries + queries.min(first + tile_queries as u32)
         };
         self.tiles.sort_by_key(|tile| std::cmp::Reverse(last_seen(tile)));
     }
@@ -147,7 +154,7 @@ mod tests {
         plan.fill(&[300, 5, 1, 1000], &[300, 2, 1, 130], 128);
         assert_eq!(plan.tiles, [[3, 128], [3, 0], [0, 256], [0, 128], [0, 0], [1, 0]]);
         assert_eq!(plan.items, [[2, 0]]);
-        plan.fill(&[130], &[130], 256);
+        plan.fill(&[130], &[130], 64);
         assert_eq!(plan.tiles, [[0, 128], [0, 64], [0, 0]]);
     }
 }

@@ -8,8 +8,8 @@ use crate::cuda::{CudaError, Graph};
 
 use super::buffers::Padding;
 
-/// Most tokens of a recorded step that computes prompts.
-const MOST_MIXED_TOKENS: usize = 1280;
+/// Most tokens of a recorded step that computes prompts: 256 that decode, with eight prompt tokens for each.
+const MOST_MIXED_TOKENS: usize = 2304;
 
 /// Tiles of prompts in a recorded step beyond those that its tokens fill: rows whose last tile is short.
 const SPARE_TILES: usize = 16;
@@ -26,13 +26,13 @@ pub(super) fn batch_sizes(most: usize) -> Vec<usize> {
 /// Numbers of tokens of steps with prompts that are recorded, up to `most`.
 pub(super) fn mixed_sizes(most: usize) -> Vec<usize> {
     let small = [16, 32, 48].into_iter().chain((64..256).step_by(32));
-    let sizes = small.chain((256..=MOST_MIXED_TOKENS).step_by(64));
+    let sizes = small.chain((256..1280).step_by(64)).chain((1280..=MOST_MIXED_TOKENS).step_by(128));
     sizes.filter(|size| *size <= most).collect()
 }
 
 /// Tiles that a recorded step of `tokens` tokens has room for.
 pub(super) fn mixed_padding(tokens: usize) -> Padding {
-    Padding { tokens, tiles: SPARE_TILES + tokens.div_ceil(128) }
+    Padding { tokens, tiles: SPARE_TILES + tokens.div_ceil(64) }
 }
 
 /// A step's size and its graph.

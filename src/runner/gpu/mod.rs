@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cuda::{AttentionPlan, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds};
+use crate::cuda::{AttentionPlan, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds, tile_queries};
 use crate::models::{Decoder, Workspace};
 use crate::ops::{Compute, GpuCompute, GpuInputs, KvCache, KvLayout, RowIndices, StepInputs};
 use crate::request::{Request, SeqId, TokenLogprobs};
@@ -198,7 +198,8 @@ impl GpuRunner {
         let attention = &self.batch.attention;
         self.query_lens.clear();
         self.query_lens.extend(attention.cu_seqlens_q.windows(2).map(|ends| ends[1] - ends[0]));
-        self.plan.fill(&attention.context_lens, &self.query_lens, self.model.spec().head_dim);
+        let tile = tile_queries(self.model.spec().head_dim, self.batch.tokens.len());
+        self.plan.fill(&attention.context_lens, &self.query_lens, tile);
     }
 
     fn upload(&mut self, side: usize, padding: Padding) -> Result<(), RunnerError> {

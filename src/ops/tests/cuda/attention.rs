@@ -4,7 +4,7 @@ use super::gpu;
 use crate::cpu::{Cpu, KvLayerRef};
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, DType,
-    DeviceTensor,
+    DeviceTensor, tile_queries,
 };
 use crate::ops::{AttentionRef, HeadShape, KvLayout};
 
@@ -185,10 +185,10 @@ impl<'a> Batch<'a> {
         out
     }
 
-    fn on_gpu(&self, kernels: &AttentionKernels) -> Device {
+    fn on_gpu(&self, kernels: &AttentionKernels, tile_queries: usize) -> Device {
         let (context_lens, q_lens) = self.lens();
         let mut plan = AttentionPlan::default();
-        plan.fill(&context_lens, &q_lens, self.shape.head_dim);
+        plan.fill(&context_lens, &q_lens, tile_queries);
         let (starts, tables, offsets) = self.arrays();
         let arrays = AttentionArrays {
             cu_seqlens_q: u32_tensor(&starts, 0),
@@ -208,7 +208,8 @@ impl<'a> Batch<'a> {
         let out = poisoned(self.tokens(), self.out_len(), self.cache.dtype);
         let (keys, values) = (self.cache.keys.clone(), self.cache.values.clone());
         let (shape, kernels) = (self.shape, kernels.clone());
-        Device { shape, kernels, arrays, scratch, max_items, tiles: plan.tiles.len(), qkv, keys, values, out }
+        let tiles = plan.tiles.len();
+        Device { shape, kernels, arrays, scratch, max_items, tiles, tile_queries, qkv, keys, values, out }
     }
 
     /// Fails unless each token's output is within the dtype's rounding of the CPU's.
@@ -248,6 +249,7 @@ struct Device {
     scratch: AttentionScratch,
     max_items: usize,
     tiles: usize,
+    tile_queries: usize,
     qkv: DeviceTensor,
     keys: DeviceTensor,
     values: DeviceTensor,
@@ -266,7 +268,8 @@ impl Device {
     }
 
     fn prefill(&self) {
-        self.kernels.prefill(gpu(), &self.shape, self.tensors(), &self.arrays, self.tiles).expect("a launch");
+        let (tensors, queries) = (self.tensors(), self.tile_queries);
+        self.kernels.prefill(gpu(), &self.shape, tensors, &self.arrays, self.tiles, queries).expect("a launch");
     }
 
     fn out(&self) -> Vec<u8> {
@@ -294,10 +297,16 @@ fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
             for group in GROUPS {
                 for window in WINDOWS {
                     let batch = Batch::new(&mut random, &cache, shape(2, group, head_dim, window), &rows);
-                    let device = batch.on_gpu(&kernels);
+                    let device = batch.on_gpu(&kernels, 64);
                     device.decode();
                     device.prefill();
                     batch.assert_close(&device.out(), &batch.on_cpu(), what);
+                    if head_dim < 256 {
+                        let large = batch.on_gpu(&kernels, 128);
+                        large.decode();
+                        large.prefill();
+                        assert!(large.out() == device.out(), "{what}: the size of tiles changes bits");
+                    }
                 }
             }
         }
@@ -314,10 +323,12 @@ fn cuda_race_attention() {
         let lens = [(300, 1), (70, 33), (1, 1)];
         let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 1, head_dim }, DType::Bf16, &lens);
         let batch = Batch::new(&mut random, &cache, shape(1, 4, head_dim, None), &rows);
-        let device = batch.on_gpu(&kernels);
-        device.decode();
-        device.prefill();
-        batch.assert_close(&device.out(), &batch.on_cpu(), "for the race checker");
+        for tile_queries in [64, 128].into_iter().filter(|queries| *queries == 64 || head_dim < 256) {
+            let device = batch.on_gpu(&kernels, tile_queries);
+            device.decode();
+            device.prefill();
+            batch.assert_close(&device.out(), &batch.on_cpu(), "for the race checker");
+        }
     }
 }
 
@@ -353,11 +364,11 @@ fn cuda_attention_kernels_write_their_own_rows_only() {
     let batch = Batch::new(&mut random, &cache, shape(3, 5, 128, None), &rows);
     let row_bytes = batch.out_len() * 2;
     let untouched = |out: &[u8], token: usize| out[token * row_bytes..][..row_bytes].iter().all(|&byte| byte == 0xFF);
-    let device = batch.on_gpu(&kernels);
+    let device = batch.on_gpu(&kernels, 128);
     device.decode();
     let out = device.out();
     assert!((0..35).all(|token| untouched(&out, token) == (1..34).contains(&token)), "decode");
-    let device = batch.on_gpu(&kernels);
+    let device = batch.on_gpu(&kernels, 128);
     device.prefill();
     let out = device.out();
     assert!((0..35).all(|token| untouched(&out, token) != (1..34).contains(&token)), "prefill");
@@ -372,7 +383,7 @@ fn cuda_attention_decode_is_the_same_alone_in_a_batch_and_again() {
     for (group, window) in [(4, None), (12, Some(1000))] {
         let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 2, head_dim: 128 }, DType::Bf16, &lens);
         let batch = Batch::new(&mut random, &cache, shape(2, group, 128, window), &rows);
-        let device = batch.on_gpu(&kernels);
+        let device = batch.on_gpu(&kernels, 128);
         device.decode();
         let together = device.out();
         for _ in 0..20 {
@@ -383,7 +394,7 @@ fn cuda_attention_decode_is_the_same_alone_in_a_batch_and_again() {
         let counters = gpu().download(&device.scratch.counters).expect("the kernels ran");
         assert!(counters.iter().all(|&byte| byte == 0), "counters are ready for the next launch");
         for index in 0..rows.len() {
-            let alone = batch.alone(index).on_gpu(&kernels);
+            let alone = batch.alone(index).on_gpu(&kernels, 128);
             alone.decode();
             let row_bytes = batch.out_len() * 2;
             assert!(alone.out() == together[index * row_bytes..][..row_bytes], "row {index} alone");
@@ -406,7 +417,7 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
     let (keys, values) = caches[0].clone();
     let cache = Cache { layout, dtype: DType::Bf16, cpu_keys: vec![], cpu_values: vec![], keys, values };
     let batch = Batch::new(&mut Random(35), &cache, shape, &rows);
-    let device = batch.on_gpu(&kernels);
+    let device = batch.on_gpu(&kernels, tile_queries(128, batch.tokens()));
     let mut calls = 0;
     let microseconds = gpu().time(caches.len().max(20), |gpu| {
         calls += 1;
@@ -415,7 +426,7 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
         if device.tiles == 0 {
             device.kernels.decode(gpu, &shape, tensors, &device.arrays, &device.scratch, device.max_items)
         } else {
-            device.kernels.prefill(gpu, &shape, tensors, &device.arrays, device.tiles)
+            device.kernels.prefill(gpu, &shape, tensors, &device.arrays, device.tiles, device.tile_queries)
         }
     });
     (microseconds.expect("the kernels ran"), kv_bytes as f64)
