@@ -5,6 +5,7 @@
 mod address;
 mod engine;
 mod keep_alive;
+mod kv_dtype;
 mod settings;
 mod size;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
 pub use engine::{DeviceWish, DeviceWishError, EngineConfig, Lag, MAX_SEQUENCES, StepSizes};
 pub use keep_alive::{KeepAlive, KeepAliveError};
+pub use kv_dtype::{KvDType, KvDTypeError, KvDTypeWish};
 pub use settings::{KEYS, Lookup, Origins, Settings};
 pub use size::{ByteSize, SizeError};
 
@@ -220,6 +222,8 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         threads: settings.threads,
         context_length: settings.context,
         kv_cache_bytes: settings.kv_cache.map(|size| size.0),
+        kv_dtype: settings.kv_cache_dtype.and_then(|wish| wish.0),
+        gpu_memory_limit_bytes: settings.gpu_memory_limit.map(|size| size.0),
         max_sequences: settings.max_sequences,
         max_step_tokens: settings.max_step_tokens,
         max_prompt_chunk_while_decoding: settings.max_prompt_chunk_while_decoding,

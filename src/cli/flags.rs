@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{ByteSize, DeviceWish, HostText, Settings};
+use crate::config::{ByteSize, DeviceWish, HostText, KvDTypeWish, Settings};
 
 /// Where the server is.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -45,6 +45,12 @@ pub struct EngineFlags {
     /// Memory for the KV cache, like 2GiB [default: planned from what is free]
     #[arg(long, value_name = "SIZE")]
     kv_cache: Option<ByteSize>,
+    /// What the KV cache stores: auto, bf16, f16, f32, fp8 (GPUs) or int8 (the CPU) [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    kv_cache_dtype: Option<KvDTypeWish>,
+    /// Most memory taken of a GPU, like 8GiB: a large card does as one of that size would [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    gpu_memory_limit: Option<ByteSize>,
     /// Most sequences computed at once [default: 64]
     #[arg(long, value_name = "N")]
     max_sequences: Option<u32>,
@@ -84,6 +90,8 @@ impl EngineFlags {
             threads: self.threads,
             context: self.context,
             kv_cache: self.kv_cache,
+            kv_cache_dtype: self.kv_cache_dtype,
+            gpu_memory_limit: self.gpu_memory_limit,
             max_sequences: self.max_sequences,
             max_waiting: self.max_waiting,
             max_step_tokens: self.max_step_tokens,
@@ -97,6 +105,7 @@ impl EngineFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::KvDType;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -123,7 +132,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_its_setting() {
         let flags = "--host 0.0.0.0:1 --port 2 --models-dir /m --offline --device cpu --threads 3 --context 4096 \
-                     --kv-cache 2GiB --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
+                     --kv-cache 2GiB --kv-cache-dtype fp8 --gpu-memory-limit 3GiB --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
                      --max-prompt-chunk-while-decoding 8 --no-prefix-cache";
         let expected = Settings {
             host: "0.0.0.0:1".parse().ok(),
@@ -134,6 +143,8 @@ mod tests {
             threads: NonZeroUsize::new(3),
             context: Some(4096),
             kv_cache: Some(ByteSize(2 << 30)),
+            kv_cache_dtype: Some(KvDTypeWish(Some(KvDType::Fp8))),
+            gpu_memory_limit: Some(ByteSize(3 << 30)),
             max_sequences: Some(5),
             max_waiting: Some(6),
             max_step_tokens: Some(700),

@@ -6,7 +6,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-use super::ConfigError;
+use super::{ConfigError, KvDType};
 
 /// Most sequences that one step may be configured to hold.
 pub const MAX_SEQUENCES: u32 = 4096;
@@ -95,6 +95,11 @@ pub struct EngineConfig {
     pub context_length: Option<u32>,
     /// Bytes of the KV cache. `None`: planned from the memory that is free.
     pub kv_cache_bytes: Option<u64>,
+    /// What the KV cache stores its numbers as. `None`: the model's own type on a GPU, f32 on the CPU.
+    pub kv_dtype: Option<KvDType>,
+    /// Bytes of a GPU's memory that this process may take. `None`: what is free. A large card then does as a small one
+    /// would.
+    pub gpu_memory_limit_bytes: Option<u64>,
     /// Sequences in one step, 1 to [`MAX_SEQUENCES`]. `None`: see [`StepSizes`], as for the next three.
     pub max_sequences: Option<u32>,
     /// Tokens in one step, at least `max_sequences`.
@@ -165,6 +170,8 @@ impl Default for EngineConfig {
             threads: None,
             context_length: None,
             kv_cache_bytes: None,
+            kv_dtype: None,
+            gpu_memory_limit_bytes: None,
             max_sequences: None,
             max_step_tokens: None,
             max_prompt_chunk_while_decoding: None,
@@ -189,6 +196,9 @@ impl EngineConfig {
         }
         if let Some(bytes) = self.kv_cache_bytes {
             within("kv_cache", bytes, 1 << 20, 1 << 50)?;
+        }
+        if let Some(bytes) = self.gpu_memory_limit_bytes {
+            within("gpu_memory_limit", bytes, 256 << 20, 1 << 50)?;
         }
         let sizes = self.step_sizes(StepSizes::CPU);
         within("max_sequences", sizes.max_sequences.into(), 1, MAX_SEQUENCES.into())?;

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{ByteSize, ConfigError, DeviceWish, HostText, KeepAlive};
+use super::{ByteSize, ConfigError, DeviceWish, HostText, KeepAlive, KvDTypeWish};
 
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -35,6 +35,10 @@ pub struct Settings {
     pub context: Option<u32>,
     /// See [`super::EngineConfig::kv_cache_bytes`].
     pub kv_cache: Option<ByteSize>,
+    /// See [`super::EngineConfig::kv_dtype`].
+    pub kv_cache_dtype: Option<KvDTypeWish>,
+    /// See [`super::EngineConfig::gpu_memory_limit_bytes`].
+    pub gpu_memory_limit: Option<ByteSize>,
     /// See [`super::EngineConfig::max_sequences`].
     pub max_sequences: Option<u32>,
     /// See [`super::EngineConfig::max_step_tokens`].
@@ -70,7 +74,7 @@ impl FromStr for Origins {
 }
 
 /// The keys of `lantern.toml`.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 21] = [
     "model",
     "host",
     "port",
@@ -81,6 +85,8 @@ pub const KEYS: [&str; 19] = [
     "threads",
     "context",
     "kv_cache",
+    "kv_cache_dtype",
+    "gpu_memory_limit",
     "max_sequences",
     "max_step_tokens",
     "max_prompt_chunk_while_decoding",
@@ -110,6 +116,8 @@ impl Settings {
             threads: read.first(&["LANTERN_THREADS"])?,
             context: read.first(&["LANTERN_CONTEXT"])?,
             kv_cache: read.first(&["LANTERN_KV_CACHE"])?,
+            kv_cache_dtype: read.first(&["LANTERN_KV_CACHE_DTYPE"])?,
+            gpu_memory_limit: read.first(&["LANTERN_GPU_MEMORY_LIMIT"])?,
             max_sequences: read.first(&["LANTERN_MAX_SEQUENCES"])?,
             max_step_tokens: read.first(&["LANTERN_MAX_STEP_TOKENS"])?,
             max_prompt_chunk_while_decoding: read.first(&["LANTERN_MAX_PROMPT_CHUNK_WHILE_DECODING"])?,
@@ -149,6 +157,8 @@ impl Settings {
             threads: self.threads.or(below.threads),
             context: self.context.or(below.context),
             kv_cache: self.kv_cache.or(below.kv_cache),
+            kv_cache_dtype: self.kv_cache_dtype.or(below.kv_cache_dtype),
+            gpu_memory_limit: self.gpu_memory_limit.or(below.gpu_memory_limit),
             max_sequences: self.max_sequences.or(below.max_sequences),
             max_step_tokens: self.max_step_tokens.or(below.max_step_tokens),
             max_prompt_chunk_while_decoding: self

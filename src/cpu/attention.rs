@@ -79,7 +79,8 @@ impl Cpu {
         assert!(qkv.len().is_multiple_of(row_len), "qkv is [t, (q + 2 kv) * d]");
         let tokens = qkv.len() / row_len;
         assert_eq!(out.len(), tokens * heads.q_heads * heads.head_dim, "out is [t, q * d]");
-        assert_eq!(kv.layout, KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim }, "the layer's own cache");
+        let own = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim, ..kv.layout };
+        assert_eq!(kv.layout, own, "the layer's own cache");
         let sequences = inputs.sequences(tokens, kv.blocks());
         let window = sliding_window.map_or(usize::MAX, |window| window as usize);
         assert!(window > 0, "a window holds the token itself");

@@ -1,8 +1,9 @@
 //! How keys and values lie in the paged cache of one layer.
 //!
-//! Knows shapes; which block belongs to whom is the scheduler's affair.
+//! Knows shapes and types; which block belongs to whom is the scheduler's affair.
 
 use super::Cpu;
+use crate::config::KvDType;
 
 /// Heads of an attention layer. A row of its input holds all q heads, then all k heads, then all v heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,33 +28,41 @@ impl HeadShape {
     }
 }
 
-/// The cache of one layer, in f32: K is `[block][kv_head][dim][slot]`, so that the scores of a block's slots lie side by
-/// side in a vector; V is `[block][kv_head][slot][dim]`.
+/// The cache of one layer: K is `[block][kv_head][dim][slot]`, so that the scores of a block's slots lie side by side in a
+/// vector; V is `[block][kv_head][slot][dim]`. Where the type has scales, those of a block's head follow its elements:
+/// 16 of f32, one a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
     /// Key and value heads.
     pub kv_heads: usize,
     /// Elements of a head; a multiple of 8.
     pub head_dim: usize,
+    /// What an element is stored as.
+    pub dtype: KvDType,
 }
 
 impl KvLayout {
     /// Tokens of a block.
     pub const BLOCK_SIZE: usize = 16;
 
-    /// Floats of one head of one block, in K and in V alike.
-    pub fn head_len(&self) -> usize {
-        self.head_dim * Self::BLOCK_SIZE
+    /// Bytes of the elements of one head of one block, in K and in V alike.
+    pub fn element_bytes(&self) -> usize {
+        self.head_dim * Self::BLOCK_SIZE * self.dtype.element_bytes()
     }
 
-    /// Floats of one block, in K and in V alike.
-    pub fn block_len(&self) -> usize {
-        self.kv_heads * self.head_len()
+    /// Bytes of one head of one block, scales counted, in K and in V alike.
+    pub fn head_bytes(&self) -> usize {
+        self.element_bytes() + Self::BLOCK_SIZE * self.dtype.scale_bytes()
     }
 
-    /// Where a head of a block starts, in K and in V alike.
+    /// Bytes of one block, in K and in V alike.
+    pub fn block_bytes(&self) -> usize {
+        self.kv_heads * self.head_bytes()
+    }
+
+    /// Byte at which a head of a block starts, in K and in V alike.
     pub fn head_start(&self, block: usize, kv_head: usize) -> usize {
-        (block * self.kv_heads + kv_head) * self.head_len()
+        (block * self.kv_heads + kv_head) * self.head_bytes()
     }
 }
 
@@ -62,10 +71,10 @@ impl KvLayout {
 pub struct KvLayerRef<'a> {
     /// Its layout.
     pub layout: KvLayout,
-    /// `[block][kv_head][dim][slot]`.
-    pub keys: &'a [f32],
-    /// `[block][kv_head][slot][dim]`.
-    pub values: &'a [f32],
+    /// `[block][kv_head][dim][slot]`, as bytes.
+    pub keys: &'a [u8],
+    /// `[block][kv_head][slot][dim]`, as bytes.
+    pub values: &'a [u8],
 }
 
 impl KvLayerRef<'_> {
@@ -82,10 +91,10 @@ impl KvLayerRef<'_> {
 pub struct KvLayerMut<'a> {
     /// Its layout.
     pub layout: KvLayout,
-    /// `[block][kv_head][dim][slot]`.
-    pub keys: &'a mut [f32],
-    /// `[block][kv_head][slot][dim]`.
-    pub values: &'a mut [f32],
+    /// `[block][kv_head][dim][slot]`, as bytes.
+    pub keys: &'a mut [u8],
+    /// `[block][kv_head][slot][dim]`, as bytes.
+    pub values: &'a mut [u8],
 }
 
 impl KvLayerMut<'_> {
@@ -99,9 +108,9 @@ impl KvLayerMut<'_> {
 }
 
 fn blocks(layout: KvLayout, keys: usize, values: usize) -> usize {
-    let len = layout.block_len();
-    assert!(len > 0 && keys == values && keys.is_multiple_of(len), "K and V hold the same whole blocks");
-    keys / len
+    let bytes = layout.block_bytes();
+    assert!(bytes > 0 && keys == values && keys.is_multiple_of(bytes), "K and V hold the same whole blocks");
+    keys / bytes
 }
 
 impl Cpu {
@@ -110,12 +119,12 @@ impl Cpu {
     /// # Panics
     /// If a block is outside the cache.
     pub fn copy_blocks(&self, kv: KvLayerMut<'_>, copies: &[(u32, u32)]) {
-        let (blocks, len) = (kv.blocks(), kv.layout.block_len());
+        let (blocks, bytes) = (kv.blocks(), kv.layout.block_bytes());
         for &(from, to) in copies {
             let (from, to) = (from as usize, to as usize);
             assert!(from < blocks && to < blocks, "blocks {from} and {to} are inside a cache of {blocks}");
-            kv.keys.copy_within(from * len..(from + 1) * len, to * len);
-            kv.values.copy_within(from * len..(from + 1) * len, to * len);
+            kv.keys.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+            kv.values.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
         }
     }
 }

@@ -14,6 +14,7 @@ mod error;
 mod exp;
 mod format;
 mod kv;
+mod kv_element;
 mod matmul;
 mod matrix;
 mod peak;
@@ -95,23 +96,23 @@ impl Scratch {
 
 /// A slice of which each task writes its own elements.
 #[derive(Clone, Copy)]
-struct SharedMut<'a> {
-    start: *mut f32,
+struct SharedMut<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    slice: PhantomData<&'a mut [f32]>,
+    slice: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: only the unsafe methods reach the memory, and their callers promise that no element is shared.
-unsafe impl Send for SharedMut<'_> {}
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedMut<'_> {}
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
-impl<'a> SharedMut<'a> {
-    fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T> SharedMut<'a, T> {
+    fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
-    fn as_ptr(self) -> *mut f32 {
+    fn as_ptr(self) -> *mut T {
         self.start
     }
 
@@ -119,7 +120,7 @@ impl<'a> SharedMut<'a> {
     ///
     /// # Safety
     /// No other task may touch it meanwhile.
-    unsafe fn write(self, index: usize, value: f32) {
+    unsafe fn write(self, index: usize, value: T) {
         assert!(index < self.len);
         // SAFETY: in bounds, and the caller's alone.
         unsafe { *self.start.add(index) = value };
@@ -129,7 +130,7 @@ impl<'a> SharedMut<'a> {
     ///
     /// # Safety
     /// No other task may touch them while the slice lives.
-    unsafe fn slice(self, from: usize, len: usize) -> &'a mut [f32] {
+    unsafe fn slice(self, from: usize, len: usize) -> &'a mut [T] {
         assert!(from <= self.len && len <= self.len - from);
         // SAFETY: in bounds, and the caller's alone.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }

@@ -2,6 +2,7 @@
 
 use super::elementwise::normalise;
 use super::kv::{HeadShape, KvLayerMut, KvLayout};
+use super::kv_element;
 use super::simd::{Kernel, Lanes, dispatch};
 use super::{Cpu, CpuError, SharedMut};
 
@@ -118,7 +119,8 @@ impl Cpu {
         assert!(rope.rotary_dim <= d, "no more is rotated than a head has");
         assert!(positions.iter().all(|&p| (p as usize) < rope.max_positions()), "positions are inside the table");
         assert!(norms.is_none_or(|n| n.q.len() == d && n.k.len() == d), "norm weights are [head_dim]");
-        assert_eq!(kv.layout, KvLayout { kv_heads: heads.kv_heads, head_dim: d }, "the cache has the layer's heads");
+        let own = KvLayout { kv_heads: heads.kv_heads, head_dim: d, ..kv.layout };
+        assert_eq!(kv.layout, own, "the cache has the layer's heads");
         let slots_end = kv.blocks() * KvLayout::BLOCK_SIZE;
         assert!(slots.iter().all(|&slot| (slot as usize) < slots_end), "slots are inside the cache");
         let row_len = heads.row_len();
@@ -150,8 +152,8 @@ fn write_head(
     slots: &[u32],
     head: usize,
     layout: KvLayout,
-    keys: SharedMut<'_>,
-    values: SharedMut<'_>,
+    keys: SharedMut<'_, u8>,
+    values: SharedMut<'_, u8>,
 ) {
     let d = heads.head_dim;
     for (row, &slot) in qkv.chunks_exact(heads.row_len()).zip(slots) {
@@ -160,11 +162,10 @@ fn write_head(
         let v = &row[(heads.q_heads + heads.kv_heads + head) * d..][..d];
         let start = layout.head_start(block, head);
         // SAFETY: this head of every block belongs to this task alone.
-        let (keys, values) = unsafe { (keys.slice(start, layout.head_len()), values.slice(start, layout.head_len())) };
-        for (to, from) in keys[place..].iter_mut().step_by(KvLayout::BLOCK_SIZE).zip(k) {
-            *to = *from;
-        }
-        values[place * d..][..d].copy_from_slice(v);
+        let (keys, values) =
+            unsafe { (keys.slice(start, layout.head_bytes()), values.slice(start, layout.head_bytes())) };
+        kv_element::write_head(&layout, keys, place, place, KvLayout::BLOCK_SIZE, k);
+        kv_element::write_head(&layout, values, place, place * d, 1, v);
     }
 }
 

@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{EngineConfig, HubConfig, environment};
+use crate::config::{EngineConfig, HubConfig, KvDType, environment};
 use crate::hub::{self, Catalog, HubOptions, ModelName, Progress, Store};
 
 use super::handle::Llm;
@@ -88,6 +88,18 @@ impl LlmBuilder {
     /// Bytes of the KV cache.
     pub fn kv_cache_bytes(mut self, bytes: u64) -> Self {
         self.engine.kv_cache_bytes = Some(bytes);
+        self
+    }
+
+    /// What the KV cache stores its numbers as.
+    pub fn kv_dtype(mut self, dtype: KvDType) -> Self {
+        self.engine.kv_dtype = Some(dtype);
+        self
+    }
+
+    /// Bytes of a GPU's memory that this process may take.
+    pub fn gpu_memory_limit_bytes(mut self, bytes: u64) -> Self {
+        self.engine.gpu_memory_limit_bytes = Some(bytes);
         self
     }
 

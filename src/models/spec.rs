@@ -5,6 +5,8 @@
 use std::path::Path;
 
 use super::rope::RopeSpec;
+use crate::config::KvDType;
+use crate::ops::KvLayout;
 use crate::weights::LoadError;
 
 /// Widest hidden state; the widest public models have 16,384.
@@ -74,6 +76,11 @@ impl DecoderSpec {
         let norms = 2 * hidden + bias(self.qk_norm, 2 * head);
         let layer = hidden * (2 * q + 2 * kv) + 3 * hidden * ffn + norms + biases;
         vocab * hidden * if self.tied_embeddings { 1 } else { 2 } + self.layers as u64 * layer + hidden
+    }
+
+    /// How a layer's keys and values lie in a cache of `dtype`.
+    pub(crate) fn kv_layout(&self, dtype: KvDType) -> KvLayout {
+        KvLayout { kv_heads: self.kv_heads, head_dim: self.head_dim, dtype }
     }
 
     /// What follows from the other numbers and holds for every family.

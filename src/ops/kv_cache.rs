@@ -11,9 +11,9 @@ use super::{Compute, KvLayout, on_cpu};
 /// K and V of one layer.
 #[derive(Clone, Debug)]
 pub enum KvLayer {
-    /// In host memory, f32.
+    /// In host memory.
     Cpu(on_cpu::KvLayer),
-    /// In GPU memory, in the model's type.
+    /// In GPU memory.
     #[cfg(feature = "cuda")]
     Gpu(GpuKvLayer),
 }
@@ -31,7 +31,7 @@ impl KvCache {
     /// A cache of `blocks` for `layers` layers, zeroed: what is masked is multiplied by zero, and NaN would not vanish.
     ///
     /// # Errors
-    /// If a head is no multiple of 8 elements, or the memory cannot be had.
+    /// If a head is no multiple of 8 elements, the device has no kernels for its type, or no room.
     pub fn zeros(compute: &Compute, layers: usize, layout: KvLayout, blocks: usize) -> Result<Self> {
         match compute {
             Compute::Cpu(_) => {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
+use crate::config::KvDType;
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, ModelSource, Workspace};
 use crate::ops::{Compute, KvCache, KvLayout, RowIndices, StepInputs};
@@ -105,12 +106,16 @@ pub(super) struct Row<'a> {
 
 impl Rig {
     pub(super) fn new(folder: &Path, context: u32, threads: usize) -> Self {
+        Self::with_kv(folder, context, threads, KvDType::F32)
+    }
+
+    /// With a cache of `kv_dtype`.
+    fn with_kv(folder: &Path, context: u32, threads: usize, kv_dtype: KvDType) -> Self {
         let source = ModelSource::open(folder).expect("the fixture loads");
         let compute = Compute::cpu(NonZeroUsize::new(threads));
         let decoder = Decoder::load(&compute, source.spec, &source.weights, context).expect("the weights load");
         let spec = decoder.spec();
-        let layout = KvLayout { kv_heads: spec.kv_heads, head_dim: spec.head_dim };
-        let kv = KvCache::zeros(&compute, spec.layers, layout, BLOCKS).expect("memory");
+        let kv = KvCache::zeros(&compute, spec.layers, spec.kv_layout(kv_dtype), BLOCKS).expect("memory");
         let workspace = Workspace::new(spec, MAX_TOKENS, LOGIT_ROWS, &compute).expect("memory");
         Self { compute, decoder, kv, workspace }
     }
@@ -259,5 +264,28 @@ fn neighbours_in_a_batch_change_no_bit() {
         assert_eq!(first[10..], alone[2][..40], "{}", fixture.family());
         assert_eq!(second[..last - 40], alone[2][40..], "{}", fixture.family());
         assert_eq!(second[last - 40..], alone[1][9..], "{}", fixture.family());
+    }
+}
+
+/// Types of the KV cache and the largest relative error of logits beside a cache of f32: f16 keeps 11 bits of a number,
+/// bf16 8, int8 7 of a head's largest.
+const KV_TOLERANCES: [(KvDType, f64); 3] = [(KvDType::F16, 4e-3), (KvDType::Bf16, 3e-2), (KvDType::Int8, 6e-2)];
+
+#[test]
+fn a_smaller_kv_cache_is_near_and_no_bit_depends_on_chunks_blocks_or_threads() {
+    for fixture in fixtures() {
+        let prompt = fixture.prompts.iter().find(|prompt| prompt.name == "medium").expect("a medium prompt");
+        let exact = Rig::new(&fixture.folder, 256, 2).chunked(&prompt.ids, &[MAX_TOKENS], &blocks(0..16));
+        for (dtype, tolerance) in KV_TOLERANCES {
+            let place = format!("{} with a cache of {dtype}", fixture.family());
+            let rig = Rig::with_kv(&fixture.folder, 256, 1, dtype);
+            let whole = rig.chunked(&prompt.ids, &[MAX_TOKENS], &blocks(0..16));
+            let errors = whole.iter().zip(&exact).map(|(found, wanted)| relative_error(found, wanted));
+            let worst = errors.fold(0.0, f64::max);
+            assert!(worst > 0.0 && worst < tolerance, "{place}: relative error {worst:e}");
+            let threaded = Rig::with_kv(&fixture.folder, 256, 3, dtype);
+            let table = blocks((0..16).map(|block| 63 - 3 * block));
+            assert_eq!(threaded.chunked(&prompt.ids, &[7, 16, 1, 20], &table), whole, "{place}");
+        }
     }
 }

@@ -51,8 +51,7 @@ impl ModelRunner {
         max_step_tokens: usize,
     ) -> Result<Self, RunnerError> {
         let spec = model.spec();
-        let layout = KvLayout { kv_heads: spec.kv_heads, head_dim: spec.head_dim };
-        let kv = KvCache::zeros(&compute, spec.layers, layout, plan.blocks as usize)?;
+        let kv = KvCache::zeros(&compute, spec.layers, spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
         let workspace = Workspace::new(spec, max_step_tokens, LOGIT_ROWS, &compute)?;
         Ok(Self {
             compute,

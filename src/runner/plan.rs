@@ -2,7 +2,7 @@
 //!
 //! One pure function over plain numbers; it reads no hardware and allocates nothing.
 
-use crate::config::{EngineConfig, StepSizes};
+use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, Workspace};
 use crate::ops::KvLayout;
 
@@ -18,10 +18,12 @@ pub(crate) const LOGIT_ROWS: usize = 64;
 /// What a place takes for a model besides what the model itself says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Placement {
+    /// As in "there is no KV cache of fp8 on the CPU".
+    pub(crate) name: &'static str,
     /// Bytes of an activation.
     pub(crate) activation_bytes: usize,
-    /// Bytes of an element of K or V.
-    pub(crate) kv_element_bytes: u64,
+    /// Types of the KV cache that there are kernels for, the one that `auto` means first.
+    pub(crate) kv_dtypes: &'static [KvDType],
     /// Rows of logits computed at once.
     pub(crate) logit_rows: usize,
     /// Bytes for whatever else is needed.
@@ -35,8 +37,9 @@ pub(crate) struct Placement {
 impl Placement {
     /// In main memory, which other programs want as well.
     pub(crate) const CPU: Self = Self {
+        name: "on the CPU",
         activation_bytes: 4,
-        kv_element_bytes: 4,
+        kv_dtypes: &[KvDType::F32, KvDType::F16, KvDType::Bf16, KvDType::Int8],
         logit_rows: LOGIT_ROWS,
         extra_bytes: 0,
         kv_share: 0.5,
@@ -51,6 +54,8 @@ pub(crate) struct MemoryPlan {
     pub(crate) weight_bytes: u64,
     /// Bytes of the step's buffers.
     pub(crate) workspace_bytes: u64,
+    /// What the KV cache stores its numbers as.
+    pub(crate) kv_dtype: KvDType,
     /// Blocks of the KV cache.
     pub(crate) blocks: u32,
     /// Bytes of one block, all layers.
@@ -88,6 +93,19 @@ pub enum PlanError {
         asked: u32,
         /// What fits, in tokens.
         fits: u64,
+    },
+    /// The KV cache cannot be of this type here.
+    #[error(
+        "there is no KV cache of {asked} {place}; what can be had is {}",
+        known.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ")
+    )]
+    KvDType {
+        /// What was asked for.
+        asked: KvDType,
+        /// Where the model runs.
+        place: &'static str,
+        /// The types that can be had there.
+        known: &'static [KvDType],
     },
     /// The model was not made for so long a context.
     #[error("a context of {asked} tokens is more than the {trained} that the model was made for")]
@@ -138,8 +156,12 @@ pub(crate) fn plan(
     }
     let context = config.context_length.unwrap_or(spec.max_context);
     let block_size = KvLayout::BLOCK_SIZE as u64;
-    let block_bytes =
-        placement.kv_element_bytes * 2 * block_size * (spec.layers * spec.kv_heads * spec.head_dim) as u64;
+    let known = placement.kv_dtypes;
+    let kv_dtype = config.kv_dtype.unwrap_or(known[0]);
+    if !known.contains(&kv_dtype) {
+        return Err(PlanError::KvDType { asked: kv_dtype, place: placement.name, known });
+    }
+    let block_bytes = 2 * (spec.layers * spec.kv_layout(kv_dtype).block_bytes()) as u64;
     let step_bytes =
         Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.activation_bytes);
     let workspace_bytes = step_bytes + placement.extra_bytes;
@@ -169,6 +191,7 @@ pub(crate) fn plan(
     Ok(MemoryPlan {
         weight_bytes,
         workspace_bytes,
+        kv_dtype,
         blocks: u32::try_from(budget).unwrap_or(u32::MAX),
         block_bytes,
         context_length: u32::try_from(fits.min(u64::from(context))).unwrap_or(context),

@@ -1,9 +1,11 @@
 //! One sequence, one K and V head, some new tokens: rows of queries in tiles that share each load of K and V.
 
 use super::SPAN;
+use crate::config::KvDType;
 use crate::cpu::SharedMut;
 use crate::cpu::exp::{exp, exp_one};
 use crate::cpu::kv::{HeadShape, KvLayerRef, KvLayout};
+use crate::cpu::kv_element::{Bf16, F16, F32, Int8, KvElement};
 use crate::cpu::simd::{Kernel, Lanes};
 
 /// Slots of a block.
@@ -76,7 +78,24 @@ struct Memory {
 
 impl Kernel for Attend<'_> {
     #[inline(always)]
-    unsafe fn run<L: Lanes>(self) {
+    unsafe fn run<L: Lanes>(mut self) {
+        // SAFETY: the caller of `run` vouches for the instructions.
+        unsafe {
+            match self.kv.layout.dtype {
+                KvDType::F32 => self.attend::<L, F32>(),
+                KvDType::Bf16 => self.attend::<L, Bf16>(),
+                KvDType::F16 => self.attend::<L, F16>(),
+                KvDType::Int8 => self.attend::<L, Int8>(),
+                KvDType::Fp8 => unreachable!("the CPU stores no fp8"),
+            }
+        }
+    }
+}
+
+impl Attend<'_> {
+    /// All queries of the task, over a cache of `E`.
+    #[inline(always)]
+    unsafe fn attend<L: Lanes, E: KvElement>(&mut self) {
         let d = self.heads.head_dim;
         assert!(self.scratch.len() >= scratch_len(d));
         let start = self.scratch.as_mut_ptr();
@@ -92,20 +111,18 @@ impl Kernel for Attend<'_> {
             // SAFETY: the caller of `run` vouches for the instructions; rows are inside `qkv` and `out`.
             unsafe {
                 match count {
-                    1 => self.tile::<L, 1>(row, memory),
-                    2 => self.tile::<L, 2>(row, memory),
-                    3 => self.tile::<L, 3>(row, memory),
-                    4 => self.tile::<L, 4>(row, memory),
-                    5 => self.tile::<L, 5>(row, memory),
-                    _ => self.tile::<L, 6>(row, memory),
+                    1 => self.tile::<L, E, 1>(row, memory),
+                    2 => self.tile::<L, E, 2>(row, memory),
+                    3 => self.tile::<L, E, 3>(row, memory),
+                    4 => self.tile::<L, E, 4>(row, memory),
+                    5 => self.tile::<L, E, 5>(row, memory),
+                    _ => self.tile::<L, E, 6>(row, memory),
                 }
             }
             row += count;
         }
     }
-}
 
-impl Attend<'_> {
     /// Query `row` of the task's head: token `row / group`, head `row % group` of the group.
     #[inline(always)]
     unsafe fn query(&self, row: usize) -> Query {
@@ -126,7 +143,7 @@ impl Attend<'_> {
 
     /// `R` queries from `row` on, over all that they see.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const R: usize>(&self, row: usize, memory: Memory) {
+    unsafe fn tile<L: Lanes, E: KvElement, const R: usize>(&self, row: usize, memory: Memory) {
         let d = self.heads.head_dim;
         // SAFETY: queries are inside `qkv` and `out`, the scratch holds `ROWS` of each part, and `R <= ROWS`.
         unsafe {
@@ -140,7 +157,7 @@ impl Attend<'_> {
             let to = queries.iter().map(|query| query.to).max().unwrap_or(0);
             let mut total = [State::NEW; R];
             for span in from / SPAN..to.div_ceil(SPAN) {
-                let states = self.span::<L, R>(&queries, span * SPAN, to.min((span + 1) * SPAN), memory);
+                let states = self.span::<L, E, R>(&queries, span * SPAN, to.min((span + 1) * SPAN), memory);
                 for r in 0..R {
                     let sums = memory.total.add(r * d);
                     total[r] = merge::<L>(d, total[r], sums, states[r], memory.span.add(r * d));
@@ -156,7 +173,7 @@ impl Attend<'_> {
 
     /// The part of a tile inside one span: blocks of positions `from..to`.
     #[inline(always)]
-    unsafe fn span<L: Lanes, const R: usize>(
+    unsafe fn span<L: Lanes, E: KvElement, const R: usize>(
         &self,
         queries: &[Query; R],
         from: usize,
@@ -176,13 +193,20 @@ impl Attend<'_> {
                 // Slots of the block that each query sees.
                 let seen: [(usize, usize); R] = queries
                     .map(|query| (query.from.saturating_sub(position), query.to.saturating_sub(position).min(SLOTS)));
-                let scores = scores::<L, R>(d, keys, memory.q);
+                let mut scores = scores::<L, E, R>(d, keys, memory.q);
+                let scales = self.kv.layout.element_bytes();
+                if E::SCALED {
+                    scale_scores::<L, R>(&mut scores, keys.add(scales).cast());
+                }
                 self.soften::<L, R>(scores, seen, &mut states, memory);
+                if E::SCALED {
+                    scale_weights::<L, R>(memory.weights, values.add(scales).cast());
+                }
                 if seen.iter().all(|&seen| seen == (0, SLOTS)) {
-                    weigh::<L, R>(d, values, (0, SLOTS), memory.weights, memory.span);
+                    weigh::<L, E, R>(d, values, (0, SLOTS), memory.weights, memory.span);
                 } else {
                     for (r, &seen) in seen.iter().enumerate() {
-                        weigh::<L, 1>(d, values, seen, memory.weights.add(r * SLOTS), memory.span.add(r * d));
+                        weigh::<L, E, 1>(d, values, seen, memory.weights.add(r * SLOTS), memory.span.add(r * d));
                     }
                 }
             }
@@ -244,9 +268,39 @@ impl Attend<'_> {
     }
 }
 
+/// Multiplies the scores of a block's slots by the scales of its keys, `[slot]`.
+#[inline(always)]
+unsafe fn scale_scores<L: Lanes, const R: usize>(scores: &mut [[L::V; 2]; R], scales: *const f32) {
+    // SAFETY: the caller promises a scale for each slot.
+    unsafe {
+        for j in 0..SLOTS / L::N {
+            let scale = L::load(scales.add(j * L::N));
+            for r in 0..R {
+                scores[r][j] = L::mul(scores[r][j], scale);
+            }
+        }
+    }
+}
+
+/// Multiplies the weights `[R][SLOTS]` of a block's slots by the scales of its values, `[slot]`. Where a slot is not seen
+/// there may be anything, before and after.
+#[inline(always)]
+unsafe fn scale_weights<L: Lanes, const R: usize>(weights: *mut f32, scales: *const f32) {
+    // SAFETY: the caller promises a scale for each slot, and `R` rows of weights.
+    unsafe {
+        for j in 0..SLOTS / L::N {
+            let scale = L::load(scales.add(j * L::N));
+            for r in 0..R {
+                let place = weights.add(r * SLOTS + j * L::N);
+                L::store(place, L::mul(L::load(place), scale));
+            }
+        }
+    }
+}
+
 /// Scores of `R` queries with the 16 slots of a block, added up over `dim` in order. `keys [dim][slot]`, `q [dim][R]`.
 #[inline(always)]
-unsafe fn scores<L: Lanes, const R: usize>(d: usize, keys: *const f32, q: *const f32) -> [[L::V; 2]; R] {
+unsafe fn scores<L: Lanes, E: KvElement, const R: usize>(d: usize, keys: *const u8, q: *const f32) -> [[L::V; 2]; R] {
     // SAFETY: `keys` holds `d` rows of 16, `q` `d` rows of `R`.
     unsafe {
         let mut sums = [[L::splat(0.0); 2]; R];
@@ -254,7 +308,7 @@ unsafe fn scores<L: Lanes, const R: usize>(d: usize, keys: *const f32, q: *const
         for _ in 0..d {
             let mut k = [L::splat(0.0); 2];
             for j in 0..SLOTS / L::N {
-                k[j] = L::load(keys.add(j * L::N));
+                k[j] = E::load::<L>(keys.add(j * L::N * E::BYTES));
             }
             for r in 0..R {
                 let q = L::splat(*q.add(r));
@@ -262,7 +316,7 @@ unsafe fn scores<L: Lanes, const R: usize>(d: usize, keys: *const f32, q: *const
                     sums[r][j] = L::fma(q, k[j], sums[r][j]);
                 }
             }
-            keys = keys.add(SLOTS);
+            keys = keys.add(SLOTS * E::BYTES);
             q = q.add(R);
         }
         sums
@@ -272,9 +326,9 @@ unsafe fn scores<L: Lanes, const R: usize>(d: usize, keys: *const f32, q: *const
 /// Adds `weight * v` of the slots `from..to`, in order, to the sums of `R` queries. `values [slot][dim]`,
 /// `weights [R][SLOTS]`, `sums [R][dim]`.
 #[inline(always)]
-unsafe fn weigh<L: Lanes, const R: usize>(
+unsafe fn weigh<L: Lanes, E: KvElement, const R: usize>(
     d: usize,
-    values: *const f32,
+    values: *const u8,
     (from, to): (usize, usize),
     weights: *const f32,
     sums: *mut f32,
@@ -283,18 +337,19 @@ unsafe fn weigh<L: Lanes, const R: usize>(
     unsafe {
         let mut i = 0;
         while i + 2 * L::N <= d {
-            weigh_columns::<L, R, 2>(d, values.add(i), (from, to), weights, sums.add(i));
+            weigh_columns::<L, E, R, 2>(d, values.add(i * E::BYTES), (from, to), weights, sums.add(i));
             i += 2 * L::N;
         }
         if i + L::N <= d {
-            weigh_columns::<L, R, 1>(d, values.add(i), (from, to), weights, sums.add(i));
+            weigh_columns::<L, E, R, 1>(d, values.add(i * E::BYTES), (from, to), weights, sums.add(i));
             i += L::N;
         }
         for i in i..d {
             for r in 0..R {
                 let place = sums.add(r * d + i);
                 for slot in from..to {
-                    *place = fma_one::<L>(*weights.add(r * SLOTS + slot), *values.add(slot * d + i), *place);
+                    let value = E::one::<L>(values.add((slot * d + i) * E::BYTES));
+                    *place = fma_one::<L>(*weights.add(r * SLOTS + slot), value, *place);
                 }
             }
         }
@@ -303,9 +358,9 @@ unsafe fn weigh<L: Lanes, const R: usize>(
 
 /// [`weigh`] for `C` vectors of each row.
 #[inline(always)]
-unsafe fn weigh_columns<L: Lanes, const R: usize, const C: usize>(
+unsafe fn weigh_columns<L: Lanes, E: KvElement, const R: usize, const C: usize>(
     d: usize,
-    values: *const f32,
+    values: *const u8,
     (from, to): (usize, usize),
     weights: *const f32,
     sums: *mut f32,
@@ -319,10 +374,10 @@ unsafe fn weigh_columns<L: Lanes, const R: usize, const C: usize>(
             }
         }
         for slot in from..to {
-            let values = values.add(slot.wrapping_mul(d));
+            let values = values.add(slot.wrapping_mul(d) * E::BYTES);
             let mut v = [L::splat(0.0); C];
             for c in 0..C {
-                v[c] = L::load(values.add(c * L::N));
+                v[c] = E::load::<L>(values.add(c * L::N * E::BYTES));
             }
             for r in 0..R {
                 let weight = L::splat(*weights.add((r * SLOTS).wrapping_add(slot)));

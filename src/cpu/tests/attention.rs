@@ -1,6 +1,7 @@
 //! Attention against a reference, and against itself in other batches, chunks and block tables.
 
 use super::{Random, assert_close, assert_same_bits, cpus};
+use crate::config::KvDType;
 use crate::cpu::{AttentionRef, Cpu, HeadShape, KvLayerMut, KvLayerRef, KvLayout, RopeLayout, RopeTable};
 
 /// One sequence: q, k and v of every token.
@@ -53,18 +54,18 @@ impl Sequence {
     }
 }
 
-/// A cache whose unused slots hold `garbage`.
+/// A cache whose unused slots hold no number: all bits set is that in every type of float.
 struct Cache {
     layout: KvLayout,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
 }
 
 impl Cache {
-    fn new(heads: HeadShape, blocks: usize, garbage: f32) -> Self {
-        let layout = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim };
-        let len = blocks * layout.block_len();
-        Self { layout, keys: vec![garbage; len], values: vec![garbage; len] }
+    fn new(heads: HeadShape, blocks: usize, dtype: KvDType) -> Self {
+        let layout = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype };
+        let bytes = blocks * layout.block_bytes();
+        Self { layout, keys: vec![0xff; bytes], values: vec![0xff; bytes] }
     }
 
     /// Writes tokens `from..to` of a sequence through its block table, unrotated.
@@ -82,6 +83,10 @@ impl Cache {
 }
 
 const SCALE: f32 = 0.3;
+
+/// Types of the cache, and how far attention over them may be from the reference.
+const TYPES: [(KvDType, f64); 4] =
+    [(KvDType::F32, 1e-5), (KvDType::F16, 1e-2), (KvDType::Bf16, 8e-2), (KvDType::Int8, 8e-2)];
 
 /// Attention of `(sequence, from, to, table)` together, the cache holding all tokens below `to`.
 fn attend(cpu: &Cpu, cache: &Cache, batch: &[(&Sequence, usize, usize, &[u32])], window: Option<u32>) -> Vec<f32> {
@@ -130,14 +135,17 @@ fn attention_matches_the_reference_whole_in_chunks_and_with_any_block_table() {
             let blocks = len.div_ceil(16);
             let straight = table(&mut random, blocks, false);
             let shuffled = table(&mut random, blocks, true);
-            for cpu in cpus(2) {
-                let what = format!("{} {heads:?} {len} tokens, window {window:?}", cpu.simd());
-                let mut cache = Cache::new(heads, blocks + 1, f32::NAN);
+            for (cpu, (dtype, tolerance)) in cpus(2).into_iter().flat_map(|cpu| {
+                let cpu = std::rc::Rc::new(cpu);
+                TYPES.map(|dtype| (cpu.clone(), dtype))
+            }) {
+                let what = format!("{} {dtype} {heads:?} {len} tokens, window {window:?}", cpu.simd());
+                let mut cache = Cache::new(heads, blocks + 1, dtype);
                 cache.write(&cpu, &sequence, 0, len, &straight);
                 let whole = attend(&cpu, &cache, &[(&sequence, 0, len, &straight)], window);
                 let expected = sequence.reference(0, SCALE, window.map_or(usize::MAX, |w| w as usize));
-                assert_close(&what, &whole, &expected, 1e-5);
-                let mut cache = Cache::new(heads, blocks + 1, f32::NAN);
+                assert_close(&what, &whole, &expected, tolerance);
+                let mut cache = Cache::new(heads, blocks + 1, dtype);
                 let (mut from, mut chunked) = (0, Vec::new());
                 while from < len {
                     let to = (from + 1 + random.next() as usize % 20).min(len);
@@ -160,7 +168,7 @@ fn long_contexts_are_the_same_alone_in_a_chunk_and_on_any_threads() {
     let blocks = table(&mut random, len.div_ceil(16), true);
     for window in [None, Some(1100)] {
         for one in cpus(1) {
-            let mut cache = Cache::new(heads, blocks.len() + 1, f32::NAN);
+            let mut cache = Cache::new(heads, blocks.len() + 1, KvDType::F32);
             cache.write(&one, &sequence, 0, len, &blocks);
             let chunk = attend(&one, &cache, &[(&sequence, len - 9, len, &blocks)], window);
             let expected = sequence.reference(len - 9, SCALE, window.map_or(usize::MAX, |w| w as usize));
@@ -182,8 +190,8 @@ fn a_batch_of_prompts_and_single_tokens_is_each_alone() {
     let sequences: Vec<Sequence> = [40, 3, 17, 90].map(|len| Sequence::new(&mut random, heads, len)).into();
     let tables: [Vec<u32>; 4] = [vec![7, 2, 9], vec![0], vec![11, 4], vec![1, 3, 5, 6, 8, 10]];
     let starts = [0, 2, 16, 30];
-    for cpu in cpus(3) {
-        let mut cache = Cache::new(heads, 12, f32::INFINITY);
+    for (cpu, dtype) in cpus(3).into_iter().zip([KvDType::Int8, KvDType::F32, KvDType::F16]) {
+        let mut cache = Cache::new(heads, 12, dtype);
         let mut batch: Vec<(&Sequence, usize, usize, &[u32])> = Vec::new();
         for ((sequence, table), from) in sequences.iter().zip(&tables).zip(starts) {
             cache.write(&cpu, sequence, 0, sequence.len(), table);

@@ -1,6 +1,7 @@
 //! Norms, the gated activation, the exponential function, rotary positions and the way into the cache.
 
-use super::{Random, assert_close, assert_same_bits, cpus};
+use super::{Random, assert_close, assert_same_bits, cpus, floats};
+use crate::config::KvDType;
 use crate::cpu::exp::exp_one;
 use crate::cpu::simd::{Kernel, Lanes, dispatch};
 use crate::cpu::{HeadShape, KvLayerMut, KvLayout, QkNorms, RopeLayout, RopeTable, SimdLevel};
@@ -110,7 +111,7 @@ fn new_tokens_are_normed_rotated_and_written_to_their_slots() {
     let mut random = Random(12);
     let heads = HeadShape { q_heads: 6, kv_heads: 2, head_dim: 24 };
     let (d, row) = (heads.head_dim, heads.row_len());
-    let layout = KvLayout { kv_heads: 2, head_dim: d };
+    let layout = KvLayout { kv_heads: 2, head_dim: d, dtype: KvDType::F32 };
     for (rope, normed, tokens) in [(RopeLayout::Halves, true, 40), (RopeLayout::Interleaved, false, 5)] {
         let rope = table(rope, 16, 64);
         let qkv = random.floats(tokens * row);
@@ -120,9 +121,10 @@ fn new_tokens_are_normed_rotated_and_written_to_their_slots() {
         let slots: Vec<u32> = (0..tokens as u32).map(|t| (t * 5 + 3) % 48).collect();
         for cpu in cpus(2) {
             let mut rows = qkv.clone();
-            let (mut keys, mut values) = (vec![0.0; 3 * layout.block_len()], vec![0.0; 3 * layout.block_len()]);
+            let (mut keys, mut values) = (vec![0; 3 * layout.block_bytes()], vec![0; 3 * layout.block_bytes()]);
             let kv = KvLayerMut { layout, keys: &mut keys, values: &mut values };
             cpu.rope_and_cache(&mut rows, heads, &positions, &slots, &rope, norms, kv);
+            let (keys, values) = (floats(&keys), floats(&values));
             for t in 0..tokens {
                 for head in 0..8 {
                     let x = &qkv[t * row + head * d..][..d];
@@ -136,7 +138,7 @@ fn new_tokens_are_normed_rotated_and_written_to_their_slots() {
                 }
                 let (block, place) = (slots[t] as usize / 16, slots[t] as usize % 16);
                 for head in 0..2 {
-                    let start = layout.head_start(block, head);
+                    let start = layout.head_start(block, head) / 4;
                     let k: Vec<f32> = (0..d).map(|i| keys[start + i * 16 + place]).collect();
                     assert_same_bits("k", &k, &rows[t * row + (6 + head) * d..][..d]);
                     assert_same_bits("v", &values[start + place * d..][..d], &qkv[t * row + (8 + head) * d..][..d]);
@@ -162,15 +164,17 @@ fn rotated(x: &[f64], position: u32, layout: RopeLayout) -> Vec<f64> {
 
 #[test]
 fn copied_blocks_hold_the_same() {
-    let layout = KvLayout { kv_heads: 2, head_dim: 8 };
-    let len = layout.block_len();
+    let layout = KvLayout { kv_heads: 2, head_dim: 8, dtype: KvDType::Int8 };
+    let len = layout.block_bytes();
+    assert_eq!(len, 2 * (8 * 16 + 16 * 4));
     let mut random = Random(13);
-    let (mut keys, mut values) = (random.floats(4 * len), random.floats(4 * len));
+    let mut bytes = || (0..4 * len).map(|_| random.next() as u8).collect::<Vec<u8>>();
+    let (mut keys, mut values) = (bytes(), bytes());
     let (old_keys, old_values) = (keys.clone(), values.clone());
     for cpu in cpus(1) {
         cpu.copy_blocks(KvLayerMut { layout, keys: &mut keys, values: &mut values }, &[(1, 3)]);
-        assert_same_bits("keys", &keys[3 * len..], &old_keys[len..2 * len]);
-        assert_same_bits("values", &values[3 * len..], &old_values[len..2 * len]);
-        assert_same_bits("others", &keys[..3 * len], &old_keys[..3 * len]);
+        assert_eq!(keys[3 * len..], old_keys[len..2 * len]);
+        assert_eq!(values[3 * len..], old_values[len..2 * len]);
+        assert_eq!(keys[..3 * len], old_keys[..3 * len]);
     }
 }

@@ -84,3 +84,8 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
         assert!(error <= tolerance, "{what}: element {i} is {found}, expected {expected}");
     }
 }
+
+/// The f32 that these bytes are.
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()
+}

@@ -1,49 +1,61 @@
 //! The cache of one layer as tensors, and what writes and reads it.
 
-use super::tensors::{Source, expect_shape, shape2, write_f32};
-use crate::cpu::{AttentionRef, Cpu, HeadShape, KvLayerMut, KvLayerRef, KvLayout, QkNorms, RopeTable};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use std::sync::{Arc, PoisonError, RwLock};
 
-/// K and V of one layer in f32, each in a storage of its own: K `[blocks, kv_heads, head_dim, 16]`, V
-/// `[blocks, kv_heads, 16, head_dim]`. Cloning shares them.
+use super::tensors::{Source, expect_shape, shape2, write_f32};
+use crate::config::KvDType;
+use crate::cpu::{AttentionRef, Cpu, HeadShape, KvLayerMut, KvLayerRef, KvLayout, QkNorms, RopeTable};
+use candle_core::{Result, Tensor, bail};
+
+/// K and V of one layer, as [`KvLayout`] says. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct KvLayer {
     layout: KvLayout,
-    keys: Tensor,
-    values: Tensor,
+    blocks: usize,
+    planes: Arc<RwLock<Planes>>,
+}
+
+/// The bytes of K and of V.
+#[derive(Debug)]
+struct Planes {
+    keys: Vec<u8>,
+    values: Vec<u8>,
 }
 
 impl KvLayer {
     /// A cache of `blocks`, zeroed.
     ///
     /// # Errors
-    /// If a head is no multiple of 8 elements, or the memory cannot be had.
+    /// If a head is no multiple of 8 elements, or the CPU has no kernels for its type.
     pub fn zeros(layout: KvLayout, blocks: usize) -> Result<Self> {
-        let KvLayout { kv_heads, head_dim } = layout;
+        let KvLayout { kv_heads, head_dim, dtype } = layout;
+        if dtype == KvDType::Fp8 {
+            bail!("a cache of {dtype} is for GPUs; on the CPU there are f32, f16, bf16 and int8");
+        }
         if kv_heads == 0 || head_dim == 0 || !head_dim.is_multiple_of(8) {
             bail!("a cache of {kv_heads} heads of {head_dim}: heads must have a multiple of 8 elements");
         }
-        let size = KvLayout::BLOCK_SIZE;
-        let keys = Tensor::zeros((blocks, kv_heads, head_dim, size), DType::F32, &Device::Cpu)?;
-        let values = Tensor::zeros((blocks, kv_heads, size, head_dim), DType::F32, &Device::Cpu)?;
-        Ok(Self { layout, keys, values })
+        let plane = || vec![0; blocks * layout.block_bytes()];
+        let planes = Planes { keys: plane(), values: plane() };
+        Ok(Self { layout, blocks, planes: Arc::new(RwLock::new(planes)) })
     }
 
     /// Blocks of the cache.
     pub fn blocks(&self) -> usize {
-        self.keys.dims()[0]
+        self.blocks
     }
 
     /// Calls `write` with K and V.
-    fn write(
-        &self,
-        op: &'static str,
-        sources: &[&Tensor],
-        write: impl FnOnce(KvLayerMut<'_>) -> Result<()>,
-    ) -> Result<()> {
-        write_f32(&self.keys, op, sources, |keys| {
-            write_f32(&self.values, op, sources, |values| write(KvLayerMut { layout: self.layout, keys, values }))
-        })
+    fn write(&self, write: impl FnOnce(KvLayerMut<'_>)) {
+        let mut planes = self.planes.write().unwrap_or_else(PoisonError::into_inner);
+        let Planes { keys, values } = &mut *planes;
+        write(KvLayerMut { layout: self.layout, keys, values });
+    }
+
+    /// Calls `read` with K and V.
+    fn read(&self, read: impl FnOnce(KvLayerRef<'_>)) {
+        let planes = self.planes.read().unwrap_or_else(PoisonError::into_inner);
+        read(KvLayerRef { layout: self.layout, keys: &planes.keys, values: &planes.values });
     }
 }
 
@@ -121,10 +133,8 @@ pub fn rope_and_cache(
                 row.iter_mut().zip(bias.iter()).for_each(|(value, bias)| *value += bias);
             }
         }
-        kv.write(OP, &[], |kv| {
-            cpu.rope_and_cache(qkv, heads, positions, slots, rope, norms, kv);
-            Ok(())
-        })
+        kv.write(|kv| cpu.rope_and_cache(qkv, heads, positions, slots, rope, norms, kv));
+        Ok(())
     })
 }
 
@@ -155,11 +165,9 @@ pub fn attention(
     if sliding_window == Some(0) {
         bail!("{OP}: a window of 0 tokens");
     }
-    write_f32(dst, OP, &[qkv, &kv.keys, &kv.values], |out| {
-        let (qkv, keys, values) =
-            (Source::new(qkv, OP, "qkv")?, Source::new(&kv.keys, OP, "K")?, Source::new(&kv.values, OP, "V")?);
-        let layer = KvLayerRef { layout: kv.layout, keys: &keys, values: &values };
-        cpu.attention(&qkv, heads, layer, inputs, scale, sliding_window, out);
+    write_f32(dst, OP, &[qkv], |out| {
+        let qkv = Source::new(qkv, OP, "qkv")?;
+        kv.read(|layer| cpu.attention(&qkv, heads, layer, inputs, scale, sliding_window, out));
         Ok(())
     })
 }
@@ -174,14 +182,12 @@ pub fn copy_blocks(cpu: &Cpu, kv: &KvLayer, copies: &[(u32, u32)]) -> Result<()>
     if let Some((from, to)) = copies.iter().find(|(from, to)| *from.max(to) as usize >= blocks) {
         bail!("{OP}: blocks {from} and {to} are not both inside a cache of {blocks}");
     }
-    kv.write(OP, &[], |kv| {
-        cpu.copy_blocks(kv, copies);
-        Ok(())
-    })
+    kv.write(|kv| cpu.copy_blocks(kv, copies));
+    Ok(())
 }
 
 fn check_heads(op: &'static str, heads: HeadShape, kv: &KvLayer) -> Result<()> {
-    let own = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim };
+    let own = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim, ..kv.layout };
     if kv.layout != own || !heads.q_heads.is_multiple_of(heads.kv_heads) {
         bail!("{op}: {heads:?} does not fit a cache of {:?}", kv.layout);
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::{EngineConfig, StepSizes};
+use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::cuda::{
     AttentionPlan, AttentionScratch, AttentionShape, Blas, CudaError, DType, Gemm, Gpu, HEAD_DIMS, MAX_GROUP, Sampling,
 };
@@ -55,7 +55,7 @@ pub(in crate::runner) fn load(
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
     let small = (free_bytes as u64) < SMALL_GPU_BYTES;
     let sizes = config.step_sizes(if small { StepSizes::SMALL_GPU } else { StepSizes::GPU });
-    let plan = plan_for(&source, config, sizes, free_bytes as u64)?;
+    let plan = plan_for(&source, config, sizes, dtype, free_bytes as u64)?;
     let products = gemm.description();
     tracing::info!(model = source.name, blocks = plan.blocks, ?dtype, products, "loading to the GPU");
     let layout = Layout::new(plan.context_length as usize, sizes);
@@ -92,6 +92,7 @@ fn plan_for(
     source: &ModelSource,
     config: &EngineConfig,
     sizes: StepSizes,
+    dtype: DType,
     free_bytes: u64,
 ) -> Result<MemoryPlan, ModelError> {
     let spec = &source.spec;
@@ -104,8 +105,9 @@ fn plan_for(
     let sampling = Sampling::bytes(layout.limits.sequences, spec.vocab);
     let extra = rope_bytes + attention + sampling + StepBuffers::bytes(layout.limits);
     let placement = Placement {
+        name: "on a GPU with a model of this type",
         activation_bytes: 2,
-        kv_element_bytes: 2,
+        kv_dtypes: if dtype == DType::F16 { &[KvDType::F16] } else { &[KvDType::Bf16] },
         logit_rows: layout.limits.sequences,
         extra_bytes: GRAPH_BYTES + extra as u64,
         kv_share: 1.0,
@@ -167,8 +169,7 @@ pub(super) fn build(
     let workspace = Workspace::new(spec, layout.sizes.max_step_tokens as usize, rows, &compute)?;
     let sampling = Sampling::new(gpu.gpu(), rows, spec.vocab)?;
     let buffers = StepBuffers::new(gpu.gpu(), layout.limits)?;
-    let shape = KvLayout { kv_heads: spec.kv_heads, head_dim: spec.head_dim };
-    let kv = KvCache::zeros(&compute, spec.layers, shape, plan.blocks as usize)?;
+    let kv = KvCache::zeros(&compute, spec.layers, spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
     let done = [gpu.gpu().event()?, gpu.gpu().event()?];
     Ok(GpuRunner {
         workspace,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::config::{EngineConfig, StepSizes};
+use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::cuda::{Blas, DType, Gemm, Gpu};
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, ModelSource};
@@ -48,7 +48,8 @@ fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
         context_length: Some(CONTEXT as u32),
         ..EngineConfig::default()
     };
-    let placement = Placement { kv_element_bytes: 2, ..Placement::CPU };
+    let kv_dtypes: &[KvDType] = if dtype == DType::F16 { &[KvDType::F16] } else { &[KvDType::Bf16] };
+    let placement = Placement { kv_dtypes, ..Placement::CPU };
     let plan = plan(&source.spec, 0, &config, SIZES, placement, 1 << 30).expect("it fits");
     build(compute, handle, model, &plan, &layout).expect("memory")
 }

@@ -1,12 +1,18 @@
 //! Attention over the paged cache, beside the CPU's and beside itself in other batches.
 
 use super::gpu;
+use crate::config::KvDType;
 use crate::cpu::{Cpu, KvLayerRef};
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, DType,
     DeviceTensor, tile_queries,
 };
 use crate::ops::{AttentionRef, HeadShape, KvLayout};
+
+/// A cache as the CPU's attention reads it.
+fn layout(kv_heads: usize, head_dim: usize) -> KvLayout {
+    KvLayout { kv_heads, head_dim, dtype: KvDType::F32 }
+}
 
 /// Tokens of a cache block.
 const BLOCK: usize = 16;
@@ -72,8 +78,8 @@ struct Row {
 struct Cache {
     layout: KvLayout,
     dtype: DType,
-    cpu_keys: Vec<f32>,
-    cpu_values: Vec<f32>,
+    cpu_keys: Vec<u8>,
+    cpu_values: Vec<u8>,
     keys: DeviceTensor,
     values: DeviceTensor,
 }
@@ -113,6 +119,8 @@ impl Cache {
             tensor
         };
         let (keys, values) = (device(&keys), device(&values));
+        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let (cpu_keys, cpu_values) = (bytes(&cpu_keys), bytes(&cpu_values));
         (Self { layout, dtype, cpu_keys, cpu_values, keys, values }, rows)
     }
 }
@@ -293,7 +301,7 @@ fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
     let mut random = Random(seed);
     for head_dim in HEAD_DIMS {
         for dtype in DTYPES {
-            let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 2, head_dim }, dtype, lens);
+            let (cache, rows) = Cache::new(&mut random, layout(2, head_dim), dtype, lens);
             for group in GROUPS {
                 for window in WINDOWS {
                     let batch = Batch::new(&mut random, &cache, shape(2, group, head_dim, window), &rows);
@@ -321,7 +329,7 @@ fn cuda_race_attention() {
     let mut random = Random(35);
     for head_dim in HEAD_DIMS {
         let lens = [(300, 1), (70, 33), (1, 1)];
-        let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 1, head_dim }, DType::Bf16, &lens);
+        let (cache, rows) = Cache::new(&mut random, layout(1, head_dim), DType::Bf16, &lens);
         let batch = Batch::new(&mut random, &cache, shape(1, 4, head_dim, None), &rows);
         for tile_queries in [64, 128].into_iter().filter(|queries| *queries == 64 || head_dim < 256) {
             let device = batch.on_gpu(&kernels, tile_queries);
@@ -360,7 +368,7 @@ fn cuda_attention_kernels_write_their_own_rows_only() {
     let kernels = AttentionKernels::load(gpu()).expect("kernels");
     let mut random = Random(33);
     let lens = [(300, 1), (70, 33), (600, 1)];
-    let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 3, head_dim: 128 }, DType::Bf16, &lens);
+    let (cache, rows) = Cache::new(&mut random, layout(3, 128), DType::Bf16, &lens);
     let batch = Batch::new(&mut random, &cache, shape(3, 5, 128, None), &rows);
     let row_bytes = batch.out_len() * 2;
     let untouched = |out: &[u8], token: usize| out[token * row_bytes..][..row_bytes].iter().all(|&byte| byte == 0xFF);
@@ -381,7 +389,7 @@ fn cuda_attention_decode_is_the_same_alone_in_a_batch_and_again() {
     let mut random = Random(34);
     let lens: Vec<(usize, usize)> = (0..40).map(|i| ([5, 640, 257, 3000, 9000][i % 5] + i, 1)).collect();
     for (group, window) in [(4, None), (12, Some(1000))] {
-        let (cache, rows) = Cache::new(&mut random, KvLayout { kv_heads: 2, head_dim: 128 }, DType::Bf16, &lens);
+        let (cache, rows) = Cache::new(&mut random, layout(2, 128), DType::Bf16, &lens);
         let batch = Batch::new(&mut random, &cache, shape(2, group, 128, window), &rows);
         let device = batch.on_gpu(&kernels, 128);
         device.decode();
@@ -408,8 +416,8 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
     let shape = shape(kv_heads, q_heads / kv_heads, 128, None);
     let per_row = context.div_ceil(BLOCK);
     let blocks = rows * per_row;
-    let layout = KvLayout { kv_heads, head_dim: 128 };
-    let kv_bytes = 2 * blocks * layout.block_len() * DType::Bf16.size();
+    let layout = layout(kv_heads, 128);
+    let kv_bytes = 2 * blocks * (layout.block_bytes() / 4) * DType::Bf16.size();
     let zeros = || gpu().zeros(blocks * kv_heads * BLOCK, 128, DType::Bf16, "a bench").expect("memory");
     let caches: Vec<_> = (0..(256 << 20) / kv_bytes + 1).map(|_| (zeros(), zeros())).collect();
     let table = |row: usize| (0..per_row).map(|i| ((i * rows + row) as u32 * 7919) % blocks as u32).collect();

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::gpu;
+use crate::config::KvDType;
 use crate::cpu::{Cpu, HeadShape, KvLayerMut, KvLayout, QkNorms, RopeLayout, RopeTable};
 use crate::cuda::{DType, DeviceTensor, ElementwiseKernels, RopeKernels, RopeShape, RopeWeights};
 
@@ -184,11 +185,15 @@ fn cuda_heads_are_normed_rotated_and_cached() {
             }
             let table = RopeTable::new(layout, rotary_dim, cosines, sines).expect("whole positions");
             let norms = (!plain).then_some(QkNorms { q: &q_weight, k: &k_weight, eps: 1e-6 });
-            let kv_layout = KvLayout { kv_heads: 3, head_dim: dim };
+            let kv_layout = KvLayout { kv_heads: 3, head_dim: dim, dtype: KvDType::F32 };
             let (mut k_cache, mut v_cache) =
-                (vec![0.0; blocks * kv_layout.block_len()], vec![0.0; blocks * kv_layout.block_len()]);
+                (vec![0; blocks * kv_layout.block_bytes()], vec![0; blocks * kv_layout.block_bytes()]);
             let kv = KvLayerMut { layout: kv_layout, keys: &mut k_cache, values: &mut v_cache };
             cpu.rope_and_cache(&mut values, heads, &positions, &slots, &table, norms, kv);
+            let floats = |bytes: &[u8]| -> Vec<f32> {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            };
+            let (k_cache, v_cache) = (floats(&k_cache), floats(&v_cache));
             let queries =
                 |rows: &[f32]| -> Vec<f32> { rows.chunks(row_len).flat_map(|row| row[..6 * dim].to_vec()).collect() };
             assert_close(&queries(&get(&qkv)), &queries(&values), dtype, "q");
