@@ -21,3 +21,5 @@ pub use handle::Llm;
 pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
 pub use load::LoadError;
+#[cfg(feature = "server")]
+pub(crate) use load::plan_preview;

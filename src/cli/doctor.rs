@@ -1,8 +1,9 @@
 //! `lantern doctor`: what this machine has, what is reachable from it, and which models fit it.
 //!
-//! Changes nothing.
+//! With `--plan`, what one model takes, without loading it. Changes nothing.
 
 mod gpus;
+mod plan;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,8 +23,12 @@ const HUB_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Arguments of `lantern doctor`.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  lantern doctor\n  lantern doctor --offline")]
+#[command(after_help = "Examples:\n  lantern doctor\n  lantern doctor --offline\n  \
+                        lantern doctor --plan qwen2.5:7b --vram 8GiB --context 8192\n  \
+                        lantern doctor --plan ./config.json --vram 24GiB --quantize q4_k")]
 pub struct DoctorArgs {
+    #[command(flatten)]
+    plan: plan::PlanFlags,
     #[command(flatten)]
     address: AddressFlags,
     #[command(flatten)]
@@ -35,6 +40,9 @@ pub struct DoctorArgs {
 /// # Errors
 /// [`CliError`]: the settings are not valid.
 pub fn run(args: DoctorArgs, session: &Session) -> Result<(), CliError> {
+    if args.plan.is_asked() {
+        return plan::run(args.plan, args.store, session);
+    }
     let config = session.resolve(args.store.fill(args.address.fill(Settings::default())))?;
     let mut hardware = Hardware::detect();
     hardware.ask_driver(Probing::All, Some(&Store::libraries_below(&config.hub.models_dir)));

@@ -92,6 +92,9 @@ mod tests {
             kv_bytes: 1_509_949_440,
             full_contexts: 8,
             kv_tokens: 65_536,
+            kv_dtype: "f32".into(),
+            planned_bytes: 2_000_000_000,
+            used_bytes: None,
             loaded_at_unix_s: 0,
         }
     }

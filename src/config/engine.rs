@@ -161,6 +161,9 @@ impl StepSizes {
     /// A GPU's with little memory: buffers of a large step would take what the KV cache needs.
     pub const SMALL_GPU: Self =
         Self { max_sequences: 64, max_step_tokens: 2048, prompt_tokens_per_waiting: 16, ..Self::GPU };
+
+    /// A GPU's that the weights nearly fill.
+    pub const TINY_GPU: Self = Self { max_sequences: 16, max_step_tokens: 512, ..Self::SMALL_GPU };
 }
 
 impl Default for EngineConfig {

@@ -81,6 +81,7 @@ pub struct AttentionScratch {
 
 impl AttentionScratch {
     /// Bytes of GPU memory that `new` takes.
+    #[cfg(test)]
     pub fn bytes(max_items: usize, max_rows: usize, shape: &AttentionShape) -> usize {
         partial_bytes(max_items, shape) + counter_bytes(max_rows, shape)
     }

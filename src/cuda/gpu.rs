@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
 
+use super::allocations::Allocations;
 use super::error::driver;
 use super::kernel::Modules;
 use super::{CudaError, DType, DeviceTensor, PinnedMemory};
@@ -11,13 +12,14 @@ use super::{CudaError, DType, DeviceTensor, PinnedMemory};
 /// A context and the thread's binding to it.
 pub(super) struct Context {
     context: Arc<CudaContext>,
+    allocations: Allocations,
 }
 
 impl Context {
     /// The primary context of GPU `ordinal`, made this thread's current one; let go of when it is dropped.
     pub(super) fn open(ordinal: usize) -> Result<Self, CudaError> {
         let context = CudaContext::new(ordinal).map_err(driver("opening the GPU"))?;
-        let context = Self { context };
+        let context = Self { context, allocations: Allocations::default() };
         context.bind()?;
         Ok(context)
     }
@@ -32,6 +34,11 @@ impl Context {
             multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
             shared_bytes_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
         })
+    }
+
+    /// What is allocated in it.
+    pub(super) fn allocations(&self) -> &Allocations {
+        &self.allocations
     }
 
     /// Leaves this thread without a current context.
@@ -103,6 +110,16 @@ impl Gpu {
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
         self.bind()?;
         result::mem_get_info().map_err(driver("reading the free memory"))
+    }
+
+    /// Refuses allocations beyond `bytes` in all from now on.
+    pub fn limit_memory(&self, bytes: u64) {
+        self.context.allocations.limit(bytes);
+    }
+
+    /// Bytes that are allocated here, in whole pages: in all, and for what.
+    pub fn allocated(&self) -> (u64, Vec<(String, u64)>) {
+        self.context.allocations.read()
     }
 
     pub(super) fn stream(&self) -> sys::CUstream {

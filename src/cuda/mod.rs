@@ -3,6 +3,7 @@
 //! Knows no models, no requests and no files. Kernels come from `kernels/`, one module a `.cu` file; each has a safe
 //! wrapper here that checks dtypes and shapes, then queues it on the GPU's one stream without waiting or allocating.
 
+mod allocations;
 mod attention;
 mod blas;
 mod ceilings;

@@ -102,6 +102,7 @@ impl Kernels {
 
 impl Sampling {
     /// Bytes of GPU memory that [`Self::new`] takes.
+    #[cfg(test)]
     pub fn bytes(rows: usize, vocab: usize) -> usize {
         let slices = vocab.div_ceil(SLICE) * (SLICE_BYTES + 2 * LISTED);
         rows * (vocab * (2 + 4) + slices + MAX_EDITS * (8 + 4) + 4 + 8 + 8 + 4) + HISTORY_CHUNK * 4

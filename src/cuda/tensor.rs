@@ -51,18 +51,26 @@ pub(super) struct Memory {
     context: Arc<Context>,
     pointer: u64,
     bytes: usize,
+    what: String,
 }
 
 impl Memory {
     /// `bytes` of uninitialised memory, aligned to 256 bytes at least.
     pub(super) fn allocate(context: &Arc<Context>, bytes: usize, what: &str) -> Result<Self, CudaError> {
         context.bind()?;
+        let what = what.to_owned();
+        if let Err(free_bytes) = context.allocations().take(&what, bytes) {
+            return Err(CudaError::OutOfMemory { bytes, what, free_bytes });
+        }
         // SAFETY: the context is bound to this thread; the pointer is freed once, in `drop`.
-        let pointer = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|_| {
-            let free_bytes = result::mem_get_info().map_or(0, |(free, _)| free);
-            CudaError::OutOfMemory { bytes, what: what.to_owned(), free_bytes }
-        })?;
-        Ok(Self { context: context.clone(), pointer, bytes })
+        match unsafe { result::malloc_sync(bytes.max(1)) } {
+            Ok(pointer) => Ok(Self { context: context.clone(), pointer, bytes, what }),
+            Err(_) => {
+                context.allocations().give_back(&what, bytes);
+                let free_bytes = result::mem_get_info().map_or(0, |(free, _)| free);
+                Err(CudaError::OutOfMemory { bytes, what, free_bytes })
+            }
+        }
     }
 }
 
@@ -72,6 +80,7 @@ impl Drop for Memory {
             // SAFETY: `malloc_sync` gave the pointer. cuMemFree waits for work that uses it.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
+        self.context.allocations().give_back(&self.what, self.bytes);
     }
 }
 

@@ -11,8 +11,9 @@ pub(crate) mod tests;
 #[cfg(feature = "cuda")]
 pub(crate) use crate::runner::GpuTarget;
 pub(crate) use crate::runner::{
-    GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource,
+    GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource, preview,
 };
+pub use crate::runner::{MemoryToPlan, PlanPreview, WeightFormat};
 #[cfg(test)]
 pub(crate) use handle::{Command, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};

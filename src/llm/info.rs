@@ -36,6 +36,12 @@ pub struct ModelInfo {
     pub device_reason: String,
     /// Bytes of the KV cache.
     pub kv_bytes: u64,
+    /// What the KV cache stores its numbers as: `bf16`, `f32`, `int8` ...
+    pub kv_dtype: String,
+    /// Bytes that weights, KV cache and all else were planned to take.
+    pub planned_bytes: u64,
+    /// On a GPU, the bytes that they took once the model was ready; nothing grows after that.
+    pub used_bytes: Option<u64>,
     /// How many requests of `context_length` tokens the KV cache holds at once; at least 1.
     pub full_contexts: u32,
     /// Tokens the KV cache holds in all.

@@ -62,6 +62,20 @@ pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Resul
     load_files(ModelFiles::Stored(path), name, config, None)
 }
 
+/// What the model in `path`, a folder, a GGUF file or a config.json alone, would take of `memory`, without loading it.
+#[cfg(feature = "server")]
+pub(crate) fn plan_preview(
+    path: &Path,
+    is_config: bool,
+    config: &EngineConfig,
+    memory: engine::MemoryToPlan,
+    format: Option<engine::WeightFormat>,
+) -> Result<engine::PlanPreview, LoadError> {
+    config.validate()?;
+    let files = if is_config { ModelFiles::RandomWeights(path) } else { ModelFiles::Stored(path) };
+    Ok(engine::preview(files, config, memory, format).map_err(StartError::from)?)
+}
+
 /// Loads the model in `files` and serves it as `name`. `libraries` is the folder that may hold cuBLAS besides the
 /// system's.
 pub(super) fn load_files(
@@ -131,6 +145,9 @@ fn finish(
         token_cost,
         kv_bytes: plan.kv_bytes(),
         kv_tokens: plan.kv_tokens(),
+        kv_dtype: plan.kv_dtype.to_string(),
+        planned_bytes: plan.total_bytes(),
+        used_bytes: model.used_bytes,
         full_contexts: plan.full_contexts(),
         loaded_at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     };

@@ -39,6 +39,8 @@ pub(crate) struct LoadedModel {
     pub(crate) defaults: GenerationDefaults,
     /// What it takes.
     pub(crate) plan: MemoryPlan,
+    /// On a GPU, the bytes that were taken for it once it was ready.
+    pub(crate) used_bytes: Option<u64>,
     /// How large its steps are.
     pub(crate) sizes: StepSizes,
     /// Threads that compute; `None` on a GPU.
@@ -98,15 +100,20 @@ pub(crate) fn load(
     config: &EngineConfig,
     target: Target,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
-    let source = match files {
-        ModelFiles::Stored(path) => ModelSource::open(path)?,
-        ModelFiles::RandomWeights(config) => ModelSource::random(config)?,
-    };
+    let source = open(files)?;
     match target {
         Target::Cpu { free_bytes } => on_cpu(source, config, free_bytes),
         #[cfg(feature = "cuda")]
         Target::Gpu(target) => super::gpu::load(source, config, &target),
     }
+}
+
+/// Reads the headers of `files`.
+pub(super) fn open(files: ModelFiles<'_>) -> Result<ModelSource, ModelError> {
+    Ok(match files {
+        ModelFiles::Stored(path) => ModelSource::open(path)?,
+        ModelFiles::RandomWeights(config) => ModelSource::random(config)?,
+    })
 }
 
 fn on_cpu(
@@ -141,6 +148,7 @@ pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, th
         eos_token_ids: source.eos_token_ids,
         defaults: source.defaults,
         plan,
+        used_bytes: None,
         sizes,
         threads,
         products: None,

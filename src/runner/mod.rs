@@ -23,6 +23,7 @@ pub(crate) use crate::sampling::random_seed;
 pub(crate) use gpu::GpuTarget;
 pub use load::ModelError;
 pub(crate) use load::{LoadedModel, ModelFiles, Target, load};
-pub use plan::PlanError;
+pub(crate) use plan::preview;
+pub use plan::{MemoryToPlan, PlanError, PlanPreview, WeightFormat};
 pub use step::RunnerError;
 pub(crate) use step::{StepOutput, StepRunner};

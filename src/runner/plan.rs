@@ -1,13 +1,25 @@
 //! The memory plan: what weights, workspace and KV cache take, and so how many tokens fit.
 //!
-//! One pure function over plain numbers; it reads no hardware and allocates nothing.
+//! Pure functions over plain numbers; they read no hardware and allocate nothing.
 
-use crate::config::{EngineConfig, KvDType, StepSizes};
+mod gpu;
+mod preview;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{ByteSize, EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, Workspace};
 use crate::ops::KvLayout;
 
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use gpu::kernel_bytes;
+#[cfg(feature = "cuda")]
+pub(crate) use gpu::{GpuMemory, GpuWeights, StepLimits, decode_sizes, mixed_sizes, plan_for_gpu, usable_bytes};
+pub(crate) use preview::preview;
+pub use preview::{MemoryToPlan, PlanPreview, WeightFormat};
+
 /// Share of the free memory that a plan may use: other programs want some as well.
-const USABLE_SHARE: f64 = 0.92;
+pub(crate) const USABLE_SHARE: f64 = 0.92;
 
 /// Full contexts beyond which a KV cache planned by default does not grow in main memory.
 const MAX_FULL_CONTEXTS: u64 = 16;
@@ -26,8 +38,10 @@ pub(crate) struct Placement {
     pub(crate) kv_dtypes: &'static [KvDType],
     /// Rows of logits computed at once.
     pub(crate) logit_rows: usize,
-    /// Bytes for whatever else is needed.
-    pub(crate) extra_bytes: u64,
+    /// Bytes of what kernels keep between each other, libraries counted.
+    pub(crate) kernel_bytes: u64,
+    /// Bytes of recorded steps.
+    pub(crate) graph_bytes: u64,
     /// Share of what all that leaves over that the KV cache takes unless told otherwise.
     pub(crate) kv_share: f64,
     /// Full contexts beyond which a KV cache planned by default does not grow.
@@ -41,10 +55,24 @@ impl Placement {
         activation_bytes: 4,
         kv_dtypes: &[KvDType::F32, KvDType::F16, KvDType::Bf16, KvDType::Int8],
         logit_rows: LOGIT_ROWS,
-        extra_bytes: 0,
+        kernel_bytes: 0,
+        graph_bytes: 0,
         kv_share: 0.5,
         max_full_contexts: MAX_FULL_CONTEXTS,
     };
+
+    /// What the KV cache is of, if `config` does not say otherwise.
+    ///
+    /// # Errors
+    /// [`PlanError::KvDType`].
+    fn kv_dtype(&self, config: &EngineConfig) -> Result<KvDType, PlanError> {
+        let known = self.kv_dtypes;
+        match config.kv_dtype {
+            None => Ok(known[0]),
+            Some(asked) if known.contains(&asked) => Ok(asked),
+            Some(asked) => Err(PlanError::KvDType { asked, place: self.name, known }),
+        }
+    }
 }
 
 /// What a model will take.
@@ -54,6 +82,10 @@ pub(crate) struct MemoryPlan {
     pub(crate) weight_bytes: u64,
     /// Bytes of the step's buffers.
     pub(crate) workspace_bytes: u64,
+    /// Bytes of what kernels keep between each other, libraries counted.
+    pub(crate) kernel_bytes: u64,
+    /// Bytes of recorded steps.
+    pub(crate) graph_bytes: u64,
     /// What the KV cache stores its numbers as.
     pub(crate) kv_dtype: KvDType,
     /// Blocks of the KV cache.
@@ -69,15 +101,16 @@ pub(crate) struct MemoryPlan {
 pub enum PlanError {
     /// Weights alone take more than there is.
     #[error(
-        "the model needs {needed_bytes} bytes (weights {weight_bytes}, working memory {workspace_bytes}, the least KV cache \
-         {least_kv_bytes}) and {free_bytes} are free; use a smaller model or format"
+        "the model needs {} (weights {}, working memory {}, the least KV cache {}) and {} can be had; use a smaller model \
+         or format", ByteSize(*needed_bytes), ByteSize(*weight_bytes), ByteSize(*workspace_bytes),
+         ByteSize(*least_kv_bytes), ByteSize(*free_bytes)
     )]
     DoesNotFit {
         /// All together.
         needed_bytes: u64,
         /// Bytes of the weights.
         weight_bytes: u64,
-        /// Bytes of the step's buffers.
+        /// Bytes of the step's buffers and of what else is needed.
         workspace_bytes: u64,
         /// Bytes of the smallest KV cache.
         least_kv_bytes: u64,
@@ -137,6 +170,11 @@ impl MemoryPlan {
     pub(crate) fn full_contexts(&self) -> u32 {
         u32::try_from(self.kv_tokens() / u64::from(self.context_length)).unwrap_or(u32::MAX)
     }
+
+    /// Bytes of everything.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.weight_bytes + self.workspace_bytes + self.kernel_bytes + self.graph_bytes + self.kv_bytes()
+    }
 }
 
 /// Plans a model of `spec` with `weight_bytes` of weights into `free_bytes`.
@@ -151,35 +189,29 @@ pub(crate) fn plan(
     placement: Placement,
     free_bytes: u64,
 ) -> Result<MemoryPlan, PlanError> {
-    if let Some(asked) = config.context_length.filter(|asked| *asked > spec.max_context) {
-        return Err(PlanError::ContextBeyondModel { asked, trained: spec.max_context });
-    }
-    let context = config.context_length.unwrap_or(spec.max_context);
-    let block_size = KvLayout::BLOCK_SIZE as u64;
-    let known = placement.kv_dtypes;
-    let kv_dtype = config.kv_dtype.unwrap_or(known[0]);
-    if !known.contains(&kv_dtype) {
-        return Err(PlanError::KvDType { asked: kv_dtype, place: placement.name, known });
-    }
+    let context = context_wanted(spec, config)?;
+    let kv_dtype = placement.kv_dtype(config)?;
     let block_bytes = 2 * (spec.layers * spec.kv_layout(kv_dtype).block_bytes()) as u64;
-    let step_bytes =
+    let workspace_bytes =
         Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.activation_bytes);
-    let workspace_bytes = step_bytes + placement.extra_bytes;
+    let Placement { kernel_bytes, graph_bytes, kv_share, max_full_contexts, .. } = placement;
+    let before_kv = weight_bytes.saturating_add(workspace_bytes + kernel_bytes + graph_bytes);
     let usable = (free_bytes as f64 * USABLE_SHARE) as u64;
-    let left = usable.saturating_sub(weight_bytes + workspace_bytes);
+    let left = usable.saturating_sub(before_kv);
+    let block_size = KvLayout::BLOCK_SIZE as u64;
     let full = u64::from(context).div_ceil(block_size);
     let budget = match config.kv_cache_bytes {
         Some(bytes) => bytes.min(left) / block_bytes,
         // One whole context comes before the share for others.
-        None => (((left as f64 * placement.kv_share) as u64) / block_bytes)
-            .min(full.saturating_mul(placement.max_full_contexts))
+        None => (((left as f64 * kv_share) as u64) / block_bytes)
+            .min(full.saturating_mul(max_full_contexts))
             .max(full.min(left / block_bytes)),
     };
     if budget == 0 {
         return Err(PlanError::DoesNotFit {
-            needed_bytes: weight_bytes + workspace_bytes + block_bytes,
+            needed_bytes: before_kv + block_bytes,
             weight_bytes,
-            workspace_bytes,
+            workspace_bytes: workspace_bytes + kernel_bytes + graph_bytes,
             least_kv_bytes: block_bytes,
             free_bytes: usable,
         });
@@ -191,9 +223,21 @@ pub(crate) fn plan(
     Ok(MemoryPlan {
         weight_bytes,
         workspace_bytes,
+        kernel_bytes,
+        graph_bytes,
         kv_dtype,
         blocks: u32::try_from(budget).unwrap_or(u32::MAX),
         block_bytes,
         context_length: u32::try_from(fits.min(u64::from(context))).unwrap_or(context),
     })
+}
+
+/// The context that is asked for, or the model's own.
+fn context_wanted(spec: &DecoderSpec, config: &EngineConfig) -> Result<u32, PlanError> {
+    match config.context_length {
+        Some(asked) if asked > spec.max_context => {
+            Err(PlanError::ContextBeyondModel { asked, trained: spec.max_context })
+        }
+        asked => Ok(asked.unwrap_or(spec.max_context)),
+    }
 }

@@ -28,6 +28,12 @@ pub(super) async fn health(State(app): State<App>) -> Response {
         "device": info.device,
         "device_reason": info.device_reason,
         "context_length": info.context_length,
+        "memory": {
+            "planned_bytes": info.planned_bytes,
+            "used_bytes": info.used_bytes,
+            "kv_cache_bytes": info.kv_bytes,
+            "kv_cache_dtype": info.kv_dtype,
+        },
         "queue": {
             "running": engine.running,
             "waiting": engine.waiting,

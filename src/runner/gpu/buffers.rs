@@ -5,21 +5,7 @@
 //! far as it is filled.
 
 use crate::cuda::{AttentionArrays, CudaError, DType, DeviceTensor, Gpu, PinnedMemory, SampleOutput, SampleRow};
-
-/// The largest step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct StepLimits {
-    /// Rows, and samples.
-    pub(super) sequences: usize,
-    /// Tokens.
-    pub(super) tokens: usize,
-    /// Entries of all block tables together.
-    pub(super) table_entries: usize,
-    /// Work items of attention over rows of one token.
-    pub(super) items: usize,
-    /// Tiles of attention over rows of several tokens.
-    pub(super) tiles: usize,
-}
+use crate::runner::plan::StepLimits;
 
 /// What fills a step up to the size of a recorded one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +176,7 @@ impl StepBuffers {
     }
 
     /// Bytes of GPU memory that [`Self::new`] takes.
+    #[cfg(test)]
     pub(super) fn bytes(limits: StepLimits) -> usize {
         Places::new(limits).bytes + (limits.sequences + limits.tokens) * size_of::<SampleOutput>()
     }

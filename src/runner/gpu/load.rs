@@ -4,30 +4,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::{EngineConfig, KvDType, StepSizes};
+use crate::config::{EngineConfig, StepSizes};
 use crate::cuda::{
     AttentionPlan, AttentionScratch, AttentionShape, Blas, CudaError, DType, Gemm, Gpu, HEAD_DIMS, MAX_GROUP, Sampling,
 };
 use crate::models::{Decoder, DecoderSpec, ModelSource, Workspace};
-use crate::ops::{Compute, GpuCompute, KvCache, KvLayout};
+use crate::ops::{Compute, GpuCompute, KvCache};
 use crate::runner::batch::InputBatch;
 use crate::runner::load::{LoadedModel, ModelError, loaded};
-use crate::runner::plan::{MemoryPlan, Placement, plan};
+use crate::runner::plan::{GpuMemory, GpuWeights, MemoryPlan, StepLimits, plan_for_gpu, usable_bytes};
 use crate::runner::step::{RunnerError, StepRunner};
 
-use super::buffers::{StepBuffers, StepLimits};
+use super::buffers::StepBuffers;
 use super::graphs::StepGraphs;
 use super::sequences::Sequences;
 use super::{GpuRunner, Packed};
-
-/// Bytes kept for the recorded graphs and what the driver allocates with them.
-const GRAPH_BYTES: u64 = 256 << 20;
-
-/// Free memory below which a GPU's steps are smaller.
-const SMALL_GPU_BYTES: u64 = 20 << 30;
-
-/// Tokens of a block of the KV cache.
-const BLOCK: usize = KvLayout::BLOCK_SIZE;
 
 /// The GPU that a model is to be loaded to.
 #[derive(Clone, Debug)]
@@ -50,12 +41,15 @@ pub(in crate::runner) fn load(
     let started = Instant::now();
     check(&source.spec)?;
     let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
-    let gemm = Gemm::load(&gpu, Blas::open(&gpu, &target.library_folders)).map_err(RunnerError::from)?;
-    let dtype = if source.weights.main_format() == "F16" { DType::F16 } else { DType::Bf16 };
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
-    let small = (free_bytes as u64) < SMALL_GPU_BYTES;
-    let sizes = config.step_sizes(if small { StepSizes::SMALL_GPU } else { StepSizes::GPU });
-    let plan = plan_for(&source, config, sizes, dtype, free_bytes as u64)?;
+    let free_bytes = usable_bytes(free_bytes as u64, config.gpu_memory_limit_bytes);
+    if config.gpu_memory_limit_bytes.is_some() {
+        gpu.limit_memory(free_bytes);
+    }
+    let dtype = if source.weights.main_format() == "F16" { DType::F16 } else { DType::Bf16 };
+    let memory = GpuMemory { free_bytes, is_f16: dtype == DType::F16 };
+    let (plan, sizes) = plan_for_gpu(&source.spec, GpuWeights::of(&source), config, memory)?;
+    let gemm = Gemm::load(&gpu, Blas::open(&gpu, &target.library_folders)).map_err(RunnerError::from)?;
     let products = gemm.description();
     tracing::info!(model = source.name, blocks = plan.blocks, ?dtype, products, "loading to the GPU");
     let layout = Layout::new(plan.context_length as usize, sizes);
@@ -65,11 +59,24 @@ pub(in crate::runner) fn load(
     tracing::info!(seconds = started.elapsed().as_secs_f32(), "the weights are on the GPU");
     let mut runner = build(compute, handle, model, &plan, &layout)?;
     runner.tune()?;
-    runner.record_graphs()?;
-    tracing::info!(seconds = started.elapsed().as_secs_f32(), "the GPU is ready");
+    let used_bytes = record(&mut runner)?;
+    let (planned_bytes, seconds) = (plan.total_bytes(), started.elapsed().as_secs_f32());
+    tracing::info!(seconds, planned_bytes, used_bytes, "the GPU is ready");
     let mut loaded = loaded(source, plan, sizes, None);
     loaded.products = Some(products);
+    loaded.used_bytes = Some(used_bytes);
     Ok((Box::new(runner), loaded))
+}
+
+/// Records the graphs; the bytes that are taken then, of which those of the graphs are the driver's word.
+pub(super) fn record(runner: &mut GpuRunner) -> Result<u64, RunnerError> {
+    let (before, _) = runner.gpu.gpu().memory()?;
+    runner.record_graphs()?;
+    let (after, _) = runner.gpu.gpu().memory()?;
+    let (allocated, uses) = runner.gpu.gpu().allocated();
+    let graph_bytes = before.saturating_sub(after) as u64;
+    tracing::debug!(?uses, graph_bytes, "memory");
+    Ok(allocated + graph_bytes)
 }
 
 /// Whether the kernels are made for a model's shapes.
@@ -88,34 +95,6 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn plan_for(
-    source: &ModelSource,
-    config: &EngineConfig,
-    sizes: StepSizes,
-    dtype: DType,
-    free_bytes: u64,
-) -> Result<MemoryPlan, ModelError> {
-    let spec = &source.spec;
-    let weight_bytes = 2 * source.weights.parameters();
-    // Before the plan is known, everything that grows with the context is counted for as much as may be asked for.
-    let context = config.context_length.unwrap_or(spec.max_context).min(spec.max_context) as usize;
-    let layout = Layout::new(context, sizes);
-    let rope_bytes = 4 * context * spec.rope.rotary_dim;
-    let attention = AttentionScratch::bytes(layout.limits.items, layout.limits.sequences, &attention_shape(spec));
-    let sampling = Sampling::bytes(layout.limits.sequences, spec.vocab);
-    let extra = rope_bytes + attention + sampling + StepBuffers::bytes(layout.limits);
-    let placement = Placement {
-        name: "on a GPU with a model of this type",
-        activation_bytes: 2,
-        kv_dtypes: if dtype == DType::F16 { &[KvDType::F16] } else { &[KvDType::Bf16] },
-        logit_rows: layout.limits.sequences,
-        extra_bytes: GRAPH_BYTES + extra as u64,
-        kv_share: 1.0,
-        max_full_contexts: u64::MAX,
-    };
-    Ok(plan(spec, weight_bytes, config, sizes, placement, free_bytes)?)
-}
-
 /// The shape of any layer's attention: they differ in their windows alone, and memory does not depend on those.
 fn attention_shape(spec: &DecoderSpec) -> AttentionShape {
     let DecoderSpec { q_heads, kv_heads, head_dim, attention_scale: scale, .. } = *spec;
@@ -131,16 +110,7 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(context: usize, sizes: StepSizes) -> Self {
-        let (rows, tokens) = (sizes.max_sequences as usize, sizes.max_step_tokens as usize);
-        let limits = StepLimits {
-            sequences: rows,
-            tokens,
-            table_entries: rows * context.div_ceil(BLOCK),
-            items: AttentionPlan::max_items(rows, context),
-            // A row's last tile may be short, and none has fewer queries than the smallest kernel's tile.
-            tiles: rows + tokens.div_ceil(64),
-        };
-        Self { limits, context, sizes }
+        Self { limits: StepLimits::new(sizes, context), context, sizes }
     }
 }
 
@@ -192,4 +162,31 @@ pub(super) fn build(
         compute,
         model,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::plan::kernel_bytes;
+    use std::path::Path;
+
+    /// The plan counts in every build what these rooms allocate in this one.
+    #[test]
+    fn the_plan_counts_what_kernels_allocate() {
+        let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes");
+        for name in ["llama-3.1-8b", "qwen2.5-1.5b"] {
+            let spec = ModelSource::random(&shapes.join(format!("{name}.json"))).expect("a shape").spec;
+            for (sizes, context) in
+                [(StepSizes::GPU, 8192), (StepSizes::SMALL_GPU, 1000), (StepSizes::TINY_GPU, 40_000)]
+            {
+                let limits = Layout::new(context, sizes).limits;
+                assert_eq!(limits.items, AttentionPlan::max_items(limits.sequences, context), "{name}");
+                let attention = AttentionScratch::bytes(limits.items, limits.sequences, &attention_shape(&spec));
+                let sampling = Sampling::bytes(limits.sequences, spec.vocab);
+                let rope = 4 * context * spec.rope.rotary_dim;
+                let all = (attention + sampling + rope + StepBuffers::bytes(limits)) as u64;
+                assert_eq!(kernel_bytes(&spec, sizes, context), all, "{name} {sizes:?}");
+            }
+        }
+    }
 }

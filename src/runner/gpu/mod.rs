@@ -6,6 +6,8 @@
 mod buffers;
 mod graphs;
 mod load;
+#[cfg(test)]
+mod memory_tests;
 mod record;
 mod sequences;
 #[cfg(test)]

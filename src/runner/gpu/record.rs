@@ -10,7 +10,8 @@ use crate::runner::step::RunnerError;
 
 use super::GpuRunner;
 use super::buffers::Padding;
-use super::graphs::{StepGraphs, batch_sizes, mixed_padding, mixed_sizes};
+use super::graphs::{StepGraphs, mixed_padding};
+use crate::runner::plan::{decode_sizes, mixed_sizes};
 
 /// Rows for which the ways to multiply are timed; others take what is best for the next of these.
 const TIMED_ROWS: [usize; 6] = [8, 16, 32, 64, 128, 256];
@@ -40,7 +41,7 @@ impl GpuRunner {
     /// What the GPU says.
     pub(super) fn record_graphs(&mut self) -> Result<(), RunnerError> {
         let started = Instant::now();
-        let decodes = batch_sizes(self.logit_rows).into_iter().map(|tokens| Padding { tokens, tiles: 0 });
+        let decodes = decode_sizes(self.logit_rows).into_iter().map(|tokens| Padding { tokens, tiles: 0 });
         let decodes: Vec<_> = decodes.collect();
         let mixed: Vec<_> = mixed_sizes(self.max_step_tokens).into_iter().map(mixed_padding).collect();
         self.batch.clear();

@@ -82,6 +82,9 @@ pub(super) fn over(engine: EngineHandle) -> Llm {
         kv_bytes: 1,
         full_contexts: 1,
         kv_tokens: 1,
+        kv_dtype: "f32".into(),
+        planned_bytes: 2_000_000_000,
+        used_bytes: None,
         loaded_at_unix_s: 1_700_000_000,
     };
     Llm::from_parts(LlmParts {

@@ -1,0 +1,234 @@
+//! `lantern doctor --plan`: what a model takes of a machine's memory, from its headers alone.
+//!
+//! Works without a GPU, and for machines that are not this one.
+
+use std::path::{Path, PathBuf};
+
+use super::{CliError, Session};
+use crate::cli::flags::StoreFlags;
+use crate::cli::load;
+use crate::cli::startup::count;
+use crate::config::{ByteSize, Config, DeviceWish, KvDTypeWish, Settings};
+use crate::device::{self, Device, Hardware, Probing};
+use crate::engine::{MemoryToPlan, PlanPreview, WeightFormat};
+use crate::hub::{self, HubError, Store};
+use crate::llm::plan_preview;
+
+/// Which model is planned, and for what machine.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Planning")]
+pub struct PlanFlags {
+    /// Show what this model takes, without loading it: a name, org/name, a folder, a .gguf file or a config.json
+    #[arg(long, value_name = "MODEL")]
+    plan: Option<String>,
+    /// Plan for a GPU of this size, like 8GiB [default: where it would run here]
+    #[arg(long, value_name = "SIZE", requires = "plan")]
+    vram: Option<ByteSize>,
+    /// Plan for this much free main memory, on the CPU
+    #[arg(long, value_name = "SIZE", requires = "plan", conflicts_with = "vram")]
+    ram: Option<ByteSize>,
+    /// Tokens of prompt and answer together that each user gets
+    #[arg(long, value_name = "TOKENS", requires = "plan")]
+    context: Option<u32>,
+    /// What the KV cache stores: auto, bf16, f16, f32, fp8 or int8
+    #[arg(long, value_name = "TYPE", requires = "plan")]
+    kv_cache_dtype: Option<KvDTypeWish>,
+    /// Plan with the weights in this format: bf16, q8_0, fp8, q6_k or q4_k
+    #[arg(long, value_name = "FORMAT", requires = "plan")]
+    quantize: Option<WeightFormat>,
+    /// Print JSON instead of text
+    #[arg(long, requires = "plan")]
+    json: bool,
+}
+
+impl PlanFlags {
+    /// Whether a plan is asked for.
+    pub fn is_asked(&self) -> bool {
+        self.plan.is_some()
+    }
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// [`CliError`]: the model is not on this machine, or its files are not valid.
+pub fn run(flags: PlanFlags, store: StoreFlags, session: &Session) -> Result<(), CliError> {
+    let settings = Settings {
+        context: flags.context,
+        kv_cache_dtype: flags.kv_cache_dtype,
+        device: flags.ram.map(|_| DeviceWish::Cpu),
+        ..Settings::default()
+    };
+    let config = session.resolve(store.fill(settings))?;
+    session.log(&config, "warn")?;
+    let (path, is_config) = locate(flags.plan.as_deref().unwrap_or_default(), &config)?;
+    let memory = memory(&flags, &config)?;
+    let preview = plan_preview(&path, is_config, &config.engine, memory, flags.quantize)?;
+    if flags.json {
+        let json = serde_json::to_string_pretty(&preview).map_err(|error| CliError::Refused(error.to_string()))?;
+        return session.print(&format!("{json}\n"));
+    }
+    session.print(&describe(&preview))
+}
+
+/// Where a model's headers are, and whether they are a config.json alone.
+fn locate(model: &str, config: &Config) -> Result<(PathBuf, bool), CliError> {
+    let path = Path::new(model);
+    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    if is_json && path.is_file() {
+        return Ok((path.to_owned(), true));
+    }
+    // A folder of a config.json alone is as good.
+    let inside = path.join("config.json");
+    if inside.is_file() && !has_weights(path) {
+        return Ok((inside, true));
+    }
+    let name = load::parse_name(model)?;
+    let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
+    match hub::resolve(&name, &store, &options) {
+        Ok(located) => Ok((located.kind.path().to_owned(), false)),
+        Err(HubError::NotPresent { .. }) => Err(CliError::Refused(format!(
+            "{name} is not on this machine, and a plan reads its headers; `lantern pull {name}` brings it, or give its \
+             config.json"
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn has_weights(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .any(|path| path.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf"))
+}
+
+/// The memory that the flags name, or that of where a model would run here.
+fn memory(flags: &PlanFlags, config: &Config) -> Result<MemoryToPlan, CliError> {
+    if let Some(size) = flags.vram {
+        return Ok(MemoryToPlan::Gpu(size.0));
+    }
+    if let Some(size) = flags.ram {
+        return Ok(MemoryToPlan::Cpu(size.0));
+    }
+    let mut hardware = Hardware::detect();
+    hardware.ask_driver(Probing::All, Some(&Store::libraries_below(&config.hub.models_dir)));
+    let choice =
+        device::choose(&hardware, config.engine.device).map_err(|error| CliError::Refused(error.to_string()))?;
+    let unknown = || CliError::Refused("this system does not say how much memory is free; give --ram or --vram".into());
+    match choice.device {
+        Device::Cpu => {
+            let memory = hardware.memory.ok_or_else(unknown)?;
+            Ok(MemoryToPlan::Cpu(memory.available_bytes))
+        }
+        Device::Cuda { ordinal } => {
+            let (_, total_bytes) = super::gpus::memory(&choice.climb, ordinal).ok_or_else(unknown)?;
+            Ok(MemoryToPlan::Gpu(
+                config.engine.gpu_memory_limit_bytes.map_or(total_bytes, |limit| limit.min(total_bytes)),
+            ))
+        }
+    }
+}
+
+/// The plan as people read it.
+fn describe(plan: &PlanPreview) -> String {
+    let line = |name: &str, text: String| format!("{name:<16}{text}\n");
+    let bytes = |bytes: u64| format!("{:>9}", ByteSize(bytes).to_string());
+    let place = if plan.on_gpu { "of a GPU" } else { "of main memory, on the CPU" };
+    let mut text = line("model", format!("{} ({} parameters, {})", plan.model, count(plan.parameters), plan.format));
+    text += &line("memory", format!("{} {place}", ByteSize(plan.memory_bytes)));
+    text += "\n";
+    text += &line("weights", bytes(plan.weight_bytes));
+    text += &line("largest step", format!("{}   {} tokens", bytes(plan.step_bytes), plan.max_step_tokens));
+    if plan.on_gpu {
+        text += &line("kernels", format!("{}   attention, sampling, tables, libraries", bytes(plan.kernel_bytes)));
+        text += &line("recorded steps", bytes(plan.graph_bytes));
+        text += &line("driver", bytes(plan.driver_bytes));
+    }
+    let context = plan.context_length;
+    let each = format!("{} a user of {context} tokens, in {}", ByteSize(plan.kv_user_bytes), plan.kv_dtype);
+    text += &line("KV cache", format!("{}   {each}", bytes(plan.kv_bytes)));
+    let others = plan.memory_bytes.saturating_sub(plan.usable_bytes + plan.driver_bytes);
+    text += &line("kept free", format!("{}   for other programs", bytes(others)));
+    match &plan.reason {
+        None => {
+            text += &line("left over", bytes(plan.left_bytes));
+            let users = if plan.users == 1 { "user" } else { "users" };
+            text += &format!("\nIt fits: {} {users} with {context} tokens of context each.\n", plan.users);
+        }
+        Some(reason) => {
+            text += &format!("\nIt does not fit: {reason}.\n");
+            for advice in &plan.would_fit {
+                text += &format!("  would fit: {advice}\n");
+            }
+            if plan.would_fit.is_empty() {
+                text += "  nothing that can be set makes it fit; a smaller model would\n";
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preview() -> PlanPreview {
+        PlanPreview {
+            model: "qwen2.5-7b".into(),
+            parameters: 7_615_616_512,
+            format: "Q4_K".into(),
+            on_gpu: true,
+            memory_bytes: 8 << 30,
+            driver_bytes: 384 << 20,
+            usable_bytes: 7_532_340_019,
+            weight_bytes: 4_800_000_000,
+            step_bytes: 364_000_000,
+            kernel_bytes: 211_000_000,
+            graph_bytes: 90_000_000,
+            kv_dtype: "bf16".into(),
+            kv_token_bytes: 57_344,
+            context_length: 8192,
+            kv_user_bytes: 469_762_048,
+            users: 4,
+            kv_bytes: 2_000_000_000,
+            left_bytes: 67_340_019,
+            max_sequences: 64,
+            max_step_tokens: 2048,
+            reason: None,
+            would_fit: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_plan_reads_as_a_table_and_ends_with_what_fits() {
+        let expected = "\
+model           qwen2.5-7b (7.62 billion parameters, Q4_K)
+memory          8.59 GB of a GPU
+
+weights           4.80 GB
+largest step       364 MB   2048 tokens
+kernels            211 MB   attention, sampling, tables, libraries
+recorded steps    90.0 MB
+driver             403 MB
+KV cache          2.00 GB   470 MB a user of 8192 tokens, in bf16
+kept free          655 MB   for other programs
+left over         67.3 MB
+
+It fits: 4 users with 8192 tokens of context each.
+";
+        assert_eq!(describe(&preview()), expected);
+    }
+
+    #[test]
+    fn what_does_not_fit_says_what_would() {
+        let reason = Some("the model needs more".to_owned());
+        let would_fit = vec!["a context of 4096 tokens: --context 4096".to_owned()];
+        let text = describe(&PlanPreview { reason, would_fit, users: 0, ..preview() });
+        assert!(text.ends_with(
+            "\nIt does not fit: the model needs more.\n  would fit: a context of 4096 tokens: --context 4096\n"
+        ));
+        assert!(!text.contains("left over"), "{text}");
+        let on_cpu = describe(&PlanPreview { on_gpu: false, ..preview() });
+        assert!(on_cpu.contains("of main memory, on the CPU") && !on_cpu.contains("driver"), "{on_cpu}");
+    }
+}

@@ -1,0 +1,222 @@
+//! What a model takes of a GPU's memory. Pure numbers, in every build: a plan is made on machines without a GPU too.
+//!
+//! What kernels keep is counted here as the rooms that allocate it do; tests hold the two together.
+
+use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan};
+use crate::config::{EngineConfig, KvDType, StepSizes};
+use crate::models::{DecoderSpec, ModelSource, Workspace};
+use crate::ops::KvLayout;
+
+/// What a driver takes for a process before anything is allocated: its context, our kernels, cuBLAS's.
+pub(super) const DRIVER_BYTES: u64 = 384 << 20;
+
+/// An allowance for one recorded step.
+const GRAPH_BYTES: u64 = 2 << 20;
+
+/// cuBLASLt's workspace, and the parts of matrix products that our own kernels add up.
+const LIBRARY_BYTES: u64 = 40 << 20;
+
+/// Free memory below which a GPU's steps are smaller: such cards are also slower.
+const SMALL_GPU_BYTES: u64 = 20 << 30;
+
+/// Share of what the weights leave over that a step's buffers may take before smaller steps are chosen.
+const STEP_SHARE: u64 = 4;
+
+/// A GPU's memory as a plan sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GpuMemory {
+    /// What is free once the driver has taken its own.
+    pub(crate) free_bytes: u64,
+    /// Whether the model's numbers are f16 rather than bf16.
+    pub(crate) is_f16: bool,
+}
+
+/// What the weights take of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GpuWeights {
+    /// Bytes of the weights themselves.
+    pub(crate) bytes: u64,
+    /// Bytes of the room where a weight is made dense.
+    pub(crate) dense_bytes: u64,
+}
+
+impl GpuWeights {
+    /// Those of a model whose headers were read.
+    pub(crate) fn of(source: &ModelSource) -> Self {
+        Self::dense(&source.spec, source.weights.parameters())
+    }
+
+    /// Those of `parameters` weights of a model of `spec`, in the model's own type of two bytes.
+    fn dense(spec: &DecoderSpec, parameters: u64) -> Self {
+        Self { bytes: 2 * parameters + pages(spec), dense_bytes: 0 }
+    }
+}
+
+/// What is lost to whole pages of 2 MiB: half of one for each matrix of a layer.
+pub(super) fn pages(spec: &DecoderSpec) -> u64 {
+    (4 * spec.layers as u64) << 20
+}
+
+/// What may be used of a card where `free_bytes` are free and this process may take `limit_bytes`.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // only a GPU is limited
+pub(crate) fn usable_bytes(free_bytes: u64, limit_bytes: Option<u64>) -> u64 {
+    limit_bytes.map_or(free_bytes, |limit| free_bytes.min(limit.saturating_sub(DRIVER_BYTES)))
+}
+
+/// Plans a model onto a GPU: the largest steps whose buffers leave most of the memory to the KV cache, and what fits then.
+///
+/// # Errors
+/// [`PlanError`].
+pub(crate) fn plan_for_gpu(
+    spec: &DecoderSpec,
+    weights: GpuWeights,
+    config: &EngineConfig,
+    memory: GpuMemory,
+) -> Result<(MemoryPlan, StepSizes), PlanError> {
+    let most = context_wanted(spec, config)?;
+    let usable = (memory.free_bytes as f64 * USABLE_SHARE) as u64;
+    let left = usable.saturating_sub(weights.bytes + weights.dense_bytes);
+    let sizes = step_sizes(spec, config, memory.free_bytes, left, most);
+    let fit = |context: u32, config: &EngineConfig| {
+        let mut placement = placement(spec, sizes, context, memory.is_f16);
+        placement.kernel_bytes += weights.dense_bytes;
+        plan(spec, weights.bytes, config, sizes, placement, memory.free_bytes)
+    };
+    let plan = fit(most, config)?;
+    if plan.context_length == most {
+        return Ok((plan, sizes));
+    }
+    // Tables need not be made for more than fits; what that leaves over goes to the KV cache.
+    let context = plan.context_length;
+    let config = EngineConfig { context_length: Some(context), ..config.clone() };
+    Ok((fit(context, &config)?, sizes))
+}
+
+/// The largest of the usual sizes whose buffers take no more than their share of what the weights leave over.
+fn step_sizes(spec: &DecoderSpec, config: &EngineConfig, free_bytes: u64, left: u64, context: u32) -> StepSizes {
+    let small = [StepSizes::SMALL_GPU, StepSizes::TINY_GPU];
+    let usual = (free_bytes >= SMALL_GPU_BYTES).then_some(StepSizes::GPU).into_iter().chain(small);
+    let mut sizes = usual.map(|defaults| config.step_sizes(defaults));
+    let fits = |sizes: &StepSizes| {
+        let placement = placement(spec, *sizes, context, false);
+        let step = Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, 2);
+        step + placement.kernel_bytes + placement.graph_bytes <= left / STEP_SHARE
+    };
+    sizes.find(fits).unwrap_or(config.step_sizes(StepSizes::TINY_GPU))
+}
+
+fn placement(spec: &DecoderSpec, sizes: StepSizes, context: u32, is_f16: bool) -> Placement {
+    let graphs = decode_sizes(sizes.max_sequences as usize).len() + mixed_sizes(sizes.max_step_tokens as usize).len();
+    Placement {
+        name: "on a GPU with a model of this type",
+        activation_bytes: 2,
+        kv_dtypes: if is_f16 { &[KvDType::F16] } else { &[KvDType::Bf16] },
+        logit_rows: sizes.max_sequences as usize,
+        kernel_bytes: kernel_bytes(spec, sizes, context as usize) + LIBRARY_BYTES,
+        graph_bytes: GRAPH_BYTES * graphs as u64,
+        kv_share: 1.0,
+        max_full_contexts: u64::MAX,
+    }
+}
+
+/// What belongs to the largest step besides its activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StepLimits {
+    /// Rows, and samples.
+    pub(crate) sequences: usize,
+    /// Tokens.
+    pub(crate) tokens: usize,
+    /// Entries of all block tables together.
+    pub(crate) table_entries: usize,
+    /// Work items of attention over rows of one token.
+    pub(crate) items: usize,
+    /// Tiles of attention over rows of several tokens.
+    pub(crate) tiles: usize,
+}
+
+impl StepLimits {
+    /// Those of steps of `sizes` over contexts of up to `context` tokens.
+    pub(crate) fn new(sizes: StepSizes, context: usize) -> Self {
+        let (sequences, tokens) = (sizes.max_sequences as usize, sizes.max_step_tokens as usize);
+        Self {
+            sequences,
+            tokens,
+            table_entries: sequences * context.div_ceil(KvLayout::BLOCK_SIZE),
+            // Chunks of 256 tokens, at most 32 of a row.
+            items: sequences * context.div_ceil(256).min(32),
+            // A row's last tile may be short, and none has fewer queries than the smallest kernel's tile.
+            tiles: sequences + tokens.div_ceil(64),
+        }
+    }
+}
+
+/// Bytes of rotary tables, attention's scratch memory, the state that draws tokens, and a step's inputs and results.
+pub(crate) fn kernel_bytes(spec: &DecoderSpec, sizes: StepSizes, context: usize) -> u64 {
+    let limits = StepLimits::new(sizes, context);
+    let rope = 4 * context * spec.rope.rotary_dim;
+    let attention = attention_bytes(spec, limits);
+    let sampling = sampling_bytes(limits.sequences, spec.vocab);
+    (rope + attention + sampling + step_input_bytes(limits)) as u64
+}
+
+/// Bytes of `cuda::AttentionScratch`.
+fn attention_bytes(spec: &DecoderSpec, limits: StepLimits) -> usize {
+    let head_tiles = (spec.q_heads / spec.kv_heads).div_ceil(8);
+    4 * (limits.items * spec.q_heads * (spec.head_dim + 4) + limits.sequences * spec.kv_heads * head_tiles)
+}
+
+/// Bytes of `cuda::Sampling`: for each sequence counts and changed logits of a vocabulary, and some lists.
+fn sampling_bytes(rows: usize, vocab: usize) -> usize {
+    let slices = vocab.div_ceil(4096) * (24 + 2 * 512);
+    rows * (vocab * 6 + slices + SAMPLING_EDIT_BYTES + 24) + SAMPLING_HISTORY_BYTES
+}
+
+/// Bytes of what is added to a sequence's logits, and of what is banned.
+const SAMPLING_EDIT_BYTES: usize = 12 * 1024;
+/// Bytes of the piece of a history that is brought over at a time.
+const SAMPLING_HISTORY_BYTES: usize = 4 * 8192;
+
+/// Bytes of `StepBuffers`: arrays of u32 at multiples of 256 bytes, and results of 176 bytes.
+fn step_input_bytes(limits: StepLimits) -> usize {
+    let StepLimits { sequences: rows, tokens, table_entries, items, tiles } = limits;
+    let small = [rows + 1, rows, rows + 1, rows, 1, rows, 16 * rows, rows, rows, rows];
+    let long = [2 * items, table_entries, 2 * rows, tokens, tokens, tokens, 2 * tiles, tokens, tokens];
+    let arrays: usize = small.into_iter().chain(long).map(|words| (4 * words).next_multiple_of(256)).sum();
+    arrays + 176 * (rows + tokens)
+}
+
+/// Most tokens of a recorded step that computes prompts: 256 that decode, with eight prompt tokens for each.
+const MOST_MIXED_TOKENS: usize = 2304;
+
+/// Batch sizes that are recorded, up to `most`: each of the small ones, then in steps that cost at most a fourth more.
+pub(crate) fn decode_sizes(most: usize) -> Vec<usize> {
+    let small = (1..=8).chain((16..=128).step_by(8));
+    let mut sizes: Vec<usize> = small.chain((144..).step_by(16).take_while(|size| *size < most)).collect();
+    sizes.retain(|size| *size < most);
+    sizes.push(most);
+    sizes
+}
+
+/// Numbers of tokens of steps with prompts that are recorded, up to `most`.
+pub(crate) fn mixed_sizes(most: usize) -> Vec<usize> {
+    let small = [16, 32, 48].into_iter().chain((64..256).step_by(32));
+    let sizes = small.chain((256..1280).step_by(64)).chain((1280..=MOST_MIXED_TOKENS).step_by(128));
+    sizes.filter(|size| *size <= most).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recorded_sizes_ascend_to_the_largest_batch() {
+        for most in [1, 5, 8, 9, 64, 100, 129, 256, 1000] {
+            let sizes = decode_sizes(most);
+            assert!(sizes.is_sorted_by(|a, b| a < b), "{sizes:?}");
+            assert_eq!((sizes[0], *sizes.last().expect("some")), (1, most));
+        }
+        assert_eq!(decode_sizes(12), [1, 2, 3, 4, 5, 6, 7, 8, 12]);
+        assert_eq!(mixed_sizes(100), [16, 32, 48, 64, 96]);
+        assert!(mixed_sizes(1 << 20).is_sorted_by(|a, b| a < b));
+    }
+}

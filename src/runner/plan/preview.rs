@@ -1,0 +1,280 @@
+//! A plan without the model: from headers alone, for a machine that may not be this one.
+//!
+//! Knows no terminal: plain data for whoever prints it.
+
+use serde::Serialize;
+
+use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, pages, plan_for_gpu};
+use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, plan};
+use crate::config::{EngineConfig, KvDType, StepSizes};
+use crate::models::{DecoderSpec, ModelSource};
+use crate::runner::load::{ModelError, ModelFiles, open};
+
+/// Contexts that are tried where the one that is asked for does not fit, in tokens.
+const SHORTER_CONTEXTS: [u32; 8] = [65_536, 32_768, 16_384, 8192, 4096, 2048, 1024, 512];
+
+/// The memory that a model is planned into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryToPlan {
+    /// So many free bytes of main memory.
+    Cpu(u64),
+    /// A GPU of so many bytes that nobody else uses.
+    Gpu(u64),
+}
+
+/// A format that weights may be turned into, and what it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightFormat {
+    /// Two bytes a weight.
+    Bf16,
+    /// A byte a weight.
+    Fp8,
+    /// GGUF's, 8.5 bits.
+    Q8_0,
+    /// GGUF's, 6.56 bits.
+    Q6K,
+    /// GGUF's, 4.5 bits.
+    Q4K,
+}
+
+impl WeightFormat {
+    /// All of them, the largest first.
+    pub const ALL: [Self; 5] = [Self::Bf16, Self::Q8_0, Self::Fp8, Self::Q6K, Self::Q4K];
+
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Q8_0 => "q8_0",
+            Self::Q6K => "q6_k",
+            Self::Q4K => "q4_k",
+        }
+    }
+
+    /// Bytes of `parameters` weights.
+    fn bytes(self, parameters: u64) -> u64 {
+        let (bytes, weights) = match self {
+            Self::Bf16 => (2, 1),
+            Self::Fp8 => (1, 1),
+            Self::Q8_0 => (34, 32),
+            Self::Q6K => (210, 256),
+            Self::Q4K => (144, 256),
+        };
+        (u128::from(parameters) * bytes / weights) as u64
+    }
+}
+
+impl std::str::FromStr for WeightFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let lower = text.trim().to_ascii_lowercase();
+        let names = || Self::ALL.map(Self::name).join(", ");
+        let known = Self::ALL.into_iter().find(|format| format.name() == lower);
+        known.ok_or_else(|| format!("`{text}` is no format to plan with; {} are", names()))
+    }
+}
+
+/// What a model would take, and how many users fit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlanPreview {
+    /// What the model calls itself.
+    pub model: String,
+    /// Its number of weights.
+    pub parameters: u64,
+    /// What they are planned as.
+    pub format: String,
+    /// Whether it is planned onto a GPU.
+    pub on_gpu: bool,
+    /// Bytes of the memory that it is planned into.
+    pub memory_bytes: u64,
+    /// Bytes of it that a GPU's driver takes.
+    pub driver_bytes: u64,
+    /// Bytes that the plan may use; the rest is for other programs.
+    pub usable_bytes: u64,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    /// Bytes of the activations and logits of the largest step.
+    pub step_bytes: u64,
+    /// Bytes of what kernels keep, libraries counted.
+    pub kernel_bytes: u64,
+    /// Bytes of recorded steps.
+    pub graph_bytes: u64,
+    /// What the KV cache stores its numbers as.
+    pub kv_dtype: String,
+    /// Bytes of the KV cache for a token.
+    pub kv_token_bytes: u64,
+    /// Tokens of prompt and answer together that one user gets.
+    pub context_length: u32,
+    /// Bytes of the KV cache for a user of so many tokens.
+    pub kv_user_bytes: u64,
+    /// Users of so many tokens that fit at once. 0: the model does not fit.
+    pub users: u32,
+    /// Bytes of the whole KV cache.
+    pub kv_bytes: u64,
+    /// Bytes that are usable and left over.
+    pub left_bytes: u64,
+    /// Sequences in the largest step.
+    pub max_sequences: u32,
+    /// Tokens in the largest step.
+    pub max_step_tokens: u32,
+    /// Why it does not fit.
+    pub reason: Option<String>,
+    /// What would.
+    pub would_fit: Vec<String>,
+}
+
+/// A model as a preview sees it.
+struct Candidate<'a> {
+    spec: &'a DecoderSpec,
+    parameters: u64,
+    /// Bytes of the weights on the CPU, and on a GPU.
+    weight_bytes: u64,
+    gpu_weights: GpuWeights,
+    is_f16: bool,
+}
+
+impl<'a> Candidate<'a> {
+    fn new(source: &'a ModelSource) -> Self {
+        let (spec, parameters) = (&source.spec, source.weights.parameters());
+        Self {
+            spec,
+            parameters,
+            weight_bytes: source.weights.total_bytes(),
+            gpu_weights: GpuWeights::of(source),
+            is_f16: source.weights.main_format() == "F16",
+        }
+    }
+
+    /// The same with all weights in `format`.
+    fn with_format(&self, format: WeightFormat) -> Self {
+        let weight_bytes = format.bytes(self.parameters);
+        let gpu_weights = GpuWeights { bytes: weight_bytes + pages(self.spec), ..self.gpu_weights };
+        Self { weight_bytes, gpu_weights, ..*self }
+    }
+
+    fn plan(&self, config: &EngineConfig, memory: MemoryToPlan) -> Result<(MemoryPlan, StepSizes), PlanError> {
+        match memory {
+            MemoryToPlan::Cpu(free_bytes) => {
+                let sizes = config.step_sizes(StepSizes::CPU);
+                Ok((plan(self.spec, self.weight_bytes, config, sizes, Placement::CPU, free_bytes)?, sizes))
+            }
+            MemoryToPlan::Gpu(bytes) => {
+                let memory = GpuMemory { free_bytes: bytes.saturating_sub(DRIVER_BYTES), is_f16: self.is_f16 };
+                plan_for_gpu(self.spec, self.gpu_weights, config, memory)
+            }
+        }
+    }
+
+    /// Whether one user gets the whole context.
+    fn fits(&self, config: &EngineConfig, memory: MemoryToPlan) -> bool {
+        self.plan(config, memory).is_ok_and(|(plan, _)| config.context_length.is_none_or(|c| c <= plan.context_length))
+    }
+}
+
+/// Plans the model in `files` into `memory`, with its weights as they are stored or in `format`, without loading it.
+///
+/// # Errors
+/// [`ModelError::Files`]. A model that does not fit is no error: the preview says so.
+pub(crate) fn preview(
+    files: ModelFiles<'_>,
+    config: &EngineConfig,
+    memory: MemoryToPlan,
+    format: Option<WeightFormat>,
+) -> Result<PlanPreview, ModelError> {
+    let source = open(files)?;
+    let stored = Candidate::new(&source);
+    let candidate = format.map_or_else(|| Candidate::new(&source), |format| stored.with_format(format));
+    let format_name = format.map_or_else(|| source.weights.main_format().to_owned(), |format| format.name().to_owned());
+    let (memory_bytes, driver_bytes, on_gpu) = match memory {
+        MemoryToPlan::Cpu(bytes) => (bytes, 0, false),
+        MemoryToPlan::Gpu(bytes) => (bytes, DRIVER_BYTES.min(bytes), true),
+    };
+    let usable_bytes = ((memory_bytes - driver_bytes) as f64 * USABLE_SHARE) as u64;
+    let planned = candidate.plan(config, memory);
+    let would_fit = match &planned {
+        Ok(_) => Vec::new(),
+        Err(_) => would_fit(&candidate, config, memory),
+    };
+    // What does not fit is shown as it would be where there is room without end.
+    let (plan, sizes, reason) = match planned {
+        Ok((plan, sizes)) => (plan, sizes, None),
+        Err(reason) => {
+            let config = EngineConfig { max_sequences: config.max_sequences.or(Some(1)), ..config.clone() };
+            let config = EngineConfig { kv_cache_bytes: None, ..config };
+            let (plan, sizes) = room_without_end(&candidate, &config, memory)?;
+            (plan, sizes, Some(reason.to_string()))
+        }
+    };
+    let kv_user_bytes = plan.kv_token_bytes() * u64::from(plan.context_length).next_multiple_of(16);
+    let fits = reason.is_none();
+    Ok(PlanPreview {
+        model: source.name.clone(),
+        parameters: candidate.parameters,
+        format: format_name,
+        on_gpu,
+        memory_bytes,
+        driver_bytes,
+        usable_bytes,
+        weight_bytes: plan.weight_bytes,
+        step_bytes: plan.workspace_bytes,
+        kernel_bytes: plan.kernel_bytes,
+        graph_bytes: plan.graph_bytes,
+        kv_dtype: plan.kv_dtype.to_string(),
+        kv_token_bytes: plan.kv_token_bytes(),
+        context_length: plan.context_length,
+        kv_user_bytes,
+        users: if fits { plan.full_contexts() } else { 0 },
+        kv_bytes: if fits { plan.kv_bytes() } else { kv_user_bytes },
+        left_bytes: if fits { usable_bytes.saturating_sub(plan.total_bytes()) } else { 0 },
+        max_sequences: sizes.max_sequences,
+        max_step_tokens: sizes.max_step_tokens,
+        reason,
+        would_fit,
+    })
+}
+
+/// The smallest steps, and one context, in more memory than there is.
+fn room_without_end(
+    candidate: &Candidate<'_>,
+    config: &EngineConfig,
+    memory: MemoryToPlan,
+) -> Result<(MemoryPlan, StepSizes), PlanError> {
+    const PLENTY: u64 = 1 << 50;
+    let known = EngineConfig { kv_dtype: None, ..config.clone() };
+    let context_length = config.context_length.map(|context| context.min(candidate.spec.max_context));
+    let sizes = config.step_sizes(StepSizes::TINY_GPU);
+    let known = EngineConfig { context_length, max_step_tokens: Some(sizes.max_step_tokens), ..known };
+    match memory {
+        MemoryToPlan::Cpu(_) => candidate.plan(&known, MemoryToPlan::Cpu(PLENTY)),
+        MemoryToPlan::Gpu(_) => candidate.plan(&known, MemoryToPlan::Gpu(PLENTY)),
+    }
+}
+
+/// What would fit where `candidate` does not: one change each, the mildest first.
+fn would_fit(candidate: &Candidate<'_>, config: &EngineConfig, memory: MemoryToPlan) -> Vec<String> {
+    let mut found = Vec::new();
+    let wanted = config.context_length.unwrap_or(candidate.spec.max_context);
+    let shorter = |context: u32| EngineConfig { context_length: Some(context), ..config.clone() };
+    let fitting = SHORTER_CONTEXTS.into_iter().filter(|context| *context < wanted);
+    if let Some(context) = fitting.into_iter().find(|context| candidate.fits(&shorter(*context), memory)) {
+        found.push(format!("a context of {context} tokens: --context {context}"));
+    }
+    for dtype in [KvDType::Bf16, KvDType::F16, KvDType::Fp8, KvDType::Int8] {
+        let config = EngineConfig { kv_dtype: Some(dtype), ..config.clone() };
+        if candidate.fits(&config, memory) {
+            found.push(format!("a KV cache of {dtype}: --kv-cache-dtype {dtype}"));
+            break;
+        }
+    }
+    let smaller = WeightFormat::ALL.into_iter().filter(|format| {
+        let smaller = candidate.with_format(*format);
+        smaller.weight_bytes < candidate.weight_bytes && smaller.fits(config, memory)
+    });
+    if let Some(format) = smaller.into_iter().next() {
+        found.push(format!("a smaller format, {} or a file of about its size", format.name()));
+    }
+    found
+}
