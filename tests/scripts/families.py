@@ -15,6 +15,23 @@ COMMON = {
     "initializer_range": 0.02,
 }
 
+# Attention over a latent: 48 values of a token in the cache, whatever the number of heads.
+LATENT = {
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 16,
+    "max_position_embeddings": 256,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "original_max_position_embeddings": 64}
+# What follows from the other fields is not in older files; what transformers does not read is.
+LATENT_CLASSIC = {"rope_type_key": "type", "head_dim": None, "qk_head_dim": None, "moe_layer_freq": 1, "ep_size": 1}
+
 FAMILIES = {
     # Llama 2: as many key heads as query heads; the oldest files say neither head_dim nor rope_theta.
     "llama2": {
@@ -128,6 +145,69 @@ FAMILIES = {
                    "max_position_embeddings": 256, "tie_word_embeddings": False,
                    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
         "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None},
+    },
+    # Layer 1 is dense; the others have a block that all tokens go through, behind a gate. Three experts of a token,
+    # whose weights do not add up to 1.
+    "qwen2_moe": {
+        "type": "qwen2_moe",
+        "config": {"num_hidden_layers": 3, "intermediate_size": 96, "moe_intermediate_size": 32,
+                   "shared_expert_intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3,
+                   "norm_topk_prob": False, "mlp_only_layers": [1], "num_attention_heads": 4,
+                   "num_key_value_heads": 2, "max_position_embeddings": 256,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None, "qkv_bias": None},
+    },
+    # Layers 1 and 3 have experts, whose weights add up to 1.
+    "qwen3_moe": {
+        "type": "qwen3_moe",
+        "config": {"num_hidden_layers": 4, "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8,
+                   "num_experts_per_tok": 2, "norm_topk_prob": True, "decoder_sparse_step": 2,
+                   "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+                   "max_position_embeddings": 256,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None, "num_local_experts": None,
+                    "num_experts": 8},
+    },
+    # As V2-Lite: q without a latent, the best of all experts, scores scaled as YaRN says for all dimensions.
+    # The norms of latents have an epsilon of their own, whatever rms_norm_eps says.
+    "deepseek_v2_lite": {
+        "type": "deepseek_v2",
+        "config": {**LATENT, "num_hidden_layers": 3, "q_lora_rank": None, "n_routed_experts": 8, "n_shared_experts": 2,
+                   "num_experts_per_tok": 3, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
+                   "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "rms_norm_eps": 1e-3,
+                   "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}},
+        "classic": {**LATENT_CLASSIC, "scoring_func": "softmax"},
+    },
+    # As V2: q from a latent, experts of the best two of four groups. The two mscales differ, so that cosines are
+    # multiplied too.
+    "deepseek_v2": {
+        "type": "deepseek_v2",
+        "config": {**LATENT, "num_hidden_layers": 2, "q_lora_rank": 48, "n_routed_experts": 8, "n_shared_experts": 1,
+                   "num_experts_per_tok": 3, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+                   "routed_scaling_factor": 2.5, "first_k_dense_replace": 0,
+                   "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
+        "classic": {**LATENT_CLASSIC, "scoring_func": "softmax"},
+    },
+    # As V3 and R1: sigmoid scores, corrected for the choice alone, experts of the best two of three groups; a
+    # layer that predicts further tokens lies behind the others and is not run.
+    "deepseek_v3": {
+        "type": "deepseek_v3",
+        "config": {**LATENT, "num_hidden_layers": 3, "q_lora_rank": 48, "n_routed_experts": 12, "n_shared_experts": 1,
+                   "moe_intermediate_size": 24, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2,
+                   "norm_topk_prob": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1,
+                   "num_nextn_predict_layers": 1,
+                   "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+        "classic": {**LATENT_CLASSIC, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    },
+    # As the smaller models of V3's kind: no latent of q, one group, plain positions; pairs half a head apart.
+    "deepseek_v3_plain": {
+        "type": "deepseek_v3",
+        "config": {**LATENT, "num_hidden_layers": 2, "q_lora_rank": None, "n_routed_experts": 8, "n_shared_experts": 2,
+                   "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
+                   "routed_scaling_factor": 1.5, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
+                   "rope_interleave": False,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        "classic": {**LATENT_CLASSIC, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     },
 }
 

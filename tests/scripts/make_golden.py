@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -24,7 +25,8 @@ def random_weights(model, seed):
     """Fills `model` with seeded weights that bf16 holds exactly, of a size that makes logits spread by about 2."""
     generator = torch.Generator().manual_seed(seed)
     tied = model.config.tie_word_embeddings
-    for name, parameter in sorted(model.named_parameters()):
+    corrections = [entry for entry in model.named_buffers() if entry[0].endswith("e_score_correction_bias")]
+    for name, parameter in sorted([*model.named_parameters(), *corrections]):
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("norm.weight"):
             value = 1.0 + 0.2 * noise
@@ -33,8 +35,10 @@ def random_weights(model, seed):
         elif name.endswith("embed_tokens.weight"):
             value = (0.25 if tied else 1.0) * noise
         else:
-            gain = 2.0 if "q_proj" in name or "lm_head" in name else 1.0
-            value = gain * noise / parameter.shape[1] ** 0.5
+            # Routers and queries that are not nearly indifferent.
+            decisive = ("q_proj", "q_b_proj", "lm_head", "mlp.gate.weight")
+            gain = 2.0 if any(part in name for part in decisive) else 1.0
+            value = gain * noise / parameter.shape[-1] ** 0.5
         parameter.data.copy_(value.to(torch.bfloat16).float())
 
 
@@ -46,6 +50,8 @@ def write_model(folder, family, seed):
     random_weights(model, seed)
     shutil.rmtree(folder, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=FAMILIES[family].get("shard_size", "5GB"))
+    if model_type == "deepseek_v3":
+        finish_as_deepseek(folder / "model.safetensors", model)
     (folder / "generation_config.json").unlink(missing_ok=True)
     tiny_tokenizer.save(folder)
     modern = json.loads((folder / "config.json").read_text())
@@ -54,13 +60,32 @@ def write_model(folder, family, seed):
     check_same_meaning(folder)
 
 
+def finish_as_deepseek(path, model):
+    """Corrections in f32, and behind the last layer those that predict further tokens: as DeepSeek's own files."""
+    tensors = safetensors.torch.load_file(path)
+    tensors = {name: t.float() if name.endswith("e_score_correction_bias") else t for name, t in tensors.items()}
+    generator = torch.Generator().manual_seed(len(tensors))
+    config = model.config
+    last = f"model.layers.{config.num_hidden_layers - 1}.self_attn."
+    for extra in range(config.num_nextn_predict_layers):
+        layer = f"model.layers.{config.num_hidden_layers + extra}."
+        hidden = config.hidden_size
+        shapes = {"enorm.weight": (hidden,), "hnorm.weight": (hidden,), "eh_proj.weight": (hidden, 2 * hidden)}
+        shapes |= {"self_attn." + name[len(last) :]: t.shape for name, t in tensors.items() if name.startswith(last)}
+        for name, shape in shapes.items():
+            tensors[layer + name] = torch.randn(shape, generator=generator).to(torch.bfloat16)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+
 def check_same_meaning(folder):
     """Fails unless transformers reads both forms of the config as the same model."""
     forms = []
     for name in ("config.json", "config.classic.json"):
         form = AutoConfig.from_pretrained(folder / name).to_dict()
-        # A window that is off may say anything; `type` is the old spelling of rope_type.
-        for key in ("transformers_version", "_name_or_path", "max_window_layers"):
+        # A window that is off may say anything; `type` is the old spelling of rope_type. transformers derives how V3
+        # scores experts, and which layers have some, from the model's type.
+        derived = ("scoring_func", "moe_layer_freq", "ep_size", *(["topk_method"] if "v3" in form["model_type"] else []))
+        for key in ("transformers_version", "_name_or_path", "max_window_layers", *derived):
             form.pop(key, None)
         form["rope_parameters"].pop("type", None)
         forms.append(form)
