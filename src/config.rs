@@ -6,6 +6,7 @@ mod address;
 mod engine;
 mod keep_alive;
 mod kv_dtype;
+mod random_format;
 mod settings;
 mod size;
 
@@ -17,6 +18,7 @@ pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
 pub use engine::{DeviceWish, DeviceWishError, EngineConfig, Lag, MAX_SEQUENCES, StepSizes};
 pub use keep_alive::{KeepAlive, KeepAliveError};
 pub use kv_dtype::{KvDType, KvDTypeError, KvDTypeWish};
+pub use random_format::{RandomFormat, RandomFormatError};
 pub use settings::{KEYS, Lookup, Origins, Settings};
 pub use size::{ByteSize, SizeError};
 

@@ -11,7 +11,7 @@ mod serving;
 use super::flags::{EngineFlags, StoreFlags};
 use super::load;
 use super::{CliError, Session};
-use crate::config::{Config, Settings};
+use crate::config::{Config, RandomFormat, Settings};
 use crate::device::{self, Ceilings, Device, Hardware, Probing};
 use crate::hub::Store;
 use crate::llm::Llm;
@@ -32,6 +32,9 @@ pub struct BenchArgs {
     /// Measure the shapes of this config.json with random weights, instead of a model
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
     random_weights: Option<PathBuf>,
+    /// Format of the random weights: bf16, q4_0, q8_0, q4_k, q6_k, or q4_k_m as llama.cpp mixes it
+    #[arg(long, value_name = "FORMAT", requires = "random_weights", default_value = "bf16")]
+    weights: RandomFormat,
     /// Measure what servers are compared by: all requests at once, 512 tokens in and 256 out, and long prompts
     #[arg(long)]
     serving: bool,
@@ -80,6 +83,7 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
     let llm = match &args.random_weights {
         Some(shapes) => Llm::builder()
             .random_weights(shapes)
+            .random_format(args.weights)
             .hub_config(config.hub.clone())
             .engine_config(config.engine.clone())
             .load_blocking()?,

@@ -6,6 +6,7 @@
 mod allocations;
 mod attention;
 mod blas;
+mod blocks;
 mod ceilings;
 mod check;
 mod elementwise;
@@ -17,6 +18,7 @@ mod graph;
 mod kernel;
 mod library;
 mod probe;
+mod quant;
 mod rope;
 mod sampling;
 mod tensor;
@@ -28,6 +30,7 @@ pub use attention::{
     MAX_GROUP, tile_queries,
 };
 pub use blas::{Blas, BlasMissing, find_blas};
+pub use blocks::{BlockFormat, BlockMatrix, TILE_ROWS};
 pub use ceilings::{CardRates, card_rates};
 pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
@@ -38,6 +41,7 @@ pub use graph::{Event, Graph};
 pub use kernel::{Arguments, Grid, Kernel};
 pub use library::open_driver;
 pub use probe::{FoundGpu, IMAGES, NO_DEVICE, ProbeError, driver_version, gpus, probe, start};
+pub use quant::{DrawnBlocks, QuantKernels};
 pub use rope::{RopeKernels, RopeShape, RopeWeights};
 pub use sampling::{SampleOutput, SampleRow, Sampling, SamplingNeeds};
 pub use tensor::{DType, DeviceTensor, PinnedMemory};

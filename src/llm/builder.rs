@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{EngineConfig, HubConfig, KvDType, environment};
+use crate::config::{EngineConfig, HubConfig, KvDType, RandomFormat, environment};
 use crate::hub::{self, Catalog, HubOptions, ModelName, Progress, Store};
 
 use super::handle::Llm;
@@ -20,6 +20,7 @@ pub const DEFAULT_MODEL: &str = "smollm2:135m";
 pub struct LlmBuilder {
     model: Option<String>,
     random_weights: Option<PathBuf>,
+    random_format: RandomFormat,
     served_name: Option<String>,
     engine: EngineConfig,
     hub: Option<HubConfig>,
@@ -39,6 +40,12 @@ impl LlmBuilder {
     /// numbers for words: to measure with.
     pub fn random_weights(mut self, config: impl Into<PathBuf>) -> Self {
         self.random_weights = Some(config.into());
+        self
+    }
+
+    /// The format that [`Self::random_weights`] are drawn in; bf16 unless set.
+    pub fn random_format(mut self, format: RandomFormat) -> Self {
+        self.random_format = format;
         self
     }
 
@@ -133,7 +140,12 @@ impl LlmBuilder {
         let libraries = hub.as_ref().ok().map(|hub| Store::libraries_below(&hub.models_dir));
         if let Some(config) = &self.random_weights {
             let name = self.served_name.as_deref().unwrap_or("random");
-            return load_files(ModelFiles::RandomWeights(config), name, &self.engine, libraries.as_deref());
+            return load_files(
+                ModelFiles::RandomWeights(config, self.random_format),
+                name,
+                &self.engine,
+                libraries.as_deref(),
+            );
         }
         let located = self.locate(hub?)?;
         let name = self.served_name.unwrap_or(located.display_name);

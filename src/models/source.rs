@@ -11,6 +11,7 @@ use super::generation::{BoundaryTokens, GenerationDefaults};
 use super::registry;
 use super::spec::DecoderSpec;
 use super::vocab::{GgufVocab, SpecialTokens};
+use crate::config::RandomFormat;
 use crate::request::TokenId;
 use crate::weights::{LoadError, Metadata, Weights, read_json, read_text};
 
@@ -71,17 +72,18 @@ impl ModelSource {
         }
     }
 
-    /// A model of the shapes that a config.json says, with random weights and numbers for words: to measure with.
+    /// A model of the shapes that a config.json says, with random weights in `format` and numbers for words: to measure
+    /// with.
     ///
     /// # Errors
     /// The file is missing, or it holds something else than it must.
-    pub fn random(config: &Path) -> Result<Self, LoadError> {
+    pub fn random(config: &Path, format: RandomFormat) -> Result<Self, LoadError> {
         let json = read_json(config, MAX_CONFIG_BYTES)?;
         let spec = registry::from_config(Fields::root(config, &json)?)?;
         let vocab = GgufVocab::numbers(spec.vocab);
         Ok(Self {
             name: file_name(config.parent().unwrap_or(config)),
-            weights: Weights::random(config, spec.parameters()),
+            weights: Weights::random(config, format, spec.layers, spec.parameters()),
             special_tokens: vocab.special_tokens(),
             tokenizer: TokenizerSource::Gguf(vocab),
             chat_template: None,

@@ -8,6 +8,8 @@ use super::rope::RopeSpec;
 use crate::config::KvDType;
 use crate::ops::KvLayout;
 use crate::weights::LoadError;
+#[cfg(feature = "cuda")]
+use crate::weights::WeightName;
 
 /// Widest hidden state; the widest public models have 16,384.
 pub const MAX_HIDDEN: usize = 65_536;
@@ -65,6 +67,15 @@ pub struct DecoderSpec {
     pub attention_scale: f32,
 }
 
+/// Matrices of the same columns, one above the other.
+#[cfg(feature = "cuda")]
+pub(crate) struct Stack {
+    /// Names and rows.
+    pub(crate) parts: Vec<(WeightName, usize)>,
+    /// Columns of all of them.
+    pub(crate) columns: usize,
+}
+
 impl DecoderSpec {
     /// Elements of all its weights.
     pub(crate) fn parameters(&self) -> u64 {
@@ -81,6 +92,26 @@ impl DecoderSpec {
     /// How a layer's keys and values lie in a cache of `dtype`.
     pub(crate) fn kv_layout(&self, dtype: KvDType) -> KvLayout {
         KvLayout { kv_heads: self.kv_heads, head_dim: self.head_dim, dtype }
+    }
+
+    /// Its matrices, as they are stacked: names and rows of each stack, and its columns.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn stacks(&self) -> Vec<Stack> {
+        let (q, kv) = (self.q_heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (hidden, ffn) = (self.hidden, self.ffn);
+        let mut stacks = vec![Stack { parts: vec![(WeightName::TokenEmbedding, self.vocab)], columns: hidden }];
+        if !self.tied_embeddings {
+            stacks.push(Stack { parts: vec![(WeightName::Output, self.vocab)], columns: hidden });
+        }
+        for layer in 0..self.layers as u32 {
+            let qkv = vec![(WeightName::Q(layer), q), (WeightName::K(layer), kv), (WeightName::V(layer), kv)];
+            stacks.push(Stack { parts: qkv, columns: hidden });
+            stacks.push(Stack { parts: vec![(WeightName::O(layer), hidden)], columns: q });
+            let gate_up = vec![(WeightName::Gate(layer), ffn), (WeightName::Up(layer), ffn)];
+            stacks.push(Stack { parts: gate_up, columns: hidden });
+            stacks.push(Stack { parts: vec![(WeightName::Down(layer), hidden)], columns: ffn });
+        }
+        stacks
     }
 
     /// What follows from the other numbers and holds for every family.

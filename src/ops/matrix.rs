@@ -48,6 +48,8 @@ pub struct Random {
     pub seed: u64,
     /// Standard deviation.
     pub deviation: f32,
+    /// Of a block format: offsets in a block, and the f16 that stands there, whose bits these are. All else is random bits.
+    pub scales: [(usize, u16); 2],
 }
 
 impl Matrix {
@@ -68,10 +70,13 @@ impl Matrix {
         Ok(Self { format, rows, columns, data, range, random: None })
     }
 
-    /// A matrix of random bf16 numbers, whose bytes `data` draws when they are read.
-    pub fn random(rows: usize, columns: usize, data: Bytes, random: Random) -> Self {
-        let range = 0..2 * rows * columns;
-        Self { format: Format::Bf16, rows, columns, data, range, random: Some(random) }
+    /// A matrix of random numbers in `format`, whose bytes `data` draws when they are read.
+    ///
+    /// # Panics
+    /// If the columns are no whole blocks.
+    pub fn random(format: Format, rows: usize, columns: usize, data: Bytes, random: Random) -> Self {
+        let row_bytes = format.row_bytes(columns).expect("whole blocks");
+        Self { format, rows, columns, data, range: 0..rows * row_bytes, random: Some(random) }
     }
 
     /// What its numbers are drawn from, where they are random.

@@ -20,7 +20,7 @@ pub use kv_cache::{KvCache, KvLayer};
 pub use matrix::MatrixError;
 pub use matrix::{Bytes, Matrix, Random};
 #[cfg(feature = "cuda")]
-pub use on_cuda::{GpuCompute, GpuInputs};
+pub use on_cuda::{GpuCompute, GpuInputs, gpu_weight_bytes};
 pub use tensor::{Kind, Tensor};
 pub use weight::{Rope, Weight};
 

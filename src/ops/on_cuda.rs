@@ -2,22 +2,19 @@
 //!
 //! Knows what each tensor is for; the wrappers in `cuda` check what they are given.
 
+mod weights;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Error, Result, bail};
-use half::{bf16, f16};
+pub use weights::{GpuWeight, gpu_weight_bytes};
 
-use super::{
-    AttentionParams, Format, HeadShape, KvCache, KvLayout, Matrix, QkvParams, Rope, RopeLayout, Tensor, Weight,
-};
+use super::{AttentionParams, HeadShape, KvCache, KvLayout, QkvParams, Rope, RopeLayout, Tensor, Weight};
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, GEMV_ROWS, Gemm, Gpu, RopeKernels, RopeShape, RopeWeights, tile_queries,
+    DType, DeviceTensor, ElementwiseKernels, Gemm, Gpu, QuantKernels, RopeKernels, RopeShape, RopeWeights, tile_queries,
 };
-
-/// Bytes of weights that are converted at a time.
-const CONVERT_BYTES: usize = 64 << 20;
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.
 pub struct GpuCompute {
@@ -28,6 +25,9 @@ pub struct GpuCompute {
     scratch: AttentionScratch,
     rope: RopeKernels,
     gemm: Gemm,
+    quant: QuantKernels,
+    /// Room for weights in block formats made dense, for products of many rows.
+    dense: DeviceTensor,
 }
 
 /// The tokens of a step in GPU memory.
@@ -58,16 +58,21 @@ pub struct GpuKvLayer {
 }
 
 impl GpuCompute {
-    /// Kernels on `gpu` for a model of `dtype`.
+    /// Kernels on `gpu` for a model of `dtype`, with room for `dense_elements` of weights in block formats made dense.
+    ///
+    /// # Errors
+    /// [`CudaError::NoKernel`], [`CudaError::OutOfMemory`].
     pub fn new(
         gpu: Arc<Gpu>,
         dtype: DType,
         gemm: Gemm,
         scratch: AttentionScratch,
+        dense_elements: usize,
     ) -> std::result::Result<Self, CudaError> {
         let (elementwise, attention) = (ElementwiseKernels::load(&gpu)?, AttentionKernels::load(&gpu)?);
-        let rope = RopeKernels::load(&gpu)?;
-        Ok(Self { gpu, dtype, elementwise, attention, scratch, rope, gemm })
+        let (rope, quant) = (RopeKernels::load(&gpu)?, QuantKernels::load(&gpu)?);
+        let dense = gpu.empty(1, dense_elements, dtype, "weights made dense")?;
+        Ok(Self { gpu, dtype, elementwise, attention, scratch, rope, gemm, quant, dense })
     }
 
     /// The GPU.
@@ -86,45 +91,6 @@ impl GpuCompute {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         self.gpu.upload(&tensor, &bytes).map_err(Error::wrap)?;
         Ok(tensor)
-    }
-
-    /// The matrices, stacked, as one of the model's type.
-    pub(super) fn upload_weights(&self, parts: &[Matrix]) -> Result<DeviceTensor> {
-        let columns = parts.first().map_or(0, Matrix::columns);
-        let rows = parts.iter().map(Matrix::rows).sum();
-        let whole = self.gpu.empty(rows, columns, self.dtype, "the weights").map_err(Error::wrap)?;
-        let mut from = 0;
-        for part in parts {
-            self.upload_matrix(part, &whole.slice(from, part.rows()))?;
-            from += part.rows();
-        }
-        Ok(whole)
-    }
-
-    fn upload_matrix(&self, matrix: &Matrix, target: &DeviceTensor) -> Result<()> {
-        if let Some(random) = matrix.drawn_from() {
-            return self.elementwise.fill_random(&self.gpu, target, random.seed, random.deviation).map_err(Error::wrap);
-        }
-        let stored = match matrix.format() {
-            Format::Bf16 => Some(DType::Bf16),
-            Format::F16 => Some(DType::F16),
-            _ => None,
-        };
-        if stored == Some(self.dtype) {
-            return self.gpu.upload(target, matrix.bytes()).map_err(Error::wrap);
-        }
-        let rows_at_once = (CONVERT_BYTES / (4 * matrix.columns())).max(1);
-        for from in (0..matrix.rows()).step_by(rows_at_once) {
-            let count = rows_at_once.min(matrix.rows() - from);
-            let values = matrix.dequantize_rows(from, count);
-            let bytes: Vec<u8> = match self.dtype {
-                DType::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_ne_bytes()).collect(),
-                DType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_ne_bytes()).collect(),
-                other => bail!("weights of {other:?}"),
-            };
-            self.gpu.upload(&target.slice(from, count), &bytes).map_err(Error::wrap)?;
-        }
-        Ok(())
     }
 
     /// The whole cache `[layer][K, V][block]`, one row a block, zeroed, and its layers.
@@ -153,9 +119,14 @@ impl GpuCompute {
     }
 
     pub(super) fn embed(&self, table: &Weight, inputs: &GpuInputs, dst: &Tensor) -> Result<()> {
-        self.elementwise
-            .embed(&self.gpu, table.gpu()?, &inputs.ids, &inputs.last_tokens, dst.gpu()?)
-            .map_err(Error::wrap)
+        let (gpu, ids, last_tokens, dst) = (&self.gpu, &inputs.ids, &inputs.last_tokens, dst.gpu()?);
+        match table.gpu()? {
+            GpuWeight::Dense(table) => self.elementwise.embed(gpu, table, ids, last_tokens, dst).map_err(Error::wrap),
+            GpuWeight::Blocks(parts) => match parts.as_slice() {
+                [table] => self.quant.embed(gpu, table, ids, last_tokens, dst).map_err(Error::wrap),
+                parts => bail!("an embedding table of {} matrices", parts.len()),
+            },
+        }
     }
 
     pub(super) fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32, dst: &Tensor) -> Result<()> {
@@ -190,37 +161,32 @@ impl GpuCompute {
     }
 
     pub(super) fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, dst: &Tensor) -> Result<()> {
-        self.gemm.linear(&self.gpu, x.gpu()?, weight.gpu()?, dst.gpu()?).map_err(Error::wrap)?;
+        self.product(x.gpu()?, weight.gpu()?, dst.gpu()?)?;
         match bias {
             Some(bias) => self.elementwise.add_bias(&self.gpu, dst.gpu()?, bias.gpu()?).map_err(Error::wrap),
             None => Ok(()),
         }
     }
 
-    pub(super) fn linear_silu(
-        &self,
-        x: &Tensor,
-        weight: &Weight,
-        bias: Option<&Tensor>,
-        gate_up: &Tensor,
-        dst: &Tensor,
-    ) -> Result<()> {
-        if bias.is_none() && x.gpu()?.rows() <= GEMV_ROWS {
-            return self.gemm.linear_silu(&self.gpu, x.gpu()?, weight.gpu()?, dst.gpu()?).map_err(Error::wrap);
-        }
-        self.linear(x, weight, bias, gate_up)?;
-        self.elementwise.silu_mul(&self.gpu, gate_up.gpu()?, dst.gpu()?).map_err(Error::wrap)
-    }
-
-    /// Finds the fastest way to multiply `x` with such `weights`, which are of one shape. Overwrites `y`.
+    /// Finds the fastest way to multiply `x` with such `weights`, which are of one shape; there is one alone for those in
+    /// block formats. Overwrites `y`.
     ///
     /// # Errors
     /// If shapes or dtypes do not fit; what the GPU says.
     pub fn tune(&self, x: &Tensor, weights: &[&Weight], y: &Tensor, budget: Duration) -> Result<()> {
-        let weights: Vec<_> = weights.iter().map(|weight| weight.gpu().cloned()).collect::<Result<_>>()?;
+        let mut dense = Vec::new();
+        for weight in weights {
+            match weight.gpu()? {
+                GpuWeight::Dense(weight) => dense.push(weight.clone()),
+                GpuWeight::Blocks(_) => {}
+            }
+        }
+        if dense.is_empty() {
+            return Ok(());
+        }
         self.elementwise.fill_random(&self.gpu, x.gpu()?, 1, 1.0).map_err(Error::wrap)?;
-        let tuned = self.gemm.tune(&self.gpu, x.gpu()?, &weights, y.gpu()?, budget).map_err(Error::wrap)?;
-        tracing::debug!(rows = x.gpu()?.rows(), weight = ?weights[0], ?tuned, "timed a matrix product");
+        let tuned = self.gemm.tune(&self.gpu, x.gpu()?, &dense, y.gpu()?, budget).map_err(Error::wrap)?;
+        tracing::debug!(rows = x.gpu()?.rows(), weight = ?dense[0], ?tuned, "timed a matrix product");
         Ok(())
     }
 

@@ -1,19 +1,20 @@
 //! Weights and rotary tables where the step computes.
 
 #[cfg(feature = "cuda")]
+use super::on_cuda::GpuWeight;
+use super::{Compute, Matrix, RopeTable};
+#[cfg(feature = "cuda")]
 use crate::cuda::DeviceTensor;
 use candle_core::{Result, bail};
-
-use super::{Compute, Matrix, RopeTable};
 
 /// Weights `[rows = outputs, columns = inputs]` of a linear layer, or an embedding table. Cloning shares them.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// As stored, mapped: several matrices stacked along their rows, whose formats may differ.
     Cpu(Vec<Matrix>),
-    /// One dense matrix of the model's type in GPU memory.
+    /// In GPU memory.
     #[cfg(feature = "cuda")]
-    Gpu(DeviceTensor),
+    Gpu(GpuWeight),
 }
 
 impl Weight {
@@ -41,7 +42,7 @@ impl Weight {
         match self {
             Self::Cpu(parts) => Ok(parts),
             #[cfg(feature = "cuda")]
-            Self::Gpu(tensor) => bail!("{tensor:?} is not on the CPU"),
+            Self::Gpu(weight) => bail!("{weight:?} is not on the CPU"),
         }
     }
 
@@ -61,9 +62,9 @@ impl Weight {
     /// # Errors
     /// If they are on the CPU.
     #[cfg(feature = "cuda")]
-    pub(super) fn gpu(&self) -> Result<&DeviceTensor> {
+    pub(super) fn gpu(&self) -> Result<&GpuWeight> {
         match self {
-            Self::Gpu(tensor) => Ok(tensor),
+            Self::Gpu(weight) => Ok(weight),
             Self::Cpu(_) => bail!("weights are not on the GPU"),
         }
     }

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{EngineConfig, StepSizes};
+use crate::config::{EngineConfig, RandomFormat, StepSizes};
 use crate::models::{Decoder, DecoderError, GenerationDefaults, ModelSource, SpecialTokens, TokenizerSource};
 use crate::ops::{Compute, Cpu};
 use crate::request::TokenId;
@@ -87,8 +87,8 @@ pub enum ModelError {
 pub(crate) enum ModelFiles<'a> {
     /// A folder or a GGUF file.
     Stored(&'a Path),
-    /// A config.json alone: its weights are drawn at random.
-    RandomWeights(&'a Path),
+    /// A config.json alone: its weights are drawn at random, in this format.
+    RandomWeights(&'a Path, RandomFormat),
 }
 
 /// Loads a model.

@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::names::Naming;
-use super::random::{self, RandomBytes};
+use super::random::{self, RandomWeights};
 use super::safetensors::Index;
 use super::{LoadError, Metadata, StoredFormat, Tensor, WeightName, gguf, mmap, safetensors};
-use crate::ops::{Bytes, Format, Matrix, Random};
+use crate::config::RandomFormat;
+use crate::ops::{Bytes, Format, Matrix};
 
 /// One open file.
 struct OpenFile {
@@ -25,8 +26,8 @@ pub struct Weights {
     files: Vec<OpenFile>,
     tensors: HashMap<String, Tensor>,
     metadata: Option<Metadata>,
-    /// Elements, where there are no files and every tensor is random.
-    random: Option<u64>,
+    /// Where there are no files and every tensor is random.
+    random: Option<RandomWeights>,
 }
 
 impl Weights {
@@ -103,11 +104,12 @@ impl Weights {
         Ok(Self { path: folder.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None, random: None })
     }
 
-    /// Random bf16 weights of whatever shapes are asked for, together `parameters` elements; `path` names them in errors.
-    pub fn random(path: &Path, parameters: u64) -> Self {
+    /// Random weights of whatever shapes are asked for, of a model of `layers` layers and together `parameters` elements;
+    /// `path` names them in errors.
+    pub fn random(path: &Path, format: RandomFormat, layers: usize, parameters: u64) -> Self {
         let (files, tensors) = (Vec::new(), HashMap::new());
-        let path = path.to_owned();
-        Self { path, naming: Naming::HuggingFace, files, tensors, metadata: None, random: Some(parameters) }
+        let (path, random) = (path.to_owned(), RandomWeights { format, layers, parameters });
+        Self { path, naming: Naming::HuggingFace, files, tensors, metadata: None, random: Some(random) }
     }
 
     /// A matrix of [rows, columns], row-major, in its stored format; the bytes stay mapped.
@@ -115,11 +117,8 @@ impl Weights {
     /// # Errors
     /// It is missing, has another shape, or a format that we do not compute with.
     pub fn matrix(&self, name: WeightName, rows: usize, columns: usize) -> Result<Matrix, LoadError> {
-        if self.random.is_some() {
-            // Keeps the variance of what goes through a layer.
-            let random = Random { seed: random::seed(name), deviation: 1.0 / (columns as f32).sqrt() };
-            let bytes = RandomBytes::new(random.seed, rows * columns, random.deviation);
-            return Ok(Matrix::random(rows, columns, std::sync::Arc::new(bytes), random));
+        if let Some(random) = &self.random {
+            return Ok(random.matrix(name, rows, columns));
         }
         self.stored(name, &[rows, columns], rows, columns)
     }
@@ -135,6 +134,18 @@ impl Weights {
         Ok(self.stored(name, &[length], 1, length)?.dequantize())
     }
 
+    /// The format of a matrix whose rows have `columns` elements, if it is there and its format one that we compute with.
+    #[cfg(feature = "cuda")]
+    pub fn format(&self, name: WeightName, columns: usize) -> Option<Format> {
+        if let Some(random) = &self.random {
+            return Some(random.format_of(name, columns));
+        }
+        match &self.tensors.get(&name.in_file(self.naming))?.format {
+            StoredFormat::Known(format) => Some(*format),
+            StoredFormat::Other(_) => None,
+        }
+    }
+
     /// Whether the file has this weight.
     pub fn has(&self, name: WeightName) -> bool {
         self.tensors.contains_key(&name.in_file(self.naming))
@@ -142,16 +153,17 @@ impl Weights {
 
     /// Bytes of all tensors, as stored.
     pub fn total_bytes(&self) -> u64 {
-        if let Some(parameters) = self.random {
-            return 2 * parameters;
+        if let Some(random) = &self.random {
+            let format = random.format_of(WeightName::Gate(0), 256);
+            return random.parameters * format.block_bytes() as u64 / format.block_len() as u64;
         }
         self.tensors.values().map(|tensor| tensor.range.len() as u64).sum()
     }
 
     /// Elements of all tensors, at most `u64::MAX`.
     pub fn parameters(&self) -> u64 {
-        if let Some(parameters) = self.random {
-            return parameters;
+        if let Some(random) = &self.random {
+            return random.parameters;
         }
         // Readers have checked each product; a sum of hostile shapes may still overflow.
         let elements =
@@ -161,8 +173,8 @@ impl Weights {
 
     /// The format that most bytes are in; "mixed" where a file holds none that we compute with.
     pub fn main_format(&self) -> &'static str {
-        if self.random.is_some() {
-            return Format::Bf16.name();
+        if let Some(random) = &self.random {
+            return random.format_of(WeightName::Gate(0), 256).name();
         }
         let mut bytes: HashMap<&'static str, usize> = HashMap::new();
         for tensor in self.tensors.values() {

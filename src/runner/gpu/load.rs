@@ -14,6 +14,7 @@ use crate::runner::batch::InputBatch;
 use crate::runner::load::{LoadedModel, ModelError, loaded};
 use crate::runner::plan::{GpuMemory, GpuWeights, MemoryPlan, StepLimits, plan_for_gpu, usable_bytes};
 use crate::runner::step::{RunnerError, StepRunner};
+use crate::weights::WeightName;
 
 use super::buffers::StepBuffers;
 use super::graphs::StepGraphs;
@@ -53,7 +54,7 @@ pub(in crate::runner) fn load(
     let products = gemm.description();
     tracing::info!(model = source.name, blocks = plan.blocks, ?dtype, products, "loading to the GPU");
     let layout = Layout::new(plan.context_length as usize, sizes);
-    let compute = compute_for(gpu, dtype, gemm, &layout, &source.spec).map_err(RunnerError::from)?;
+    let compute = compute_for(gpu, dtype, gemm, &layout, &source).map_err(RunnerError::from)?;
     let handle = Compute::Gpu(compute.clone());
     let model = Decoder::load(&handle, source.spec.clone(), &source.weights, plan.context_length)?;
     tracing::info!(seconds = started.elapsed().as_secs_f32(), "the weights are on the GPU");
@@ -114,17 +115,17 @@ impl Layout {
     }
 }
 
-/// A GPU with the memory that attention needs for steps of this layout.
+/// A GPU with the memory that attention needs for steps of this layout, and products for these weights.
 pub(super) fn compute_for(
     gpu: Arc<Gpu>,
     dtype: DType,
     gemm: Gemm,
     layout: &Layout,
-    spec: &DecoderSpec,
+    source: &ModelSource,
 ) -> Result<Arc<GpuCompute>, CudaError> {
     let StepLimits { items, sequences, .. } = layout.limits;
-    let scratch = AttentionScratch::new(&gpu, items, sequences, &attention_shape(spec))?;
-    Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch)?))
+    let scratch = AttentionScratch::new(&gpu, items, sequences, &attention_shape(&source.spec))?;
+    Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch, WeightMemory::of(source).dense_elements)?))
 }
 
 /// Allocates everything that a runner has besides the weights.

@@ -39,7 +39,7 @@ fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
     let gpu = Gpu::open(0).expect("an NVIDIA GPU");
     let gemm = Gemm::load(&gpu, Blas::open(&gpu, &[])).expect("kernels");
     let layout = Layout::new(CONTEXT, SIZES);
-    let compute = compute_for(gpu, dtype, gemm, &layout, &source.spec).expect("memory");
+    let compute = compute_for(gpu, dtype, gemm, &layout, &source).expect("memory");
     let handle = Compute::Gpu(compute.clone());
     let model = Decoder::load(&handle, source.spec.clone(), &source.weights, CONTEXT as u32).expect("weights");
     let block_bytes = 2 * 2 * 16 * (source.spec.layers * source.spec.kv_heads * source.spec.head_dim) as u64;

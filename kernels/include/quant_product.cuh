@@ -1,0 +1,240 @@
+// Products of rows with weights in block formats, as `quant.cuh` lays them out.
+//
+// y [M, N] = x [M, K] * w [N, K]^T; rows of y are `stride` apart, rows of x K, a multiple of 32; x begins at a multiple of
+// 16 bytes. The weights are the 16-row side of the tensor cores' products, x is the 8-column side: quants are turned into
+// exact small floats, summed over a group, and the sums scaled. What a group's offset adds is the offset times the sum of
+// x over the group, which a product with ones gives in the same lanes.
+//
+// A block computes 16 * TILES outputs of 8 * COLUMNS rows of x. Its warps share K: warp i takes records i, i + warps ...;
+// their sums are added in the order of the warps. A warp's records arrive in a ring of its own by asynchronous copies, two
+// at a time; x comes through the L1 cache, a group ahead. How K is shared depends on N, K and the card alone.
+//
+// Grid: [ceil(M / (8 * COLUMNS)), tiles of rows]; shared memory of each warp: `warp_bytes`, which the host works out.
+// Cost: the bytes of the weights once for each 8 * COLUMNS rows, the repetitions from L2; some three instructions a weight.
+#pragma once
+
+#include "quant.cuh"
+
+// Records of a warp that have arrived or are on their way.
+constexpr int STAGES = 2;
+
+// What a product is asked for, besides x and the weights.
+struct QuantShape {
+    int M, N, K, stride, group, scales, warp_bytes;
+};
+
+template <typename T, typename C, int COLUMNS, int TILES>
+struct QuantProduct {
+    static constexpr int PITCH = 16 * TILES + 4;  // floats between rows of sums
+    static constexpr int GROUP_SCALES = C::HALVES * TILE_ROWS, TABLE = Records<C>::TABLE, WIDTH = Records<C>::WIDTH;
+
+    // Sums of this warp's records into its part of `memory`, as floats [8 * COLUMNS][PITCH]; then a barrier.
+    static __device__ __forceinline__ void accumulate(char* memory, const T* x, const char* const (&tiles)[TILES],
+                                                      const QuantShape& shape) {
+        int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+        int g = lane >> 2, t = lane & 3;
+        Records<C> records(shape.K, shape.group, shape.scales);
+        int pitch = records.pitch();
+        char* ring = memory + warp * shape.warp_bytes;
+        float2* table = reinterpret_cast<float2*>(ring + STAGES * TILES * pitch);
+        uint32_t ring_address = shared_address(ring);
+        const T* x_rows[COLUMNS];
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            // Rows past the last one repeat it: what they give is not written.
+            int row = min((int)(blockIdx.x * COLUMNS + n) * 8 + g, shape.M - 1);
+            x_rows[n] = x + (int64_t)row * shape.K + 4 * t;
+        }
+        auto issue = [&](int slot, int index) {
+            if (index < records.count) {
+                int bytes = records.units_of(index) * records.unit_bytes;
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    const char* from = tiles[i] + (int64_t)index * pitch;
+                    uint32_t to = ring_address + (slot * TILES + i) * pitch;
+                    for (int at = 16 * lane; at < bytes; at += 512) cp_async_once(to + at, from + at, true);
+                }
+            }
+            cp_async_commit();
+        };
+#pragma unroll
+        for (int stage = 0; stage < STAGES; ++stage) issue(stage, warp + stage * warps);
+        uint2 next[COLUMNS][2];
+        auto load_x = [&](int k) {
+            // Past K the weights are zeros, and x is any.
+            int from = k < shape.K ? k : 0;
+#pragma unroll
+            for (int n = 0; n < COLUMNS; ++n) {
+                next[n][0] = *reinterpret_cast<const uint2*>(x_rows[n] + from);
+                next[n][1] = *reinterpret_cast<const uint2*>(x_rows[n] + from + 16);
+            }
+        };
+        load_x(warp * WIDTH);
+        float total[TILES][COLUMNS][4] = {};
+        int slot = 0;
+        constexpr float FACTOR = C::FLOAT && std::is_same_v<T, f16> ? 256.f : 1.f;
+        for (int index = warp; index < records.count; index += warps) {
+            cp_async_wait<STAGES - 1>();
+            __syncwarp();
+            const char* slots = ring + slot * TILES * pitch;
+            int units = records.units_of(index);
+#pragma unroll
+            for (int i = 0; i < TILES; ++i) {
+                read_scales<C>(table + i * TABLE, slots + i * pitch + units * Records<C>::PLANES, units, shape.group,
+                               shape.scales, excess<T, C>(), FACTOR);
+            }
+            __syncwarp();
+            for (int unit = 0; unit < units; ++unit) {
+                Unit<T, C> quants[TILES];
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) quants[i].load(slots + i * pitch, units, unit, lane);
+#pragma unroll
+                for (int group = 0; group < 2; ++group) {
+                    uint2 now[COLUMNS][2];
+#pragma unroll
+                    for (int n = 0; n < COLUMNS; ++n) now[n][0] = next[n][0], now[n][1] = next[n][1];
+                    bool last = group == 1 && unit == units - 1;
+                    load_x(last ? (index + warps) * WIDTH : index * WIDTH + unit * UNIT + 32 * group + 32);
+                    const float2* scales = table + (2 * unit + group) * GROUP_SCALES + g;
+                    add_group(total, quants, group, now, scales);
+                }
+            }
+            __syncwarp();
+            issue(slot, index + STAGES * warps);
+            slot = slot + 1 == STAGES ? 0 : slot + 1;
+        }
+        cp_async_wait<0>();
+        __syncwarp();
+        float* sums = reinterpret_cast<float*>(ring);
+#pragma unroll
+        for (int i = 0; i < TILES; ++i) {
+#pragma unroll
+            for (int n = 0; n < COLUMNS; ++n) {
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    sums[(8 * n + 2 * t + (c & 1)) * PITCH + 16 * i + g + 8 * (c >> 1)] = total[i][n][c];
+                }
+            }
+        }
+        __syncthreads();
+    }
+
+    // Adds what a group of 32 gives.
+    static __device__ __forceinline__ void add_group(float (&total)[TILES][COLUMNS][4], const Unit<T, C> (&quants)[TILES],
+                                                     int group, const uint2 (&x)[COLUMNS][2], const float2* scales) {
+        constexpr uint32_t ONES = std::is_same_v<T, bf16> ? 0x3f803f80 : 0x3c003c00;
+        constexpr int STEPS = 2 / C::HALVES;  // products of 16 k that have one scale
+#pragma unroll
+        for (int half = 0; half < C::HALVES; ++half) {
+            uint4 operands[TILES][STEPS];
+            float2 upper[TILES], lower[TILES];
+#pragma unroll
+            for (int i = 0; i < TILES; ++i) {
+                upper[i] = scales[i * TABLE + half * TILE_ROWS];
+                lower[i] = scales[i * TABLE + half * TILE_ROWS + 8];
+#pragma unroll
+                for (int step = 0; step < STEPS; ++step) operands[i][step] = quants[i].operand(group, half + step);
+            }
+#pragma unroll
+            for (int n = 0; n < COLUMNS; ++n) {
+                float of_x[4] = {};
+                if constexpr (!C::FLOAT) {
+#pragma unroll
+                    for (int step = 0; step < STEPS; ++step) {
+                        uint2 pairs = x[n][half + step];
+                        mma_16x8x16<T>(of_x, uint4{ONES, ONES, ONES, ONES}, pairs.x, pairs.y);
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    float sum[4] = {};
+#pragma unroll
+                    for (int step = 0; step < STEPS; ++step) {
+                        uint2 pairs = x[n][half + step];
+                        mma_16x8x16<T>(sum, operands[i][step], pairs.x, pairs.y);
+                    }
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) {
+                        float2 scale = c < 2 ? upper[i] : lower[i];
+                        total[i][n][c] = fmaf(scale.x, sum[c], total[i][n][c]);
+                        if constexpr (!C::FLOAT) total[i][n][c] = fmaf(scale.y, of_x[c & 1], total[i][n][c]);
+                    }
+                }
+            }
+        }
+    }
+
+    // The sum over the warps of output `n` of row `m` of the block.
+    static __device__ __forceinline__ float whole(const char* memory, int warp_bytes, int m, int n) {
+        float sum = 0.f;
+        for (int warp = 0; warp < (int)(blockDim.x >> 5); ++warp) {
+            sum += reinterpret_cast<const float*>(memory + warp * warp_bytes)[m * PITCH + n];
+        }
+        return sum;
+    }
+
+    // Where tile `tile` begins.
+    static __device__ __forceinline__ const char* tile_at(const char* w, int tile, const QuantShape& shape) {
+        return w + tile * Records<C>(shape.K, shape.group, shape.scales).tile_bytes();
+    }
+
+    // y of T or, where `y_is_f32`, of float.
+    static __device__ __forceinline__ void multiply(void* y, const T* x, const char* w, const QuantShape& shape,
+                                                    int y_is_f32) {
+        extern __shared__ __align__(16) char memory[];
+        int last_tile = (shape.N - 1) / TILE_ROWS;
+        const char* tiles[TILES];
+#pragma unroll
+        for (int i = 0; i < TILES; ++i) tiles[i] = tile_at(w, min((int)blockIdx.y * TILES + i, last_tile), shape);
+        accumulate(memory, x, tiles, shape);
+        int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * 16 * TILES;
+        int rows = min(8 * COLUMNS, shape.M - first_row);
+        for (int place = threadIdx.x; place < rows * 16 * TILES; place += blockDim.x) {
+            int m = place / (16 * TILES), n = place % (16 * TILES);
+            if (first + n >= shape.N) continue;
+            float sum = whole(memory, shape.warp_bytes, m, n);
+            int64_t at = (int64_t)(first_row + m) * shape.stride + first + n;
+            if (y_is_f32) {
+                static_cast<float*>(y)[at] = sum;
+            } else {
+                static_cast<T*>(y)[at] = from_float<T>(sum);
+            }
+        }
+    }
+
+    // y [M, N] = silu(x * gate^T) * (x * up^T), gate and up [N, K].
+    static __device__ __forceinline__ void multiply_silu(T* y, const T* x, const char* gate, const char* up,
+                                                         const QuantShape& shape) {
+        static_assert(TILES == 2, "a tile of gate, a tile of up");
+        extern __shared__ __align__(16) char memory[];
+        const char* tiles[2] = {tile_at(gate, blockIdx.y, shape), tile_at(up, blockIdx.y, shape)};
+        accumulate(memory, x, tiles, shape);
+        int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * 16;
+        int rows = min(8 * COLUMNS, shape.M - first_row);
+        for (int place = threadIdx.x; place < rows * 16; place += blockDim.x) {
+            int m = place / 16, n = place % 16;
+            if (first + n >= shape.N) continue;
+            float left = whole(memory, shape.warp_bytes, m, n), right = whole(memory, shape.warp_bytes, m, 16 + n);
+            y[(int64_t)(first_row + m) * shape.stride + first + n] = from_float<T>(left / (1.f + __expf(-left)) * right);
+        }
+    }
+};
+
+// Few: up to 8 rows, 16 outputs a block. Silu: up to 8 rows, gate and up. Many: 32 rows a block, 32 outputs.
+#define QUANT_PRODUCTS(C, T)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(512, 2)                                                                  \
+        quant_few_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group, int scales,   \
+                            int warp_bytes, int y_is_f32) {                                                               \
+        QuantProduct<T, C, 1, 1>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes}, y_is_f32);    \
+    }                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
+        quant_silu_##C##_##T(T* y, const T* x, const char* gate, const char* up, int M, int N, int K, int stride,         \
+                             int group, int scales, int warp_bytes) {                                                     \
+        QuantShape shape{M, N, K, stride, group, scales, warp_bytes};                                                     \
+        QuantProduct<T, C, 1, 2>::multiply_silu(y, x, gate, up, shape);                                                   \
+    }                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
+        quant_many_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group, int scales,  \
+                             int warp_bytes, int y_is_f32) {                                                              \
+        QuantProduct<T, C, 4, 2>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes}, y_is_f32);    \
+    }

@@ -1,0 +1,13 @@
+// Products with weights in the K formats: see `quant_product.cuh`.
+#include "quant_product.cuh"
+
+QUANT_PRODUCTS(K4, bf16)
+QUANT_PRODUCTS(K4, f16)
+QUANT_PRODUCTS(K6, bf16)
+QUANT_PRODUCTS(K6, f16)
+QUANT_PRODUCTS(K5, bf16)
+QUANT_PRODUCTS(K5, f16)
+QUANT_PRODUCTS(K3, bf16)
+QUANT_PRODUCTS(K3, f16)
+QUANT_PRODUCTS(K2, bf16)
+QUANT_PRODUCTS(K2, f16)

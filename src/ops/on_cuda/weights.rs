@@ -1,0 +1,254 @@
+//! Weights in GPU memory: how matrices of any format get there, and products with them.
+//!
+//! Matrices in block formats stay in them; each is put into the order that the kernels read. Dense ones become one matrix
+//! of the model's type.
+
+use candle_core::{Error, Result, bail};
+use half::{bf16, f16};
+
+use super::GpuCompute;
+use crate::cuda::{BlockFormat, BlockMatrix, DType, DeviceTensor, DrawnBlocks, GEMV_ROWS, TILE_ROWS};
+use crate::ops::{Format, Matrix, Tensor, Weight};
+
+/// Bytes of weights that are converted or brought over at a time.
+const CONVERT_BYTES: usize = 64 << 20;
+
+/// Rows up to which products read blocks: for more, weights are made dense first.
+const MOST_BLOCK_ROWS: usize = 96;
+
+/// Rows up to which the gated product of blocks is one kernel.
+const MOST_SILU_ROWS: usize = 8;
+
+/// Weights in GPU memory.
+#[derive(Clone, Debug)]
+pub enum GpuWeight {
+    /// One dense matrix of the model's type.
+    Dense(DeviceTensor),
+    /// Matrices in block formats, stacked along their rows.
+    Blocks(Vec<BlockMatrix>),
+}
+
+impl GpuWeight {
+    /// `[rows, columns]`.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Dense(w) => (w.rows(), w.columns()),
+            Self::Blocks(parts) => (parts.iter().map(BlockMatrix::rows).sum(), parts[0].columns()),
+        }
+    }
+}
+
+/// The format of the GPU's kernels for a file's.
+fn block_format(format: Format) -> Option<BlockFormat> {
+    match format {
+        Format::F32 | Format::F16 | Format::Bf16 => None,
+        Format::Q4_0 => Some(BlockFormat::Q4_0),
+        Format::Q4_1 => Some(BlockFormat::Q4_1),
+        Format::Q5_0 => Some(BlockFormat::Q5_0),
+        Format::Q5_1 => Some(BlockFormat::Q5_1),
+        Format::Q8_0 => Some(BlockFormat::Q8_0),
+        Format::Q2K => Some(BlockFormat::Q2K),
+        Format::Q3K => Some(BlockFormat::Q3K),
+        Format::Q4K => Some(BlockFormat::Q4K),
+        Format::Q5K => Some(BlockFormat::Q5K),
+        Format::Q6K => Some(BlockFormat::Q6K),
+    }
+}
+
+/// What each part of a stack becomes: runs of neighbours of one format are one matrix, if whole tiles come before each.
+/// `None`: all become one dense matrix, for one of them is dense.
+fn block_runs(parts: &[(Format, usize)]) -> Option<Vec<(BlockFormat, usize, usize)>> {
+    let mut runs: Vec<(BlockFormat, usize, usize)> = Vec::new();
+    for (format, rows) in parts {
+        let format = block_format(*format)?;
+        match runs.last_mut() {
+            Some((last, count, total)) if *last == format && total.is_multiple_of(TILE_ROWS) => {
+                (*count, *total) = (*count + 1, *total + rows);
+            }
+            _ => runs.push((format, 1, *rows)),
+        }
+    }
+    Some(runs)
+}
+
+/// Bytes of GPU memory that matrices `(format, rows)` of `columns` take, stacked, in a model whose dense weights take two
+/// bytes each.
+pub fn gpu_weight_bytes(parts: &[(Format, usize)], columns: usize) -> u64 {
+    let bytes = match block_runs(parts) {
+        Some(runs) => runs.iter().map(|(format, _, rows)| format.bytes(*rows, columns)).sum::<usize>(),
+        None => parts.iter().map(|(_, rows)| 2 * rows * columns).sum(),
+    };
+    bytes as u64
+}
+
+impl GpuCompute {
+    /// The matrices, stacked.
+    pub(in crate::ops) fn upload_weights(&self, parts: &[Matrix]) -> Result<GpuWeight> {
+        let columns = parts.first().map_or(0, Matrix::columns);
+        let shapes: Vec<_> = parts.iter().map(|part| (part.format(), part.rows())).collect();
+        let Some(runs) = block_runs(&shapes) else { return self.upload_dense(parts, columns).map(GpuWeight::Dense) };
+        let (mut matrices, mut rest) = (Vec::new(), parts);
+        for (format, count, rows) in runs {
+            let whole = BlockMatrix::empty(&self.gpu, format, rows, columns).map_err(Error::wrap)?;
+            let (own, others) = rest.split_at(count);
+            rest = others;
+            let mut from = 0;
+            for part in own {
+                self.upload_blocks(part, &whole.slice(from, part.rows()))?;
+                from += part.rows();
+            }
+            matrices.push(whole);
+        }
+        Ok(GpuWeight::Blocks(matrices))
+    }
+
+    fn upload_dense(&self, parts: &[Matrix], columns: usize) -> Result<DeviceTensor> {
+        let rows = parts.iter().map(Matrix::rows).sum();
+        let whole = self.gpu.empty(rows, columns, self.dtype, "the weights").map_err(Error::wrap)?;
+        let mut from = 0;
+        for part in parts {
+            self.upload_matrix(part, &whole.slice(from, part.rows()))?;
+            from += part.rows();
+        }
+        Ok(whole)
+    }
+
+    fn upload_matrix(&self, matrix: &Matrix, target: &DeviceTensor) -> Result<()> {
+        if let Some(random) = matrix.drawn_from() {
+            return self.elementwise.fill_random(&self.gpu, target, random.seed, random.deviation).map_err(Error::wrap);
+        }
+        let stored = match matrix.format() {
+            Format::Bf16 => Some(DType::Bf16),
+            Format::F16 => Some(DType::F16),
+            _ => None,
+        };
+        if stored == Some(self.dtype) {
+            return self.gpu.upload(target, matrix.bytes()).map_err(Error::wrap);
+        }
+        let rows_at_once = (CONVERT_BYTES / (4 * matrix.columns())).max(1);
+        for from in (0..matrix.rows()).step_by(rows_at_once) {
+            let count = rows_at_once.min(matrix.rows() - from);
+            let values = matrix.dequantize_rows(from, count);
+            let bytes: Vec<u8> = match self.dtype {
+                DType::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_ne_bytes()).collect(),
+                DType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_ne_bytes()).collect(),
+                other => bail!("weights of {other:?}"),
+            };
+            self.gpu.upload(&target.slice(from, count), &bytes).map_err(Error::wrap)?;
+        }
+        Ok(())
+    }
+
+    /// Brings blocks over as they are, some rows at a time, and puts them in order there.
+    fn upload_blocks(&self, matrix: &Matrix, target: &BlockMatrix) -> Result<()> {
+        let format = matrix.format();
+        let Some(row_bytes) = format.row_bytes(matrix.columns()) else { bail!("{matrix:?} has no whole blocks") };
+        let rows_at_once = (CONVERT_BYTES / row_bytes / TILE_ROWS).max(1) * TILE_ROWS;
+        let rows_at_once = rows_at_once.min(matrix.rows());
+        let staging =
+            self.gpu.empty(rows_at_once, row_bytes, DType::U8, "weights on their way").map_err(Error::wrap)?;
+        for from in (0..matrix.rows()).step_by(rows_at_once) {
+            let count = rows_at_once.min(matrix.rows() - from);
+            match matrix.drawn_from() {
+                Some(random) => {
+                    let per_row = matrix.columns() / format.block_len();
+                    let drawn = DrawnBlocks { seed: random.seed, scales: random.scales };
+                    let (begin, blocks) = (from * per_row, count * per_row);
+                    self.quant.draw(&self.gpu, &staging, target.format(), begin, blocks, drawn)
+                }
+                None => self.gpu.upload(&staging, &matrix.bytes()[from * row_bytes..(from + count) * row_bytes]),
+            }
+            .map_err(Error::wrap)?;
+            self.quant.repack(&self.gpu, &staging, target, from, count).map_err(Error::wrap)?;
+        }
+        self.gpu.synchronize().map_err(Error::wrap)
+    }
+
+    /// y = x · w^T.
+    pub(super) fn product(&self, x: &DeviceTensor, weight: &GpuWeight, y: &DeviceTensor) -> Result<()> {
+        let parts = match weight {
+            GpuWeight::Dense(w) => return self.gemm.linear(&self.gpu, x, w, y).map_err(Error::wrap),
+            GpuWeight::Blocks(parts) => parts,
+        };
+        if x.rows() > MOST_BLOCK_ROWS
+            && let Some(dense) = self.dense_of(weight)
+        {
+            let mut from = 0;
+            for part in parts {
+                self.quant.unpack(&self.gpu, part, &dense.slice(from, part.rows())).map_err(Error::wrap)?;
+                from += part.rows();
+            }
+            return self.gemm.linear(&self.gpu, x, &dense, y).map_err(Error::wrap);
+        }
+        let mut from = 0;
+        for part in parts {
+            self.quant.multiply(&self.gpu, x, part, y, from).map_err(Error::wrap)?;
+            from += part.rows();
+        }
+        Ok(())
+    }
+
+    /// Memory for a matrix made dense; `None` if it is larger than that memory.
+    fn dense_of(&self, weight: &GpuWeight) -> Option<DeviceTensor> {
+        let (rows, columns) = weight.shape();
+        let fits = rows * columns * self.dtype.size() <= self.dense.bytes();
+        fits.then(|| self.dense.reshape(rows, columns, self.dtype))
+    }
+
+    pub(in crate::ops) fn linear_silu(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        gate_up: &Tensor,
+        dst: &Tensor,
+    ) -> Result<()> {
+        let (rows, weights) = (x.gpu()?.rows(), weight.gpu()?);
+        match weights {
+            GpuWeight::Dense(w) if bias.is_none() && rows <= GEMV_ROWS => {
+                return self.gemm.linear_silu(&self.gpu, x.gpu()?, w, dst.gpu()?).map_err(Error::wrap);
+            }
+            GpuWeight::Blocks(parts) if bias.is_none() && rows <= MOST_SILU_ROWS => {
+                if let Some((gate, up)) = gate_and_up(parts) {
+                    return self.quant.silu(&self.gpu, x.gpu()?, &gate, &up, dst.gpu()?).map_err(Error::wrap);
+                }
+            }
+            _ => {}
+        }
+        self.linear(x, weight, bias, gate_up)?;
+        self.elementwise.silu_mul(&self.gpu, gate_up.gpu()?, dst.gpu()?).map_err(Error::wrap)
+    }
+}
+
+/// The two halves of a stack, if they have one format and each begins with a tile.
+fn gate_and_up(parts: &[BlockMatrix]) -> Option<(BlockMatrix, BlockMatrix)> {
+    match parts {
+        [whole] => {
+            let half = whole.rows() / 2;
+            (whole.rows().is_multiple_of(2) && half.is_multiple_of(TILE_ROWS))
+                .then(|| (whole.slice(0, half), whole.slice(half, half)))
+        }
+        [gate, up] if (gate.format(), gate.rows()) == (up.format(), up.rows()) => Some((gate.clone(), up.clone())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_one_format_are_one_matrix() {
+        use Format::{Bf16, Q4K, Q6K};
+        let runs = |parts: &[(Format, usize)]| block_runs(parts);
+        let one = vec![(BlockFormat::Q4K, 3, 96)];
+        assert_eq!(runs(&[(Q4K, 64), (Q4K, 16), (Q4K, 16)]), Some(one));
+        let two = vec![(BlockFormat::Q4K, 2, 80), (BlockFormat::Q6K, 1, 16)];
+        assert_eq!(runs(&[(Q4K, 64), (Q4K, 16), (Q6K, 16)]), Some(two));
+        // A tile of its own after rows that fill no whole one.
+        assert_eq!(runs(&[(Q4K, 63), (Q4K, 63)]), Some(vec![(BlockFormat::Q4K, 1, 63), (BlockFormat::Q4K, 1, 63)]));
+        assert_eq!(runs(&[(Q4K, 64), (Bf16, 16)]), None);
+        assert_eq!(gpu_weight_bytes(&[(Q4K, 64), (Q6K, 16)], 512), (64 * 2 * 144 + 16 * 2 * 210) as u64);
+        assert_eq!(gpu_weight_bytes(&[(Q4K, 64), (Bf16, 16)], 512), 80 * 512 * 2);
+    }
+}
