@@ -13,7 +13,8 @@ pub use weights::{GpuWeight, gpu_weight_bytes};
 use super::{AttentionParams, HeadShape, KvCache, KvLayout, QkvParams, Rope, RopeLayout, Tensor, Weight};
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, Gemm, Gpu, QuantKernels, RopeKernels, RopeShape, RopeWeights, tile_queries,
+    DType, DeviceTensor, ElementwiseKernels, Gemm, Gpu, QuantKernels, RopeKernels, RopeShape, RopeWeights,
+    tile_queries,
 };
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.

@@ -6,6 +6,7 @@ mod ceilings;
 mod elementwise;
 mod gemm;
 mod gemm_bench;
+mod quant;
 
 use std::sync::{Arc, OnceLock};
 

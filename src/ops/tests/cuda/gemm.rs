@@ -51,7 +51,7 @@ fn collect(mut all: (Vec<u8>, Vec<f32>), (bytes, value): ([u8; 2], f32)) -> (Vec
     all
 }
 
-fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
+pub(super) fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
     let pairs = bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match dtype {
         DType::Bf16 => pairs.map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
@@ -61,7 +61,7 @@ fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
 }
 
 /// x `[M, K]` · w `[N, K]`^T in f32, each sum in eight lanes, over all the host's threads.
-fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
+pub(super) fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
     let outputs = w.len() / inputs;
     let mut y = vec![0.0; x.len() / inputs * outputs];
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -87,7 +87,7 @@ fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
 }
 
 /// ||found - expected|| / ||expected||.
-fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+pub(super) fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let square = |value: f32| f64::from(value) * f64::from(value);
     let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
     (difference / expected.iter().map(|b| square(*b)).sum::<f64>()).sqrt()
