@@ -140,6 +140,7 @@ impl BlockFormat {
     }
 
     /// Bytes of GPU memory that a matrix `[rows, columns]` takes.
+    #[cfg(test)]
     pub fn bytes(self, rows: usize, columns: usize) -> usize {
         rows.div_ceil(TILE_ROWS) * self.tile_bytes(columns)
     }

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "cuda")]
 use crate::config::DeviceWish;
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, RandomFormat};
 use crate::device::{self, Device, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
@@ -72,7 +72,7 @@ pub(crate) fn plan_preview(
     format: Option<engine::WeightFormat>,
 ) -> Result<engine::PlanPreview, LoadError> {
     config.validate()?;
-    let files = if is_config { ModelFiles::RandomWeights(path) } else { ModelFiles::Stored(path) };
+    let files = if is_config { ModelFiles::RandomWeights(path, RandomFormat::Bf16) } else { ModelFiles::Stored(path) };
     Ok(engine::preview(files, config, memory, format).map_err(StartError::from)?)
 }
 

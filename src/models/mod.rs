@@ -24,7 +24,6 @@ pub use generation::GenerationDefaults;
 pub use rope::{RopeLayout, RopeScaling, RopeSpec};
 pub use source::{ModelSource, TokenizerSource};
 pub use spec::DecoderSpec;
-#[cfg(feature = "cuda")]
 pub(crate) use spec::Stack;
 pub use vocab::{GgufVocab, SpecialTokens};
 pub(crate) use workspace::Workspace;

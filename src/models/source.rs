@@ -72,12 +72,21 @@ impl ModelSource {
         }
     }
 
+    /// A model of the shapes that a config.json says, with random bf16 weights and numbers for words: to measure with.
+    ///
+    /// # Errors
+    /// The file is missing, or it holds something else than it must.
+    #[cfg(test)]
+    pub fn random(config: &Path) -> Result<Self, LoadError> {
+        Self::random_in(config, RandomFormat::Bf16)
+    }
+
     /// A model of the shapes that a config.json says, with random weights in `format` and numbers for words: to measure
     /// with.
     ///
     /// # Errors
     /// The file is missing, or it holds something else than it must.
-    pub fn random(config: &Path, format: RandomFormat) -> Result<Self, LoadError> {
+    pub fn random_in(config: &Path, format: RandomFormat) -> Result<Self, LoadError> {
         let json = read_json(config, MAX_CONFIG_BYTES)?;
         let spec = registry::from_config(Fields::root(config, &json)?)?;
         let vocab = GgufVocab::numbers(spec.vocab);

@@ -7,9 +7,7 @@ use std::path::Path;
 use super::rope::RopeSpec;
 use crate::config::KvDType;
 use crate::ops::KvLayout;
-use crate::weights::LoadError;
-#[cfg(feature = "cuda")]
-use crate::weights::WeightName;
+use crate::weights::{LoadError, WeightName};
 
 /// Widest hidden state; the widest public models have 16,384.
 pub const MAX_HIDDEN: usize = 65_536;
@@ -68,7 +66,6 @@ pub struct DecoderSpec {
 }
 
 /// Matrices of the same columns, one above the other.
-#[cfg(feature = "cuda")]
 pub(crate) struct Stack {
     /// Names and rows.
     pub(crate) parts: Vec<(WeightName, usize)>,
@@ -95,7 +92,6 @@ impl DecoderSpec {
     }
 
     /// Its matrices, as they are stacked: names and rows of each stack, and its columns.
-    #[cfg(feature = "cuda")]
     pub(crate) fn stacks(&self) -> Vec<Stack> {
         let (q, kv) = (self.q_heads * self.head_dim, self.kv_heads * self.head_dim);
         let (hidden, ffn) = (self.hidden, self.ffn);

@@ -9,6 +9,7 @@ mod matrix;
 mod on_cpu;
 #[cfg(feature = "cuda")]
 mod on_cuda;
+mod stack;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,8 @@ pub use kv_cache::{KvCache, KvLayer};
 pub use matrix::MatrixError;
 pub use matrix::{Bytes, Matrix, Random};
 #[cfg(feature = "cuda")]
-pub use on_cuda::{GpuCompute, GpuInputs, gpu_weight_bytes};
+pub use on_cuda::{GpuCompute, GpuInputs};
+pub use stack::gpu_weight_bytes;
 pub use tensor::{Kind, Tensor};
 pub use weight::{Rope, Weight};
 

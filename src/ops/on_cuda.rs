@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Error, Result, bail};
-pub use weights::{GpuWeight, gpu_weight_bytes};
+pub use weights::GpuWeight;
 
 use super::{AttentionParams, HeadShape, KvCache, KvLayout, QkvParams, Rope, RopeLayout, Tensor, Weight};
 use crate::cuda::{
@@ -59,7 +59,7 @@ pub struct GpuKvLayer {
 }
 
 impl GpuCompute {
-    /// Kernels on `gpu` for a model of `dtype`, with room for `dense_elements` of weights in block formats made dense.
+    /// Kernels on `gpu` for a model of `dtype`, with room for `dense_bytes` of weights in block formats made dense.
     ///
     /// # Errors
     /// [`CudaError::NoKernel`], [`CudaError::OutOfMemory`].
@@ -68,11 +68,11 @@ impl GpuCompute {
         dtype: DType,
         gemm: Gemm,
         scratch: AttentionScratch,
-        dense_elements: usize,
+        dense_bytes: usize,
     ) -> std::result::Result<Self, CudaError> {
         let (elementwise, attention) = (ElementwiseKernels::load(&gpu)?, AttentionKernels::load(&gpu)?);
         let (rope, quant) = (RopeKernels::load(&gpu)?, QuantKernels::load(&gpu)?);
-        let dense = gpu.empty(1, dense_elements, dtype, "weights made dense")?;
+        let dense = gpu.empty(1, dense_bytes / dtype.size(), dtype, "weights made dense")?;
         Ok(Self { gpu, dtype, elementwise, attention, scratch, rope, gemm, quant, dense })
     }
 

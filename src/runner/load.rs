@@ -112,7 +112,7 @@ pub(crate) fn load(
 pub(super) fn open(files: ModelFiles<'_>) -> Result<ModelSource, ModelError> {
     Ok(match files {
         ModelFiles::Stored(path) => ModelSource::open(path)?,
-        ModelFiles::RandomWeights(config) => ModelSource::random(config)?,
+        ModelFiles::RandomWeights(config, format) => ModelSource::random_in(config, format)?,
     })
 }
 

@@ -135,7 +135,6 @@ impl Weights {
     }
 
     /// The format of a matrix whose rows have `columns` elements, if it is there and its format one that we compute with.
-    #[cfg(feature = "cuda")]
     pub fn format(&self, name: WeightName, columns: usize) -> Option<Format> {
         if let Some(random) = &self.random {
             return Some(random.format_of(name, columns));

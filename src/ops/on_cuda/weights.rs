@@ -8,6 +8,7 @@ use half::{bf16, f16};
 
 use super::GpuCompute;
 use crate::cuda::{BlockFormat, BlockMatrix, DType, DeviceTensor, DrawnBlocks, GEMV_ROWS, TILE_ROWS};
+use crate::ops::stack::block_runs;
 use crate::ops::{Format, Matrix, Tensor, Weight};
 
 /// Bytes of weights that are converted or brought over at a time.
@@ -55,32 +56,6 @@ fn block_format(format: Format) -> Option<BlockFormat> {
     }
 }
 
-/// What each part of a stack becomes: runs of neighbours of one format are one matrix, if whole tiles come before each.
-/// `None`: all become one dense matrix, for one of them is dense.
-fn block_runs(parts: &[(Format, usize)]) -> Option<Vec<(BlockFormat, usize, usize)>> {
-    let mut runs: Vec<(BlockFormat, usize, usize)> = Vec::new();
-    for (format, rows) in parts {
-        let format = block_format(*format)?;
-        match runs.last_mut() {
-            Some((last, count, total)) if *last == format && total.is_multiple_of(TILE_ROWS) => {
-                (*count, *total) = (*count + 1, *total + rows);
-            }
-            _ => runs.push((format, 1, *rows)),
-        }
-    }
-    Some(runs)
-}
-
-/// Bytes of GPU memory that matrices `(format, rows)` of `columns` take, stacked, in a model whose dense weights take two
-/// bytes each.
-pub fn gpu_weight_bytes(parts: &[(Format, usize)], columns: usize) -> u64 {
-    let bytes = match block_runs(parts) {
-        Some(runs) => runs.iter().map(|(format, _, rows)| format.bytes(*rows, columns)).sum::<usize>(),
-        None => parts.iter().map(|(_, rows)| 2 * rows * columns).sum(),
-    };
-    bytes as u64
-}
-
 impl GpuCompute {
     /// The matrices, stacked.
     pub(in crate::ops) fn upload_weights(&self, parts: &[Matrix]) -> Result<GpuWeight> {
@@ -88,9 +63,10 @@ impl GpuCompute {
         let shapes: Vec<_> = parts.iter().map(|part| (part.format(), part.rows())).collect();
         let Some(runs) = block_runs(&shapes) else { return self.upload_dense(parts, columns).map(GpuWeight::Dense) };
         let (mut matrices, mut rest) = (Vec::new(), parts);
-        for (format, count, rows) in runs {
-            let whole = BlockMatrix::empty(&self.gpu, format, rows, columns).map_err(Error::wrap)?;
-            let (own, others) = rest.split_at(count);
+        for run in runs {
+            let Some(format) = block_format(run.format) else { bail!("the GPU has no kernels for {}", run.format) };
+            let whole = BlockMatrix::empty(&self.gpu, format, run.rows, columns).map_err(Error::wrap)?;
+            let (own, others) = rest.split_at(run.count);
             rest = others;
             let mut from = 0;
             for part in own {
@@ -238,17 +214,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_of_one_format_are_one_matrix() {
-        use Format::{Bf16, Q4K, Q6K};
-        let runs = |parts: &[(Format, usize)]| block_runs(parts);
-        let one = vec![(BlockFormat::Q4K, 3, 96)];
-        assert_eq!(runs(&[(Q4K, 64), (Q4K, 16), (Q4K, 16)]), Some(one));
-        let two = vec![(BlockFormat::Q4K, 2, 80), (BlockFormat::Q6K, 1, 16)];
-        assert_eq!(runs(&[(Q4K, 64), (Q4K, 16), (Q6K, 16)]), Some(two));
-        // A tile of its own after rows that fill no whole one.
-        assert_eq!(runs(&[(Q4K, 63), (Q4K, 63)]), Some(vec![(BlockFormat::Q4K, 1, 63), (BlockFormat::Q4K, 1, 63)]));
-        assert_eq!(runs(&[(Q4K, 64), (Bf16, 16)]), None);
-        assert_eq!(gpu_weight_bytes(&[(Q4K, 64), (Q6K, 16)], 512), (64 * 2 * 144 + 16 * 2 * 210) as u64);
-        assert_eq!(gpu_weight_bytes(&[(Q4K, 64), (Bf16, 16)], 512), 80 * 512 * 2);
+    fn a_plan_counts_the_bytes_that_kernels_read() {
+        for format in Format::ALL {
+            let Some(block_format) = block_format(format) else { continue };
+            for (rows, count) in [(1, 1), (40, 3), (4096, 16)] {
+                let columns = count * format.block_len();
+                let found = crate::ops::stack::block_bytes(format, rows, columns);
+                assert_eq!(found, block_format.bytes(rows, columns), "{format} [{rows}, {columns}]");
+            }
+        }
     }
 }

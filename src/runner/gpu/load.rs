@@ -14,7 +14,6 @@ use crate::runner::batch::InputBatch;
 use crate::runner::load::{LoadedModel, ModelError, loaded};
 use crate::runner::plan::{GpuMemory, GpuWeights, MemoryPlan, StepLimits, plan_for_gpu, usable_bytes};
 use crate::runner::step::{RunnerError, StepRunner};
-use crate::weights::WeightName;
 
 use super::buffers::StepBuffers;
 use super::graphs::StepGraphs;
@@ -125,7 +124,7 @@ pub(super) fn compute_for(
 ) -> Result<Arc<GpuCompute>, CudaError> {
     let StepLimits { items, sequences, .. } = layout.limits;
     let scratch = AttentionScratch::new(&gpu, items, sequences, &attention_shape(&source.spec))?;
-    Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch, WeightMemory::of(source).dense_elements)?))
+    Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch, GpuWeights::of(source).dense_bytes as usize)?))
 }
 
 /// Allocates everything that a runner has besides the weights.

@@ -4,8 +4,9 @@
 
 use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan};
 use crate::config::{EngineConfig, KvDType, StepSizes};
-use crate::models::{DecoderSpec, ModelSource, Workspace};
-use crate::ops::KvLayout;
+use crate::models::{DecoderSpec, ModelSource, Stack, Workspace};
+use crate::ops::{KvLayout, gpu_weight_bytes};
+use crate::weights::WeightName;
 
 /// What a driver takes for a process before anything is allocated: its context, our kernels, cuBLAS's.
 pub(super) const DRIVER_BYTES: u64 = 384 << 20;
@@ -41,15 +42,37 @@ pub(crate) struct GpuWeights {
 }
 
 impl GpuWeights {
-    /// Those of a model whose headers were read.
+    /// Those of a model whose headers were read: matrices in block formats stay in them, and what else there is has the
+    /// model's own type of two bytes. The largest stack in block formats has room to be made dense, for products of many
+    /// rows; not the output layer, whose products have a row for each sequence.
     pub(crate) fn of(source: &ModelSource) -> Self {
-        Self::dense(&source.spec, source.weights.parameters())
+        let (mut bytes, mut counted, mut dense_bytes) = (pages(&source.spec), 0, 0);
+        for stack in source.spec.stacks() {
+            let Stack { parts, columns } = &stack;
+            let format = |(name, rows): &(_, usize)| Some((source.weights.format(*name, *columns)?, *rows));
+            let Some(formats) = parts.iter().map(format).collect::<Option<Vec<_>>>() else { continue };
+            let elements = (columns * parts.iter().map(|(_, rows)| rows).sum::<usize>()) as u64;
+            let stack_bytes = gpu_weight_bytes(&formats, *columns);
+            bytes += stack_bytes;
+            counted += elements;
+            if stack_bytes != 2 * elements && !is_vocabulary(&stack) {
+                dense_bytes = dense_bytes.max(2 * elements);
+            }
+        }
+        Self { bytes: bytes + 2 * source.weights.parameters().saturating_sub(counted), dense_bytes }
     }
+}
 
-    /// Those of `parameters` weights of a model of `spec`, in the model's own type of two bytes.
-    fn dense(spec: &DecoderSpec, parameters: u64) -> Self {
-        Self { bytes: 2 * parameters + pages(spec), dense_bytes: 0 }
-    }
+/// Bytes of the largest stack of a layer, made dense.
+pub(super) fn dense_room(spec: &DecoderSpec) -> u64 {
+    let stacks = spec.stacks().into_iter().filter(|stack| !is_vocabulary(stack));
+    let elements = |stack: Stack| stack.columns * stack.parts.iter().map(|(_, rows)| rows).sum::<usize>();
+    2 * stacks.map(elements).max().unwrap_or(0) as u64
+}
+
+/// Whether a stack is the embedding or the output layer.
+fn is_vocabulary(stack: &Stack) -> bool {
+    matches!(stack.parts[..], [(WeightName::TokenEmbedding | WeightName::Output, _)])
 }
 
 /// What is lost to whole pages of 2 MiB: half of one for each matrix of a layer.

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, pages, plan_for_gpu};
+use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, dense_room, pages, plan_for_gpu};
 use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, plan};
 use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, ModelSource};
@@ -151,7 +151,8 @@ impl<'a> Candidate<'a> {
     /// The same with all weights in `format`.
     fn with_format(&self, format: WeightFormat) -> Self {
         let weight_bytes = format.bytes(self.parameters);
-        let gpu_weights = GpuWeights { bytes: weight_bytes + pages(self.spec), ..self.gpu_weights };
+        let dense_bytes = if format == WeightFormat::Bf16 { 0 } else { dense_room(self.spec) };
+        let gpu_weights = GpuWeights { bytes: weight_bytes + pages(self.spec), dense_bytes };
         Self { weight_bytes, gpu_weights, ..*self }
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, plan_for_gpu};
 use super::*;
+use crate::config::RandomFormat;
 use crate::models::ModelSource;
 use crate::runner::load::ModelFiles;
 
@@ -92,7 +93,8 @@ fn a_preview_says_what_fits_or_what_would() {
     let file = config_file("qwen2.5-7b");
     let preview = |gib, context, format| {
         let config = EngineConfig { context_length: context, ..EngineConfig::default() };
-        preview(ModelFiles::RandomWeights(&file), &config, MemoryToPlan::Gpu(gib * GIB), format).expect("a preview")
+        preview(ModelFiles::RandomWeights(&file, RandomFormat::Bf16), &config, MemoryToPlan::Gpu(gib * GIB), format)
+            .expect("a preview")
     };
     let fits = preview(8, Some(8192), Some(WeightFormat::Q4K));
     assert_eq!((fits.reason.as_deref(), fits.context_length), (None, 8192));
