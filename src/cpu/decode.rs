@@ -4,10 +4,12 @@
 //! scale is exact in single precision for every format, so the order of those products does not matter; an offset is
 //! added with one rounding. Source: ggml's `dequantize_row_*`.
 
+mod groups;
 mod k_quants;
 
 use super::format::Format;
 use super::simd::{GROUP, Lanes};
+pub use groups::{Fp8, Int4, Int8};
 pub use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 
 /// A format that yields groups of [`GROUP`] weights.
@@ -47,6 +49,15 @@ macro_rules! with_decoder {
             F::Q4K => arm!(d::Q4K),
             F::Q5K => arm!(d::Q5K),
             F::Q6K => arm!(d::Q6K),
+            F::Int4x32 => arm!(d::Int4<32>),
+            F::Int4x64 => arm!(d::Int4<64>),
+            F::Int4x128 => arm!(d::Int4<128>),
+            F::Int8x32 => arm!(d::Int8<32>),
+            F::Int8x64 => arm!(d::Int8<64>),
+            F::Int8x128 => arm!(d::Int8<128>),
+            F::Fp8x32 => arm!(d::Fp8<32>),
+            F::Fp8x64 => arm!(d::Fp8<64>),
+            F::Fp8x128 => arm!(d::Fp8<128>),
         }
     }};
 }

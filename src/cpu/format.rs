@@ -1,4 +1,5 @@
-//! How a weight matrix lies in memory: dense floats, or the block formats that GGUF files hold.
+//! How a weight matrix lies in memory: dense floats, the block formats that GGUF files hold, or groups with a scale each,
+//! which the quantised checkpoints of other programs are brought into without loss.
 //!
 //! Knows sizes and names only; `decode` knows what the bytes mean.
 
@@ -6,7 +7,7 @@ use std::fmt;
 
 /// Element format of a weight matrix. Block formats cut each row into blocks of [`Format::block_len`] weights.
 ///
-/// Source: ggml's block structures (`ggml-common.h`), little-endian.
+/// All little-endian. Source of the `Q` formats: ggml's block structures (`ggml-common.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// IEEE single precision.
@@ -35,11 +36,32 @@ pub enum Format {
     Q5K,
     /// 256 weights of 6 bits: 128 bytes of low nibbles, 64 bytes of upper bits, 16 scales of 8 bits, one f16.
     Q6K,
+    /// 32 weights: scale f16, zero f16 (a whole number), 16 bytes of nibbles, 32 weights in 16 bytes as in
+    /// [`Format::Q4_1`]; weight = scale * (nibble - zero).
+    Int4x32,
+    /// 64 weights: scale f16, zero f16 (a whole number), 32 bytes of nibbles, 32 weights in 16 bytes as in
+    /// [`Format::Q4_1`]; weight = scale * (nibble - zero).
+    Int4x64,
+    /// 128 weights: scale f16, zero f16 (a whole number), 64 bytes of nibbles, 32 weights in 16 bytes as in
+    /// [`Format::Q4_1`]; weight = scale * (nibble - zero).
+    Int4x128,
+    /// 32 weights: scale f16, zero f16 (a whole number), 32 bytes; weight = scale * (byte - zero).
+    Int8x32,
+    /// 64 weights: scale f16, zero f16 (a whole number), 64 bytes; weight = scale * (byte - zero).
+    Int8x64,
+    /// 128 weights: scale f16, zero f16 (a whole number), 128 bytes; weight = scale * (byte - zero).
+    Int8x128,
+    /// 32 weights: scale f32, 32 bytes of e4m3fn floats (never NaN); weight = scale * float.
+    Fp8x32,
+    /// 64 weights: scale f32, 64 bytes of e4m3fn floats (never NaN); weight = scale * float.
+    Fp8x64,
+    /// 128 weights: scale f32, 128 bytes of e4m3fn floats (never NaN); weight = scale * float.
+    Fp8x128,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 22] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -53,6 +75,15 @@ impl Format {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Int4x32,
+        Self::Int4x64,
+        Self::Int4x128,
+        Self::Int8x32,
+        Self::Int8x64,
+        Self::Int8x128,
+        Self::Fp8x32,
+        Self::Fp8x64,
+        Self::Fp8x128,
     ];
 
     /// Name, weights in a block, bytes of a block: the one table of sizes.
@@ -71,10 +102,19 @@ impl Format {
             Self::Q4K => ("Q4_K", 256, 144),
             Self::Q5K => ("Q5_K", 256, 176),
             Self::Q6K => ("Q6_K", 256, 210),
+            Self::Int4x32 => ("INT4x32", 32, 20),
+            Self::Int4x64 => ("INT4x64", 64, 36),
+            Self::Int4x128 => ("INT4x128", 128, 68),
+            Self::Int8x32 => ("INT8x32", 32, 36),
+            Self::Int8x64 => ("INT8x64", 64, 68),
+            Self::Int8x128 => ("INT8x128", 128, 132),
+            Self::Fp8x32 => ("FP8x32", 32, 36),
+            Self::Fp8x64 => ("FP8x64", 64, 68),
+            Self::Fp8x128 => ("FP8x128", 128, 132),
         }
     }
 
-    /// ggml's name, such as `Q4_1`.
+    /// Its name, where ggml has it ggml's, such as `Q4_1`.
     pub const fn name(self) -> &'static str {
         self.row().0
     }

@@ -198,4 +198,8 @@ impl Lanes for Avx2 {
     unsafe fn to_f32(a: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(a) }
     }
+    #[inline(always)]
+    unsafe fn float_of_bits(a: __m256i, bits: u32) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_or_si256(a, _mm256_set1_epi32(bits.cast_signed()))) }
+    }
 }

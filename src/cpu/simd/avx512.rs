@@ -185,4 +185,8 @@ impl Lanes for Avx512 {
     unsafe fn to_f32(a: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
+    #[inline(always)]
+    unsafe fn float_of_bits(a: __m512i, bits: u32) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_or_si512(a, _mm512_set1_epi32(bits.cast_signed()))) }
+    }
 }

@@ -143,6 +143,8 @@ pub trait Lanes: Copy + 'static {
     /// Lane `l` is bit `first + l` of `word`, as 0 or 1.
     unsafe fn bits(word: u32, first: usize) -> Self::I;
     unsafe fn to_f32(a: Self::I) -> Self::V;
+    /// The floats whose bits are those of `a` and `bits`.
+    unsafe fn float_of_bits(a: Self::I, bits: u32) -> Self::V;
 }
 
 /// Work that is compiled once for each level. `run` and all that it calls must be `#[inline(always)]`, so that the

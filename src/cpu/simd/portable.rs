@@ -152,4 +152,8 @@ impl Lanes for Portable {
     unsafe fn to_f32(a: Self::I) -> Self::V {
         a.map(|x| x as f32)
     }
+    #[inline(always)]
+    unsafe fn float_of_bits(a: Self::I, bits: u32) -> Self::V {
+        a.map(|x| f32::from_bits(x.cast_unsigned() | bits))
+    }
 }

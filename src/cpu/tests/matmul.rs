@@ -33,6 +33,8 @@ fn columns(format: Format) -> Vec<usize> {
     match format.block_len() {
         1 => vec![1, 7, 31, 33, 64, 100, 1025, 2100],
         32 => vec![32, 96, 576, 1536],
+        64 => vec![64, 1088],
+        128 => vec![128, 1152],
         _ => vec![256, 1280],
     }
 }
@@ -138,6 +140,56 @@ fn blocks_decode_as_ggml_defines_them() {
     let mut q8_0 = vec![0x00, 0x38];
     q8_0.extend([0x80; 32]);
     same(value(Format::Q8_0, q8_0, 7), -64.0);
+}
+
+/// What a byte means as e4m3fn, by its definition.
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
+    let magnitude = if exponent == 0 { fraction / 64.0 } else { (1.0 + fraction) * 2.0_f32.powi(exponent - 7) };
+    if byte >= 0x80 { -magnitude } else { magnitude }
+}
+
+#[test]
+fn groups_decode_as_they_are_defined() {
+    let mut random = Random(6);
+    for format in Format::ALL.into_iter().filter(|format| format.name().contains('x')) {
+        let len = format.block_len();
+        let data = random.matrix(format, 3, 2 * len);
+        let f16 = |at: &[u8]| half::f16::from_le_bytes([at[0], at[1]]).to_f32();
+        let expected = data.chunks_exact(format.block_bytes()).flat_map(|block| {
+            let (head, body) = block.split_at(4);
+            (0..len).map(move |i| {
+                let nibble = body[(i / 32 * 16 + i % 16) % body.len()] >> (i / 16 % 2 * 4) & 15;
+                match format.name().as_bytes()[3] {
+                    b'4' => (f32::from(nibble) - f16(&head[2..])) * f16(head),
+                    b'8' if format.name().starts_with("INT") => (f32::from(body[i]) - f16(&head[2..])) * f16(head),
+                    _ => e4m3(body[i]) * f32::from_le_bytes([head[0], head[1], head[2], head[3]]),
+                }
+            })
+        });
+        let expected: Vec<f32> = expected.collect();
+        for cpu in cpus(1) {
+            let found = decoded(&cpu, matrix(format, 3, 2 * len, &data));
+            let same = found.iter().zip(&expected).all(|(found, expected)| found == expected);
+            assert!(same, "{} {format}: {found:?} is not {expected:?}", cpu.simd());
+        }
+    }
+}
+
+#[test]
+fn every_float_of_8_bits_is_what_it_means() {
+    for half in [0_u8, 128] {
+        let data: Vec<u8> = 1.0_f32.to_le_bytes().into_iter().chain((0..128).map(|low| half + low)).collect();
+        for cpu in cpus(1) {
+            let found = decoded(&cpu, matrix(Format::Fp8x128, 1, 128, &data));
+            // The last of each half is no number, and is refused where weights are read.
+            for low in 0..127 {
+                let expected = e4m3(half + low);
+                assert_eq!(found[usize::from(low)].to_bits(), expected.to_bits(), "{}: {low}", cpu.simd());
+            }
+        }
+    }
+    assert_eq!((e4m3(0x7e), e4m3(0x01), e4m3(0x38)), (448.0, 1.0 / 512.0, 1.0));
 }
 
 #[test]

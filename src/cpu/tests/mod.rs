@@ -46,6 +46,20 @@ impl Random {
             Format::Q2K => &[80, 82],
             Format::Q3K => &[108],
             Format::Q6K => &[208],
+            Format::Int4x32 | Format::Int4x64 | Format::Int4x128 => {
+                bytes[2..4].copy_from_slice(&half((self.next() % 16) as f32));
+                &[0]
+            }
+            Format::Int8x32 | Format::Int8x64 | Format::Int8x128 => {
+                bytes[2..4].copy_from_slice(&half((self.next() % 256) as f32));
+                &[0]
+            }
+            Format::Fp8x32 | Format::Fp8x64 | Format::Fp8x128 => {
+                // 0x7f and 0xff are no numbers.
+                bytes[4..].iter_mut().for_each(|byte| *byte &= if *byte & 0x7f == 0x7f { 0x80 } else { 0xff });
+                bytes[..4].copy_from_slice(&(self.float() / 256.0).to_le_bytes());
+                return bytes;
+            }
         };
         for &at in scales {
             bytes[at..at + 2].copy_from_slice(&half(self.float() / 16.0));
