@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
+from gguf import ExpertGatingFuncType, GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType, quantize
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny_tokenizer
@@ -22,7 +22,7 @@ import tiny_values
 from blocks import random_rows, values_of
 from chats import TEXTS
 from families import COMMON, FAMILIES
-from gguf_names import gguf_name, halves_from_pairs, pairs_from_halves
+from gguf_names import gguf_tensors, halves_from_pairs, pairs_from_halves
 from make_golden import random_weights
 
 # `types` gives a tensor the type of the first entry whose words its GGUF name contains; "" is for all others.
@@ -42,12 +42,30 @@ MODELS = {
                 "types": {"blk.0.attn_v": "Q6_K", "blk.0.ffn_down": "Q6_K", "blk.0": "Q4_K",
                           "blk.1.attn_q": "Q2_K", "blk.1.attn_k": "Q3_K", "blk.1.attn_v": "Q5_K",
                           "blk.1.ffn_down": "Q3_K", "blk.1": "Q5_K", "token_embd": "Q4_K", "output": "Q6_K"}},
+    # Experts in every layer: llama.cpp knows no others of these two.
+    "qwen2moe_q8_0": {"family": "qwen2_moe", "config": {"num_hidden_layers": 2, "mlp_only_layers": [],
+                                                        "shared_expert_intermediate_size": 64},
+                      "types": {"": "Q8_0"}},
+    "qwen3moe_mixed": {"family": "qwen3_moe", "config": {"num_hidden_layers": 2, "decoder_sparse_step": 1},
+                       "types": {"ffn_gate_exps": "Q4_0", "ffn_up_exps": "Q5_1", "ffn_down_exps": "Q8_0",
+                                 "attn_v": "F16", "token_embd": "F16", "": "Q8_0"}},
+    # As files of 2024: the up-projection whole, heads as they are, neither groups nor a scoring function named.
+    "deepseek2_whole": {"family": "deepseek_v2_lite",
+                        "config": {"num_hidden_layers": 2, "qk_nope_head_dim": 32, "rms_norm_eps": 1e-6},
+                        "types": {"ffn_down_exps": "Q5_0", "": "Q8_0"}},
+    # As files since 2025: the up-projection split, one key head as wide as the latent.
+    "deepseek2_split": {"family": "deepseek_v3", "split_latent": True,
+                        "config": {"num_hidden_layers": 2, "qk_nope_head_dim": 32, "q_lora_rank": 64,
+                                   "moe_intermediate_size": 32, "num_nextn_predict_layers": 0},
+                        "types": {"attn_k_b": "Q8_0", "attn_v_b": "F16", "ffn_gate_exps": "Q4_1",
+                                  "ffn_down_exps": "Q4_0", "": "Q8_0"}},
 }
+ARCHITECTURES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
 
 
 def type_of(name, types):
     """The tensor type's name for the tensor with GGUF name `name`."""
-    if name.endswith("norm.weight") or name.endswith(".bias"):
+    if name.endswith("norm.weight") or name.endswith(".bias") or "_inp" in name:
         return "F32"
     return next(kind for words, kind in types.items() if words == "" or f".{words}." in f".{name}")
 
@@ -79,15 +97,21 @@ def write_model(path, model, seed):
     config = config_of(model)
     random = AutoModelForCausalLM.from_config(config)
     random_weights(random, seed)
-    writer = GGUFWriter(path, config.model_type)
-    write_metadata(writer, config)
+    writer = GGUFWriter(path, ARCHITECTURES.get(config.model_type, config.model_type))
+    split_latent = model.get("split_latent", False)
+    write_metadata(writer, config, split_latent)
     rng = np.random.default_rng(seed)
     meant = {}
-    for name, parameter in random.named_parameters():
+    corrections = [entry for entry in random.named_buffers() if entry[0].endswith("e_score_correction_bias")]
+    for name, parameter in [*random.named_parameters(), *corrections]:
         weight = parameter.detach().numpy()
-        stored, kind, values = encode(gguf_name(name), weight, model, config, rng)
-        writer.add_tensor(gguf_name(name), stored, raw_dtype=GGMLQuantizationType[kind])
-        meant[name] = torch.from_numpy(np.array(values, dtype=np.float32).reshape(weight.shape))
+        meaning = np.zeros_like(weight)
+        for stored_name, (take, give) in gguf_tensors(name, config, split_latent).items():
+            part = np.ascontiguousarray(take(weight))
+            stored, kind, values = encode(stored_name, part, model, config, rng)
+            writer.add_tensor(stored_name, stored, raw_dtype=GGMLQuantizationType[kind])
+            give(meaning, values.reshape(part.shape))
+        meant[name] = torch.from_numpy(meaning)
     if config.rope_parameters["rope_type"] == "llama3":
         divisors = llama3_divisors(config)
         plain = config.rope_parameters["rope_theta"] ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
@@ -102,7 +126,7 @@ def write_model(path, model, seed):
     return meant
 
 
-def write_metadata(writer, config):
+def write_metadata(writer, config, split_latent):
     """Shapes, rope and tokenizer, under the keys that converters write."""
     rope = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -112,19 +136,27 @@ def write_metadata(writer, config):
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(1 if split_latent else config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
-    if config.model_type == "qwen3":
+    if config.model_type in ("qwen3", "qwen3_moe"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if config.model_type == "llama":
         writer.add_rope_dimension_count(head_dim)
         writer.add_vocab_size(config.vocab_size)
     if rope["rope_type"] == "yarn":
-        writer.add_string(f"{config.model_type}.rope.scaling.type", "yarn")
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "mscale_all_dim" in rope:
+            assert rope["mscale"] == rope["mscale_all_dim"], "the format has no place for two"
+            writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+    if writer.arch.endswith("moe"):
+        write_experts(writer, config, config.num_experts)
+    if writer.arch == "deepseek2":
+        write_experts(writer, config, config.n_routed_experts)
+        write_latent(writer, config, split_latent)
     tokens, merges = tiny_tokenizer.vocabulary()
     regular = tiny_tokenizer.FIRST_SPECIAL
     writer.add_tokenizer_model("gpt2")
@@ -136,6 +168,40 @@ def write_metadata(writer, config):
     writer.add_eos_token_id(tiny_tokenizer.EOS)
     writer.add_add_bos_token(False)
     writer.add_chat_template(tiny_tokenizer.CHAT_TEMPLATE)
+
+
+def write_experts(writer, config, count):
+    """Sizes of a mixture of experts."""
+    writer.add_expert_count(count)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
+def write_latent(writer, config, split_latent):
+    """What DeepSeek's files say beyond."""
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    key_length, value_length = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    if not split_latent:
+        writer.add_key_length(key_length)
+        writer.add_value_length(value_length)
+        return
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(key_length)
+    writer.add_value_length_mla(value_length)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
 
 
 def llama3_divisors(config):
