@@ -60,7 +60,8 @@ MODELS = {
                         "types": {"attn_k_b": "Q8_0", "attn_v_b": "F16", "ffn_gate_exps": "Q4_1",
                                   "ffn_down_exps": "Q4_0", "": "Q8_0"}},
 }
-ARCHITECTURES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
+ARCHITECTURES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+                 "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
 
 
 def type_of(name, types):

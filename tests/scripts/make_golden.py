@@ -84,7 +84,9 @@ def check_same_meaning(folder):
         form = AutoConfig.from_pretrained(folder / name).to_dict()
         # A window that is off may say anything; `type` is the old spelling of rope_type. transformers derives how V3
         # scores experts, and which layers have some, from the model's type.
-        derived = ("scoring_func", "moe_layer_freq", "ep_size", *(["topk_method"] if "v3" in form["model_type"] else []))
+        derived = ["scoring_func", "moe_layer_freq", "ep_size"]
+        if form["model_type"] == "deepseek_v3":
+            derived.append("topk_method")
         for key in ("transformers_version", "_name_or_path", "max_window_layers", *derived):
             form.pop(key, None)
         form["rope_parameters"].pop("type", None)
