@@ -23,13 +23,10 @@ pub enum BlockFormat {
     Q5K,
     Q6K,
     /// Nibbles with an f16 scale and an f16 zero a group of 32, 64 or 128.
-    #[cfg_attr(not(test), allow(dead_code))]
     Int4(usize),
     /// Bytes, likewise.
-    #[cfg_attr(not(test), allow(dead_code))]
     Int8(usize),
     /// e4m3 with an f32 scale a group.
-    #[cfg_attr(not(test), allow(dead_code))]
     Fp8(usize),
 }
 

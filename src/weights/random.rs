@@ -112,6 +112,10 @@ fn scales(format: Format, deviation: f32) -> [(usize, u16); 2] {
         Format::Q4K => (0, 258.0, Some((2, 7.5))),
         Format::Q5K => (0, 527.0, Some((2, 15.5))),
         Format::Q6K => (208, 1366.0, None),
+        // Random weights come in none of these.
+        Format::Int4x32 | Format::Int4x64 | Format::Int4x128 => return [(0, 0); 2],
+        Format::Int8x32 | Format::Int8x64 | Format::Int8x128 => return [(0, 0); 2],
+        Format::Fp8x32 | Format::Fp8x64 | Format::Fp8x128 => return [(0, 0); 2],
     };
     let scale = deviation / part;
     let bits = |value: f32| f16::from_f32(value).to_bits();

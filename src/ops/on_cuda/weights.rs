@@ -53,6 +53,9 @@ fn block_format(format: Format) -> Option<BlockFormat> {
         Format::Q4K => Some(BlockFormat::Q4K),
         Format::Q5K => Some(BlockFormat::Q5K),
         Format::Q6K => Some(BlockFormat::Q6K),
+        Format::Int4x32 | Format::Int4x64 | Format::Int4x128 => Some(BlockFormat::Int4(format.block_len())),
+        Format::Int8x32 | Format::Int8x64 | Format::Int8x128 => Some(BlockFormat::Int8(format.block_len())),
+        Format::Fp8x32 | Format::Fp8x64 | Format::Fp8x128 => Some(BlockFormat::Fp8(format.block_len())),
     }
 }
 
