@@ -19,20 +19,8 @@
 // Heads are columns 2t, 2t + 1 of a thread in S^T and O^T alike: rescaling needs no exchange.
 #include "attention.cuh"
 
-constexpr int CHUNK_TOKENS = 256;
-constexpr int MAX_CHUNKS = 32;
 constexpr int WARPS = 4;
 constexpr int HEADS = 8;  // q heads of a tile
-constexpr float NOTHING = -INFINITY;  // the maximum over no keys
-
-// Tokens of a chunk: a function of the row's own context, so that no other row changes the order of additions.
-__device__ __forceinline__ int chunk_tokens(int context) {
-    constexpr int WHOLE = CHUNK_TOKENS * MAX_CHUNKS;
-    return CHUNK_TOKENS * ((context + WHOLE - 1) / WHOLE);
-}
-
-// How much a part with maximum `m` counts in a whole with maximum `whole`.
-__device__ __forceinline__ float weight(float m, float whole) { return m == NOTHING ? 0.f : fast_exp2(m - whole); }
 
 // A cache block's keys: thread (g, t) holds dims 32 s + 8 t .. + 7 of keys g and g + 8.
 template <int D>
@@ -236,11 +224,6 @@ __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uin
     }
 }
 
-template <typename T>
-__device__ __forceinline__ void store4(T* to, float4 x) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(pack<T>(x.x, x.y), pack<T>(x.z, x.w));
-}
-
 // The warps' results as one: to `out` where they are the whole row, else to the item's partials.
 template <typename T, int D>
 __device__ __forceinline__ void merge_warps(const Shared<D>& shared, int heads, T* out, float* partials) {
@@ -266,34 +249,6 @@ __device__ __forceinline__ void merge_warps(const Shared<D>& shared, int heads, 
             *reinterpret_cast<float4*>(partial + dim) = sum;
             if (dim == 0) *reinterpret_cast<float2*>(partial + D) = make_float2(m, l);
         }
-    }
-}
-
-// The partials of all of a row's chunks as its result, in the order of the chunks.
-template <typename T, int D>
-__device__ __forceinline__ void merge_chunks(Shared<D>& shared, int heads, int chunks, const float* partials,
-                                             int64_t item_stride, T* out) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    for (int head = warp; head < heads; head += WARPS) {
-        float2 ml = make_float2(NOTHING, 0.f);
-        if (lane < chunks) {
-            ml = __ldcg(reinterpret_cast<const float2*>(partials + lane * item_stride + head * (D + 4) + D));
-        }
-        const float share = weight(ml.x, warp_max(ml.x));
-        shared.weights[head][lane] = share / warp_sum(share * ml.y);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < heads * (D / 4); i += WARPS * 32) {
-        const int head = i / (D / 4), dim = i % (D / 4) * 4;
-        float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 4
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            const float share = shared.weights[head][chunk];
-            const float4 o =
-                __ldcg(reinterpret_cast<const float4*>(partials + chunk * item_stride + head * (D + 4) + dim));
-            sum = make_float4(sum.x + share * o.x, sum.y + share * o.y, sum.z + share * o.z, sum.w + share * o.w);
-        }
-        store4(out + head * D + dim, sum);
     }
 }
 
@@ -348,7 +303,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
             }
             __syncthreads();
             if (shared.last) {
-                merge_chunks<T, D>(shared, row.heads, chunks, row_partials, item_stride, row_out);
+                merge_chunks<T, D>(shared.weights, row.heads, chunks, row_partials, item_stride, row_out);
             }
         }
         __syncthreads();  // the next item writes `shared`

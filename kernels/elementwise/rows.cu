@@ -49,10 +49,6 @@ extern "C" __global__ void gather_rows(char* dst, const char* x, const uint32_t*
     }
 }
 
-__device__ __forceinline__ float silu_times(float gate, float up) {
-    return __fdividef(gate, 1.f + __expf(-gate)) * up;
-}
-
 // dst[t, i] = silu(gate_up[t, i]) * gate_up[t, width + i]: gate_up [T, 2 width], dst [T, width].
 // Grid: (T, blocks over the row's packs of 8). Moves 6 bytes an element of dst.
 template <typename T>

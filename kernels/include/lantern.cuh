@@ -40,6 +40,11 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
+// silu(gate) * up: what a gated MLP has between its two products.
+__device__ __forceinline__ float silu_times(float gate, float up) {
+    return __fdividef(gate, 1.f + __expf(-gate)) * up;
+}
+
 // The sum over the block, in every thread. `scratch` holds 32 floats of shared memory; safe to use again at once.
 __device__ __forceinline__ float block_sum(float x, float* scratch) {
     x = warp_sum(x);
