@@ -19,6 +19,7 @@
 // Heads are columns 2t, 2t + 1 of a thread in S^T and O^T alike: rescaling needs no exchange.
 #include "attention.cuh"
 
+constexpr int CHUNK_TOKENS = 256;
 constexpr int WARPS = 4;
 constexpr int HEADS = 8;  // q heads of a tile
 
@@ -252,6 +253,34 @@ __device__ __forceinline__ void merge_warps(const Shared<D>& shared, int heads, 
     }
 }
 
+// The partials of all of a row's chunks as its result, in the order of the chunks.
+template <typename T, int D>
+__device__ __forceinline__ void merge_chunks(Shared<D>& shared, int heads, int chunks, const float* partials,
+                                             int64_t item_stride, T* out) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    for (int head = warp; head < heads; head += WARPS) {
+        float2 ml = make_float2(NOTHING, 0.f);
+        if (lane < chunks) {
+            ml = __ldcg(reinterpret_cast<const float2*>(partials + lane * item_stride + head * (D + 4) + D));
+        }
+        const float share = weight(ml.x, warp_max(ml.x));
+        shared.weights[head][lane] = share / warp_sum(share * ml.y);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < heads * (D / 4); i += WARPS * 32) {
+        const int head = i / (D / 4), dim = i % (D / 4) * 4;
+        float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 4
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            const float share = shared.weights[head][chunk];
+            const float4 o =
+                __ldcg(reinterpret_cast<const float4*>(partials + chunk * item_stride + head * (D + 4) + dim));
+            sum = make_float4(sum.x + share * o.x, sum.y + share * o.y, sum.z + share * o.z, sum.w + share * o.w);
+        }
+        store4(out + head * D + dim, sum);
+    }
+}
+
 template <typename T, int D>
 __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32_t* counters, const T* qkv,
                                                  const T* keys, const T* values, const uint32_t* cu_seqlens_q,
@@ -268,7 +297,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         const int tile = i % tiles, kv_head = i / tiles % kv_heads;
         const uint2 item = items[i / tiles / kv_heads];
         const int index = item.x, chunk = item.y;
-        const int context = context_lens[index], tokens = chunk_tokens(context);
+        const int context = context_lens[index], tokens = chunk_tokens<CHUNK_TOKENS>(context);
         const int chunks = (context + tokens - 1) / tokens;
         const int first_head = kv_head * group + tile * HEADS;
         const int64_t token = cu_seqlens_q[index];
@@ -303,7 +332,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
             }
             __syncthreads();
             if (shared.last) {
-                merge_chunks<T, D>(shared.weights, row.heads, chunks, row_partials, item_stride, row_out);
+                merge_chunks<T, D>(shared, row.heads, chunks, row_partials, item_stride, row_out);
             }
         }
         __syncthreads();  // the next item writes `shared`

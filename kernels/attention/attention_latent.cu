@@ -4,28 +4,32 @@
 // q [tokens, heads, 576]: what a head's query makes of the key matrix in 512 elements, then 64 rotated ones. The cache of a
 // layer: latents [blocks][16 slots][576], of which the first 512 elements are the value too. out [tokens, heads, 512].
 // Other arrays as the other attention kernels have them: decode takes rows of one query in chunks of their context, as
-// attention_decode.cu says, with 512 + 4 floats a partial and a counter for each row and ROWS heads; prefill takes tiles of
-// QUERIES queries of rows of several, causal.
+// attention_decode.cu says, with 512 + 4 floats a partial, and leaves it to merge to make one of them, for partials are a
+// good part of what is read; prefill takes tiles of QUERIES queries of rows of several, causal.
 //
 // Queries and heads are one list of rows, head fastest: a block takes ROWS (16 or 32) neighbours of it, for the latents that
-// they see are almost the same. 128 threads walk over cache blocks, which arrive by asynchronous copies two ahead. A warp
+// they see are almost the same. 128 threads walk over cache blocks, which arrive by asynchronous copies two or three ahead. A warp
 // multiplies a quarter of the 576 elements (every fourth sixteen), its q in registers; the quarters are added in shared
 // memory, where the softmax is taken once; then a warp sums the weighted values of a quarter of the 512 elements.
 //
-// Grid: decode any, prefill n * ceil(QUERIES * heads / ROWS). Cost: 2176 flops a query, head and visible token; for few heads
+// Grid: decode any, merge (rows, heads), prefill n * ceil(QUERIES * heads / ROWS). Cost: 2176 flops a query, head and visible token; for few heads
 // the bytes of the latents, 1152 a token.
 #include "attention.cuh"
 
+constexpr int CHUNK_TOKENS = 128;
 constexpr int WARPS = 4;
 constexpr int THREADS = WARPS * 32;
 constexpr int LATENT = 512;
 constexpr int WIDTH = 576;
 constexpr int ROW_BYTES = WIDTH * 2;
-constexpr int STAGES = 3;
 constexpr int STAGE_BYTES = BLOCK_TOKENS * ROW_BYTES;
 constexpr int STEPS = WIDTH / 16 / WARPS;      // products of a warp over the elements of a latent
 constexpr int PAIRS = LATENT / 16 / WARPS;     // sixteens of elements that a warp sums
 constexpr int QUERIES = 128;                   // of a tile
+
+// Stages of the ring of cache blocks: as many blocks as registers allow fit a multiprocessor.
+template <int ROWS>
+constexpr int STAGES = ROWS == 16 ? 3 : 4;
 
 // What follows the stages in shared memory: for ROWS rows.
 template <int ROWS>
@@ -35,7 +39,6 @@ struct Shared {
     float shrink[ROWS];
     float highest[ROWS];
     float sum[ROWS];
-    int last;
 };
 
 // Rows of the list that a block works on.
@@ -209,17 +212,26 @@ __device__ __forceinline__ void attend(Sums<ROWS>& o, char* memory, Shared<ROWS>
     const int end = (work.to + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     auto id_of = [&](int at) { return work.table[min(at, end - 1)]; };
 
-    copy_q<T, ROWS>(work, base + STAGE_BYTES);
-    copy_block(work, block, id_of(block), base);
+    // q goes by way of the last stages.
+    constexpr int AHEAD = STAGES<ROWS> - 1;
+    uint32_t ids[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) ids[i] = id_of(block + i);
+    copy_q<T, ROWS>(work, base + 2 * STAGE_BYTES);
+    copy_block(work, block, ids[0], base);
     commit_copies();
-    uint32_t next_id = id_of(block + 1), id = id_of(block + 2);
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    if (block + 1 < end) copy_block(work, block + 1, ids[1], base + STAGE_BYTES);
+    commit_copies();
+    uint32_t id = id_of(block + AHEAD);
+    wait_for_copies_but<1>();
     __syncthreads();
     uint32_t q[ROWS / 16][STEPS][4];
-    load_q<T, ROWS>(q, base + STAGE_BYTES);
-    __syncthreads();
-    if (block + 1 < end) copy_block(work, block + 1, next_id, base + STAGE_BYTES);
-    commit_copies();
+    load_q<T, ROWS>(q, base + 2 * STAGE_BYTES);
+    if constexpr (AHEAD == 3) {
+        __syncthreads();
+        if (block + 2 < end) copy_block(work, block + 2, ids[2], base + 2 * STAGE_BYTES);
+        commit_copies();
+    }
 
 #pragma unroll
     for (int m = 0; m < ROWS / 16; m++) {
@@ -230,21 +242,21 @@ __device__ __forceinline__ void attend(Sums<ROWS>& o, char* memory, Shared<ROWS>
         }
     }
     float highest = NOTHING, sum = 0.f;
-    uint32_t stage = base, free_stage = base + 2 * STAGE_BYTES;
+    uint32_t stage = base, free_stage = base + AHEAD * STAGE_BYTES;
     for (; block < end; block++) {
-        // This block is here, and everyone is done with the last one, whose stage takes the one after the next.
-        asm volatile("cp.async.wait_group 1;" ::: "memory");
+        // This block is here, and everyone is done with the last one, whose stage is copied to.
+        wait_for_copies_but<AHEAD - 1>();
         __syncthreads();
-        if (block + 2 < end) copy_block(work, block + 2, id, free_stage);
+        if (block + AHEAD < end) copy_block(work, block + AHEAD, id, free_stage);
         commit_copies();
-        id = id_of(block + 3);
+        id = id_of(block + AHEAD + 1);
         multiply_keys<T, ROWS>(shared.scores[threadIdx.x >> 5], q, stage);
         __syncthreads();
         soften<T, ROWS>(shared, work, block * BLOCK_TOKENS, highest, sum);
         __syncthreads();
         multiply_values<T, ROWS>(o, shared, stage);
         free_stage = stage;
-        stage = stage == base + (STAGES - 1) * STAGE_BYTES ? base : stage + STAGE_BYTES;
+        stage = stage == base + AHEAD * STAGE_BYTES ? base : stage + STAGE_BYTES;
     }
     wait_for_copies();
 #pragma unroll
@@ -298,19 +310,19 @@ __device__ __forceinline__ void write_partials(const Sums<ROWS>& o, const Shared
 }
 
 template <typename T, int ROWS>
-__device__ __forceinline__ void latent_decode(T* out, float* partials, uint32_t* counters, const T* q, const T* latents,
+__device__ __forceinline__ void latent_decode(T* out, float* partials, const T* q, const T* latents,
                                               const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
                                               const uint32_t* block_tables, const uint32_t* table_offsets,
                                               const uint2* items, const uint32_t* first_item, const uint32_t* item_count,
                                               int heads, float scale) {
     extern __shared__ __align__(128) char memory[];
-    Shared<ROWS>& shared = *reinterpret_cast<Shared<ROWS>*>(memory + STAGES * STAGE_BYTES);
+    Shared<ROWS>& shared = *reinterpret_cast<Shared<ROWS>*>(memory + STAGES<ROWS> * STAGE_BYTES);
     const int tiles = (heads + ROWS - 1) / ROWS;
     const int64_t item_stride = int64_t(heads) * (LATENT + 4);
     const uint32_t count = *item_count * tiles;
     for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
         const int tile = i % tiles, index = items[i / tiles].x, chunk = items[i / tiles].y, head = tile * ROWS;
-        const int context = context_lens[index], tokens = chunk_tokens(context);
+        const int context = context_lens[index], tokens = chunk_tokens<CHUNK_TOKENS>(context);
         const int chunks = (context + tokens - 1) / tokens;
         const int64_t row = int64_t(cu_seqlens_q[index]) * heads + head;
         Work<T> work;
@@ -328,22 +340,34 @@ __device__ __forceinline__ void latent_decode(T* out, float* partials, uint32_t*
         } else {
             float* row_partials = partials + first_item[index] * item_stride + int64_t(head) * (LATENT + 4);
             write_partials<ROWS>(o, shared, work.rows, row_partials + chunk * item_stride);
-            __threadfence();  // the partials before the count
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                uint32_t* counter = counters + int64_t(index) * tiles + tile;
-                shared.last = atomicAdd(counter, 1) == uint32_t(chunks - 1);
-                if (shared.last) *counter = 0;  // all chunks have counted: ready for the next launch
-                __threadfence();
-            }
-            __syncthreads();
-            if (shared.last) {
-                merge_chunks<T, LATENT>(reinterpret_cast<float (*)[MAX_CHUNKS]>(memory), work.rows, chunks, row_partials,
-                                        item_stride, out + row * LATENT);
-            }
         }
         __syncthreads();  // the next item writes `memory`
     }
+}
+
+// The partials of all of a row's chunks as its result, in the order of the chunks, where there are several.
+template <typename T>
+__device__ __forceinline__ void latent_merge(T* out, const float* partials, const uint32_t* cu_seqlens_q,
+                                             const uint32_t* context_lens, const uint32_t* first_item) {
+    const int index = blockIdx.x, head = blockIdx.y, heads = gridDim.y, lane = threadIdx.x & 31;
+    const int context = context_lens[index], tokens = chunk_tokens<CHUNK_TOKENS>(context);
+    const int64_t token = cu_seqlens_q[index];
+    if (cu_seqlens_q[index + 1] - token != 1 || context <= tokens) return;
+    const int chunks = (context + tokens - 1) / tokens;
+    const int64_t stride = int64_t(heads) * (LATENT + 4);
+    const float* from = partials + first_item[index] * stride + int64_t(head) * (LATENT + 4);
+    float2 ml = make_float2(NOTHING, 0.f);
+    if (lane < chunks) ml = *reinterpret_cast<const float2*>(from + lane * stride + LATENT);
+    float share = weight(ml.x, warp_max(ml.x));
+    share /= warp_sum(share * ml.y);
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 8
+    for (int chunk = 0; chunk < chunks; chunk++) {
+        const float w = __shfl_sync(~0u, share, chunk);
+        const float4 o = *reinterpret_cast<const float4*>(from + chunk * stride + threadIdx.x * 4);
+        sum = make_float4(sum.x + w * o.x, sum.y + w * o.y, sum.z + w * o.z, sum.w + w * o.w);
+    }
+    store4(out + (token * heads + head) * LATENT + threadIdx.x * 4, sum);
 }
 
 template <typename T, int ROWS>
@@ -352,7 +376,7 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
                                                const uint32_t* table_offsets, const uint2* tiles, int heads,
                                                float scale) {
     extern __shared__ __align__(128) char memory[];
-    Shared<ROWS>& shared = *reinterpret_cast<Shared<ROWS>*>(memory + STAGES * STAGE_BYTES);
+    Shared<ROWS>& shared = *reinterpret_cast<Shared<ROWS>*>(memory + STAGES<ROWS> * STAGE_BYTES);
     const int parts = (QUERIES * heads + ROWS - 1) / ROWS;
     const uint2 tile = tiles[blockIdx.x / parts];
     if (tile.x == ~0u) return;  // fills a recorded grid
@@ -377,12 +401,12 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
 }
 
 #define DECODE(T, ROWS)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_latent_decode##ROWS##_##T(                      \
-        T* out, float* partials, uint32_t* counters, const T* q, const T* latents, const uint32_t* cu_seqlens_q,       \
+    extern "C" __global__ void __launch_bounds__(THREADS, ROWS == 16 ? 3 : 2) attention_latent_decode##ROWS##_##T(                      \
+        T* out, float* partials, const T* q, const T* latents, const uint32_t* cu_seqlens_q,                           \
         const uint32_t* context_lens, const uint32_t* block_tables, const uint32_t* table_offsets, const uint2* items, \
         const uint32_t* first_item, const uint32_t* item_count, int heads, float scale) {                              \
-        latent_decode<T, ROWS>(out, partials, counters, q, latents, cu_seqlens_q, context_lens, block_tables,          \
-                               table_offsets, items, first_item, item_count, heads, scale);                            \
+        latent_decode<T, ROWS>(out, partials, q, latents, cu_seqlens_q, context_lens, block_tables, table_offsets,     \
+                               items, first_item, item_count, heads, scale);                            \
     }
 
 #define PREFILL(T, ROWS)                                                                                               \
@@ -393,9 +417,17 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
                                 heads, scale);                                                                         \
     }
 
+#define MERGE(T)                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_latent_merge_##T(                                  \
+        T* out, const float* partials, const uint32_t* cu_seqlens_q, const uint32_t* context_lens,                     \
+        const uint32_t* first_item) {                                                                                  \
+        latent_merge<T>(out, partials, cu_seqlens_q, context_lens, first_item);                                        \
+    }
+
 #define LATENT_ATTENTION(T) \
     DECODE(T, 16)           \
     DECODE(T, 32)           \
+    MERGE(T)                \
     PREFILL(T, 32)
 
 LATENT_ATTENTION(bf16)

@@ -3,7 +3,6 @@
 #include "lantern.cuh"
 
 constexpr int THREADS = 128;
-constexpr int BLOCK_SIZE = 16;
 
 // Elements `at .. at + 8` of `from` [dim], rotated by a row of the tables. Interleaved: 2 i turns with 2 i + 1; else i with
 // i + dim / 2, where dim is a multiple of 16.

@@ -88,18 +88,24 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool w
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most the newest `PENDING` groups of copies are under way.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies_but() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 // Rows of one query: their contexts are cut into chunks.
 
-constexpr int CHUNK_TOKENS = 256;
 constexpr int MAX_CHUNKS = 32;
 constexpr float NOTHING = -INFINITY;  // the maximum over no keys
 
-// Tokens of a chunk: a function of the row's own context, so that no other row changes the order of additions.
+// Tokens of a chunk: a function of the row's own context, so that no other row changes the order of additions. SHORTEST is
+// that of a context that has few enough.
+template <int SHORTEST>
 __device__ __forceinline__ int chunk_tokens(int context) {
-    constexpr int WHOLE = CHUNK_TOKENS * MAX_CHUNKS;
-    return CHUNK_TOKENS * ((context + WHOLE - 1) / WHOLE);
+    constexpr int WHOLE = SHORTEST * MAX_CHUNKS;
+    return SHORTEST * ((context + WHOLE - 1) / WHOLE);
 }
 
 // How much a part with maximum `m` counts in a whole with maximum `whole`.
@@ -108,33 +114,4 @@ __device__ __forceinline__ float weight(float m, float whole) { return m == NOTH
 template <typename T>
 __device__ __forceinline__ void store4(T* to, float4 x) {
     *reinterpret_cast<uint2*>(to) = make_uint2(pack<T>(x.x, x.y), pack<T>(x.z, x.w));
-}
-
-// The partials of all of a row's chunks as its result, in the order of the chunks: of each item `heads` times D + 4
-// floats, o, then m and l. `weights`, in shared memory, is for `heads`.
-template <typename T, int D>
-__device__ __forceinline__ void merge_chunks(float (*weights)[MAX_CHUNKS], int heads, int chunks, const float* partials,
-                                             int64_t item_stride, T* out) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    for (int head = warp; head < heads; head += blockDim.x / 32) {
-        float2 ml = make_float2(NOTHING, 0.f);
-        if (lane < chunks) {
-            ml = __ldcg(reinterpret_cast<const float2*>(partials + lane * item_stride + head * (D + 4) + D));
-        }
-        const float share = weight(ml.x, warp_max(ml.x));
-        weights[head][lane] = share / warp_sum(share * ml.y);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < heads * (D / 4); i += blockDim.x) {
-        const int head = i / (D / 4), dim = i % (D / 4) * 4;
-        float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 4
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            const float share = weights[head][chunk];
-            const float4 o =
-                __ldcg(reinterpret_cast<const float4*>(partials + chunk * item_stride + head * (D + 4) + dim));
-            sum = make_float4(sum.x + share * o.x, sum.y + share * o.y, sum.z + share * o.z, sum.w + share * o.w);
-        }
-        store4(out + head * D + dim, sum);
-    }
 }
