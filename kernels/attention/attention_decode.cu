@@ -19,7 +19,6 @@
 // Heads are columns 2t, 2t + 1 of a thread in S^T and O^T alike: rescaling needs no exchange.
 #include "attention.cuh"
 
-constexpr int CHUNK_TOKENS = 256;
 constexpr int WARPS = 4;
 constexpr int HEADS = 8;  // q heads of a tile
 
@@ -297,7 +296,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         const int tile = i % tiles, kv_head = i / tiles % kv_heads;
         const uint2 item = items[i / tiles / kv_heads];
         const int index = item.x, chunk = item.y;
-        const int context = context_lens[index], tokens = chunk_tokens<CHUNK_TOKENS>(context);
+        const int context = context_lens[index], tokens = chunk_tokens(context);
         const int chunks = (context + tokens - 1) / tokens;
         const int first_head = kv_head * group + tile * HEADS;
         const int64_t token = cu_seqlens_q[index];

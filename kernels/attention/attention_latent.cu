@@ -5,27 +5,26 @@
 // layer: latents [blocks][16 slots][576], of which the first 512 elements are the value too. out [tokens, heads, 512].
 // Other arrays as the other attention kernels have them: decode takes rows of one query in chunks of their context, as
 // attention_decode.cu says, with 512 + 4 floats a partial, and leaves it to merge to make one of them, for partials are a
-// good part of what is read; prefill takes tiles of QUERIES queries of rows of several, causal.
+// good part of what is read; prefill takes tiles of tile_queries queries of rows of several, causal.
 //
 // Queries and heads are one list of rows, head fastest: a block takes ROWS (16 or 32) neighbours of it, for the latents that
 // they see are almost the same. 128 threads walk over cache blocks, which arrive by asynchronous copies two or three ahead. A warp
 // multiplies a quarter of the 576 elements (every fourth sixteen), its q in registers; the quarters are added in shared
 // memory, where the softmax is taken once; then a warp sums the weighted values of a quarter of the 512 elements.
 //
-// Grid: decode any, merge (rows, heads), prefill n * ceil(QUERIES * heads / ROWS). Cost: 2176 flops a query, head and visible token; for few heads
-// the bytes of the latents, 1152 a token.
+// Grid: decode any, merge (rows, heads), prefill n * ceil(tile_queries * heads / ROWS). Cost: 2176 flops a query, head and
+// visible token; for few heads the bytes of the latents, 1152 a token.
 #include "attention.cuh"
 
-constexpr int CHUNK_TOKENS = 128;
 constexpr int WARPS = 4;
 constexpr int THREADS = WARPS * 32;
 constexpr int LATENT = 512;
+static_assert(THREADS * 4 == LATENT, "merge takes four elements a thread");
 constexpr int WIDTH = 576;
 constexpr int ROW_BYTES = WIDTH * 2;
 constexpr int STAGE_BYTES = BLOCK_TOKENS * ROW_BYTES;
 constexpr int STEPS = WIDTH / 16 / WARPS;      // products of a warp over the elements of a latent
 constexpr int PAIRS = LATENT / 16 / WARPS;     // sixteens of elements that a warp sums
-constexpr int QUERIES = 128;                   // of a tile
 
 // Stages of the ring of cache blocks: as many blocks as registers allow fit a multiprocessor.
 template <int ROWS>
@@ -155,9 +154,10 @@ __device__ __forceinline__ void soften(Shared<ROWS>& shared, const Work<T>& work
     }
 #pragma unroll
     for (int lane = 1; lane < LANES; lane <<= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, lane));
-    // A row may see none of the tokens so far: infinity minus infinity would be no number.
+    // A row may see none of the tokens so far: infinity minus infinity would be no number. A block of which a row sees
+    // nothing shrinks by exactly 1, so that its bits do not depend on the rows beside it.
     const float base = most == NOTHING ? 0.f : most * work.scale_log2;
-    const float shrink = fast_exp2(highest * work.scale_log2 - base);
+    const float shrink = most == NOTHING ? 1.f : fast_exp2((highest - most) * work.scale_log2);
     highest = most;
     sum *= shrink;
 #pragma unroll
@@ -322,7 +322,7 @@ __device__ __forceinline__ void latent_decode(T* out, float* partials, const T* 
     const uint32_t count = *item_count * tiles;
     for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
         const int tile = i % tiles, index = items[i / tiles].x, chunk = items[i / tiles].y, head = tile * ROWS;
-        const int context = context_lens[index], tokens = chunk_tokens<CHUNK_TOKENS>(context);
+        const int context = context_lens[index], tokens = chunk_tokens(context);
         const int chunks = (context + tokens - 1) / tokens;
         const int64_t row = int64_t(cu_seqlens_q[index]) * heads + head;
         Work<T> work;
@@ -350,7 +350,7 @@ template <typename T>
 __device__ __forceinline__ void latent_merge(T* out, const float* partials, const uint32_t* cu_seqlens_q,
                                              const uint32_t* context_lens, const uint32_t* first_item) {
     const int index = blockIdx.x, head = blockIdx.y, heads = gridDim.y, lane = threadIdx.x & 31;
-    const int context = context_lens[index], tokens = chunk_tokens<CHUNK_TOKENS>(context);
+    const int context = context_lens[index], tokens = chunk_tokens(context);
     const int64_t token = cu_seqlens_q[index];
     if (cu_seqlens_q[index + 1] - token != 1 || context <= tokens) return;
     const int chunks = (context + tokens - 1) / tokens;
@@ -373,17 +373,17 @@ __device__ __forceinline__ void latent_merge(T* out, const float* partials, cons
 template <typename T, int ROWS>
 __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* latents, const uint32_t* cu_seqlens_q,
                                                const uint32_t* context_lens, const uint32_t* block_tables,
-                                               const uint32_t* table_offsets, const uint2* tiles, int heads,
-                                               float scale) {
+                                               const uint32_t* table_offsets, const uint2* tiles, int tile_queries,
+                                               int heads, float scale) {
     extern __shared__ __align__(128) char memory[];
     Shared<ROWS>& shared = *reinterpret_cast<Shared<ROWS>*>(memory + STAGES<ROWS> * STAGE_BYTES);
-    const int parts = (QUERIES * heads + ROWS - 1) / ROWS;
+    const int parts = (tile_queries * heads + ROWS - 1) / ROWS;
     const uint2 tile = tiles[blockIdx.x / parts];
     if (tile.x == ~0u) return;  // fills a recorded grid
     const int first_token = cu_seqlens_q[tile.x], q_len = int(cu_seqlens_q[tile.x + 1]) - first_token;
     // The part of the tile that sees most comes first.
     const int first = int(tile.y) * heads + (parts - 1 - blockIdx.x % parts) * ROWS;
-    const int rows = min(ROWS, min(q_len, int(tile.y) + QUERIES) * heads - first);
+    const int rows = min(ROWS, min(q_len, int(tile.y) + tile_queries) * heads - first);
     if (rows <= 0) return;
     const int before = int(context_lens[tile.x]) - q_len;  // position of the row's first query
     Work<T> work;
@@ -412,9 +412,10 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
 #define PREFILL(T, ROWS)                                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_latent_prefill##ROWS##_##T(                     \
         T* out, const T* q, const T* latents, const uint32_t* cu_seqlens_q, const uint32_t* context_lens,              \
-        const uint32_t* block_tables, const uint32_t* table_offsets, const uint2* tiles, int heads, float scale) {     \
+        const uint32_t* block_tables, const uint32_t* table_offsets, const uint2* tiles, int tile_queries, int heads,  \
+        float scale) {                                                                                                 \
         latent_prefill<T, ROWS>(out, q, latents, cu_seqlens_q, context_lens, block_tables, table_offsets, tiles,       \
-                                heads, scale);                                                                         \
+                                tile_queries, heads, scale);                                                           \
     }
 
 #define MERGE(T)                                                                                                       \

@@ -97,15 +97,14 @@ __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_
 
 // Rows of one query: their contexts are cut into chunks.
 
+constexpr int CHUNK_TOKENS = 256;
 constexpr int MAX_CHUNKS = 32;
 constexpr float NOTHING = -INFINITY;  // the maximum over no keys
 
-// Tokens of a chunk: a function of the row's own context, so that no other row changes the order of additions. SHORTEST is
-// that of a context that has few enough.
-template <int SHORTEST>
+// Tokens of a chunk: a function of the row's own context, so that no other row changes the order of additions.
 __device__ __forceinline__ int chunk_tokens(int context) {
-    constexpr int WHOLE = SHORTEST * MAX_CHUNKS;
-    return SHORTEST * ((context + WHOLE - 1) / WHOLE);
+    constexpr int WHOLE = CHUNK_TOKENS * MAX_CHUNKS;
+    return CHUNK_TOKENS * ((context + WHOLE - 1) / WHOLE);
 }
 
 // How much a part with maximum `m` counts in a whole with maximum `whole`.

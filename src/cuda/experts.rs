@@ -1,0 +1,382 @@
+//! Gated MLPs of chosen experts: `kernels/experts/`, checked and launched.
+//!
+//! Few tokens take their experts pair by pair; more have their pairs listed by expert first, on the GPU, and each expert's
+//! weights read once. The shapes of a launch depend on the number of tokens alone: all of it may be captured into a graph.
+
+use super::check::{Typed, expect_at_least, require};
+use super::few_rows;
+use super::route::{MAX_EXPERTS, RouteKernels};
+use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
+
+/// Tokens up to which pairs are not listed by expert: duplicates among so few are read from L2.
+const MOST_UNSORTED_TOKENS: usize = 8;
+
+/// Pairs of an expert, on the average, up to which its weights are read as for few rows.
+const MOST_FEW_PAIRS: usize = 6;
+
+/// Threads of a block of tiles.
+const TILE_THREADS: u32 = 128;
+
+/// The experts of a layer, dense.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertMatrices<'a> {
+    /// How many.
+    pub count: usize,
+    /// `[count * 2 f, h]`: of each expert gate above up.
+    pub gate_up: &'a DeviceTensor,
+    /// `[count * h, f]`.
+    pub down: &'a DeviceTensor,
+}
+
+/// What the experts of a step hand to each other. One serves all layers.
+#[derive(Clone, Debug)]
+pub struct ExpertBuffers {
+    /// `[pairs, f]` of the activations' type.
+    pub act: DeviceTensor,
+    /// `[pairs, h]`, likewise.
+    pub out: DeviceTensor,
+    /// `[1, pairs]` u32.
+    pub sorted: DeviceTensor,
+    /// `[1, experts + 1]` u32.
+    pub offsets: DeviceTensor,
+}
+
+impl ExpertBuffers {
+    /// Buffers for `pairs` pairs of token and expert.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn new(
+        gpu: &Gpu,
+        pairs: usize,
+        experts: usize,
+        hidden: usize,
+        inner: usize,
+        dtype: DType,
+    ) -> Result<Self, CudaError> {
+        let what = "the experts' buffers";
+        Ok(Self {
+            act: gpu.zeros(pairs, inner, dtype, what)?,
+            out: gpu.zeros(pairs, hidden, dtype, what)?,
+            sorted: gpu.zeros(1, pairs, DType::U32, what)?,
+            offsets: gpu.zeros(1, experts + 1, DType::U32, what)?,
+        })
+    }
+}
+
+/// How the experts of a step are computed. All give the same result but for rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertsWay {
+    /// Each pair by itself, rows of weights read as they come.
+    Pairs,
+    /// By expert, eight of its pairs at a time.
+    Few,
+    /// By expert, in tiles of 32 pairs.
+    Flat,
+    /// In tiles of 64.
+    Short,
+    /// In tiles of 128.
+    Tall,
+}
+
+impl ExpertsWay {
+    /// All ways.
+    #[cfg(test)]
+    pub const ALL: [Self; 5] = [Self::Pairs, Self::Few, Self::Flat, Self::Short, Self::Tall];
+
+    /// The fastest, as one H100 timed them over experts of 768 and 1408 elements.
+    pub fn choose(tokens: usize, pairs: usize, experts: usize) -> Self {
+        if tokens <= MOST_UNSORTED_TOKENS {
+            return Self::Pairs;
+        }
+        match pairs / experts {
+            ..=MOST_FEW_PAIRS => Self::Few,
+            ..=48 => Self::Flat,
+            ..=80 => Self::Short,
+            _ => Self::Tall,
+        }
+    }
+}
+
+/// Kernels of one kind of tiles.
+#[derive(Clone, Copy, Debug)]
+struct TileKernels {
+    gate_up: Typed,
+    down: Typed,
+    rows: usize,
+    /// Bytes of the ring of slices.
+    ring_bytes: usize,
+    /// Blocks that the GPU holds at once.
+    at_once: usize,
+}
+
+/// Outputs of a tile of `down`, as in `experts_many.cu`; half of them for `gate_up`.
+const TILE_COLUMNS: usize = 128;
+
+impl TileKernels {
+    fn load(gpu: &Gpu, name: &str, rows: usize, ring_bytes: usize) -> Result<Self, CudaError> {
+        let module = "experts_many";
+        let gate_up = Typed::load(gpu, module, &format!("experts_gate_up_{name}"))?;
+        let down = Typed::load(gpu, module, &format!("experts_down_{name}"))?;
+        let mut kernels = Self { gate_up, down, rows, ring_bytes, at_once: 0 };
+        let bytes = kernels.shared_bytes(MAX_EXPERTS);
+        let mut fit = usize::MAX;
+        for dtype in [DType::Bf16, DType::F16] {
+            for kernel in [gate_up.of("experts", dtype)?, down.of("experts", dtype)?] {
+                gpu.allow_shared_memory(kernel, bytes)?;
+                fit = fit.min(gpu.blocks_per_multiprocessor(kernel, TILE_THREADS, bytes)?);
+            }
+        }
+        kernels.at_once = fit * gpu.limits().multiprocessors;
+        Ok(kernels)
+    }
+
+    /// The ring, the rows of a tile, and the tiles before each expert.
+    fn shared_bytes(&self, experts: usize) -> usize {
+        self.ring_bytes + (self.rows + experts + 1) * size_of::<u32>()
+    }
+
+    /// Blocks enough for all tiles, however pairs fall among experts.
+    fn grid(&self, pairs: usize, experts: usize, columns: usize) -> Grid {
+        let most_tiles = (pairs.div_ceil(self.rows) + experts.min(pairs)) * columns;
+        let shared_bytes = self.shared_bytes(experts) as u32;
+        Grid { shared_bytes, ..Grid::linear(most_tiles.min(self.at_once), TILE_THREADS) }
+    }
+}
+
+/// The kernels of `experts_few.cu` and `experts_many.cu`, looked up once.
+#[derive(Clone, Debug)]
+pub struct ExpertKernels {
+    route: RouteKernels,
+    gate_up: Typed,
+    down: Typed,
+    down_sum: Typed,
+    sum_pairs: Typed,
+    flat: TileKernels,
+    short: TileKernels,
+    tall: TileKernels,
+}
+
+/// Sizes of a call.
+#[derive(Clone, Copy)]
+struct Sizes {
+    tokens: usize,
+    top_k: usize,
+    pairs: usize,
+    hidden: usize,
+    inner: usize,
+}
+
+impl ExpertKernels {
+    /// Looks the kernels up.
+    ///
+    /// # Errors
+    /// [`CudaError::NoKernel`]; if the card has less shared memory than they need.
+    pub fn load(gpu: &Gpu, route: RouteKernels) -> Result<Self, CudaError> {
+        let few = |name: &str| few_rows::load(gpu, "experts_few", name);
+        Ok(Self {
+            route,
+            gate_up: few("experts_gate_up_few")?,
+            down: few("experts_down_few")?,
+            down_sum: few("experts_down_sum")?,
+            sum_pairs: Typed::load(gpu, "route", "sum_pairs")?,
+            flat: TileKernels::load(gpu, "flat", 32, 80 << 10)?,
+            short: TileKernels::load(gpu, "short", 64, 96 << 10)?,
+            tall: TileKernels::load(gpu, "tall", 128, 96 << 10)?,
+        })
+    }
+
+    /// Queues `dst[t] = sum over j of weights[t, j] * down[e](silu(gate[e](x[t])) * up[e](x[t]))` with `e = ids[t, j]`:
+    /// `x` and `dst` `[t, h]`, `ids [t, top_k]` u32 below the number of experts, `weights [t, top_k]` f32; `x`, `dst` and
+    /// all matrices bf16 or all f16, h and f multiples of 8. Sums in f32; what is between is rounded after its weight is
+    /// applied.
+    ///
+    /// # Errors
+    /// If shapes or dtypes do not fit, or the buffers are too small.
+    #[allow(clippy::too_many_arguments)] // each is a different thing
+    pub fn experts(
+        &self,
+        gpu: &Gpu,
+        x: &DeviceTensor,
+        experts: ExpertMatrices<'_>,
+        ids: &DeviceTensor,
+        weights: &DeviceTensor,
+        buffers: &ExpertBuffers,
+        dst: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        let pairs = ids.rows() * ids.columns();
+        let way = ExpertsWay::choose(x.rows(), pairs, experts.count.max(1));
+        self.experts_by(way, gpu, x, experts, ids, weights, buffers, dst)
+    }
+
+    /// As [`ExpertKernels::experts`], by `way`.
+    ///
+    /// # Errors
+    /// As [`ExpertKernels::experts`].
+    #[allow(clippy::too_many_arguments)] // each is a different thing
+    pub fn experts_by(
+        &self,
+        way: ExpertsWay,
+        gpu: &Gpu,
+        x: &DeviceTensor,
+        experts: ExpertMatrices<'_>,
+        ids: &DeviceTensor,
+        weights: &DeviceTensor,
+        buffers: &ExpertBuffers,
+        dst: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        let sizes = check(x, experts, ids, weights, buffers, dst)?;
+        if sizes.pairs == 0 {
+            return Ok(());
+        }
+        let tiles = match way {
+            ExpertsWay::Pairs => {
+                self.few(gpu, sizes, x, experts, ids, weights, buffers, None)?;
+                return self.down_sum(gpu, sizes, experts, ids, buffers, dst);
+            }
+            ExpertsWay::Few => None,
+            ExpertsWay::Flat => Some(&self.flat),
+            ExpertsWay::Short => Some(&self.short),
+            ExpertsWay::Tall => Some(&self.tall),
+        };
+        self.route.group_pairs(gpu, ids, experts.count, &buffers.sorted, &buffers.offsets)?;
+        match tiles {
+            Some(tiles) => many(gpu, tiles, sizes, x, experts, weights, buffers)?,
+            None => {
+                self.few(gpu, sizes, x, experts, ids, weights, buffers, Some(experts.count))?;
+                self.down_few(gpu, sizes, experts, ids, buffers)?;
+            }
+        }
+        let packs = sizes.hidden / 8;
+        let mut grid = Grid::linear(sizes.tokens, (packs.next_multiple_of(32) as u32).clamp(32, 256));
+        grid.blocks[1] = packs.div_ceil(grid.threads[0] as usize) as u32;
+        let arguments = Arguments::new().tensor(dst).tensor(&buffers.out).size(sizes.top_k).size(sizes.hidden);
+        // SAFETY: `check` holds sizes and dtypes.
+        unsafe { gpu.launch(self.sum_pairs.of(OP, x.dtype())?, grid, arguments) }
+    }
+
+    /// `act` of each pair; by expert where `listed` says how many there are.
+    #[allow(clippy::too_many_arguments)] // each is a different thing
+    fn few(
+        &self,
+        gpu: &Gpu,
+        sizes: Sizes,
+        x: &DeviceTensor,
+        experts: ExpertMatrices<'_>,
+        ids: &DeviceTensor,
+        weights: &DeviceTensor,
+        buffers: &ExpertBuffers,
+        listed: Option<usize>,
+    ) -> Result<(), CudaError> {
+        let arguments = Arguments::new().tensor(&buffers.act).tensor(x).tensor(experts.gate_up).tensor(weights);
+        let arguments = arguments
+            .tensor(ids)
+            .optional(listed.map(|_| &buffers.sorted))
+            .optional(listed.map(|_| &buffers.offsets))
+            .size(sizes.top_k)
+            .size(sizes.inner)
+            .size(sizes.hidden);
+        let columns = sizes.inner.div_ceil(8);
+        // A pair's sums are in the same order however many there are.
+        let grid = few_rows::grid(gpu, columns * listed.unwrap_or(sizes.top_k), sizes.hidden);
+        let grid = Grid { blocks: [listed.unwrap_or(sizes.pairs) as u32, columns as u32, 1], ..grid };
+        // SAFETY: `check` holds sizes, dtypes and alignment; ids below the number of experts are the caller's promise.
+        unsafe { gpu.launch(self.gate_up.of(OP, x.dtype())?, grid, arguments) }
+    }
+
+    fn down_few(
+        &self,
+        gpu: &Gpu,
+        sizes: Sizes,
+        experts: ExpertMatrices<'_>,
+        ids: &DeviceTensor,
+        buffers: &ExpertBuffers,
+    ) -> Result<(), CudaError> {
+        let arguments = Arguments::new().tensor(&buffers.out).tensor(&buffers.act).tensor(experts.down).tensor(ids);
+        let arguments = arguments.tensor(&buffers.sorted).tensor(&buffers.offsets).size(sizes.hidden).size(sizes.inner);
+        let columns = sizes.hidden.div_ceil(16);
+        let grid = few_rows::grid(gpu, columns * experts.count, sizes.inner);
+        let grid = Grid { blocks: [experts.count as u32, columns as u32, 1], ..grid };
+        // SAFETY: as above.
+        unsafe { gpu.launch(self.down.of(OP, buffers.act.dtype())?, grid, arguments) }
+    }
+
+    fn down_sum(
+        &self,
+        gpu: &Gpu,
+        sizes: Sizes,
+        experts: ExpertMatrices<'_>,
+        ids: &DeviceTensor,
+        buffers: &ExpertBuffers,
+        dst: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        let arguments = Arguments::new().tensor(dst).tensor(&buffers.act).tensor(experts.down).tensor(ids);
+        let arguments = arguments.size(sizes.top_k).size(sizes.hidden).size(sizes.inner);
+        let columns = sizes.hidden.div_ceil(8);
+        let batches = sizes.inner.next_multiple_of(few_rows::BATCH) * sizes.top_k;
+        let grid = few_rows::grid(gpu, columns, batches);
+        let grid = Grid { blocks: [sizes.tokens as u32, columns as u32, 1], ..grid };
+        // SAFETY: as above.
+        unsafe { gpu.launch(self.down_sum.of(OP, dst.dtype())?, grid, arguments) }
+    }
+}
+
+const OP: &str = "experts";
+
+/// Both products in tiles, over pairs that are listed by expert.
+fn many(
+    gpu: &Gpu,
+    tiles: &TileKernels,
+    sizes: Sizes,
+    x: &DeviceTensor,
+    experts: ExpertMatrices<'_>,
+    weights: &DeviceTensor,
+    buffers: &ExpertBuffers,
+) -> Result<(), CudaError> {
+    let Sizes { top_k, pairs, hidden, inner, .. } = sizes;
+    let launch = |kernel: Kernel, columns: usize, arguments: Arguments| {
+        // SAFETY: `check` holds sizes, dtypes and alignment; `sorted` and `offsets` were just queued.
+        unsafe { gpu.launch(kernel, tiles.grid(pairs, experts.count, columns), arguments) }
+    };
+    let arguments = Arguments::new().tensor(&buffers.act).tensor(x).tensor(experts.gate_up).tensor(weights);
+    let arguments = arguments.tensor(&buffers.sorted).tensor(&buffers.offsets).size(experts.count).size(top_k);
+    let gate_up = tiles.gate_up.of(OP, x.dtype())?;
+    launch(gate_up, inner.div_ceil(TILE_COLUMNS / 2), arguments.size(inner).size(hidden))?;
+    let arguments = Arguments::new().tensor(&buffers.out).tensor(&buffers.act).tensor(experts.down);
+    let arguments = arguments.tensor(&buffers.sorted).tensor(&buffers.offsets).size(experts.count);
+    launch(tiles.down.of(OP, x.dtype())?, hidden.div_ceil(TILE_COLUMNS), arguments.size(hidden).size(inner))
+}
+
+fn check(
+    x: &DeviceTensor,
+    experts: ExpertMatrices<'_>,
+    ids: &DeviceTensor,
+    weights: &DeviceTensor,
+    buffers: &ExpertBuffers,
+    dst: &DeviceTensor,
+) -> Result<Sizes, CudaError> {
+    let ExpertMatrices { count, gate_up, down } = experts;
+    let (tokens, hidden, inner, dtype) = (x.rows(), x.columns(), down.columns(), x.dtype());
+    let (top_k, pairs) = (ids.columns(), ids.rows() * ids.columns());
+    let typed = matches!(dtype, DType::Bf16 | DType::F16);
+    require(OP, typed && [gate_up, down, dst].iter().all(|tensor| tensor.dtype() == dtype), || {
+        format!("dtypes of {x:?}, {experts:?} -> {dst:?}")
+    })?;
+    let fits = (1..=MAX_EXPERTS).contains(&count)
+        && gate_up.rows() == count * 2 * inner
+        && gate_up.columns() == hidden
+        && down.rows() == count * hidden
+        && ids.rows() == tokens
+        && (dst.rows(), dst.columns()) == (tokens, hidden);
+    require(OP, fits, || format!("{x:?} by {ids:?}, {experts:?} -> {dst:?}"))?;
+    let whole = hidden > 0 && inner > 0 && hidden.is_multiple_of(8) && inner.is_multiple_of(8);
+    let aligned = [x, gate_up, down, dst].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+    require(OP, whole && aligned, || format!("rows of {x:?}, {experts:?} are not whole pieces of 16 bytes"))?;
+    expect_at_least(OP, "ids", ids, DType::U32, pairs)?;
+    expect_at_least(OP, "weights", weights, DType::F32, pairs)?;
+    expect_at_least(OP, "act", &buffers.act, dtype, pairs * inner)?;
+    expect_at_least(OP, "out", &buffers.out, dtype, pairs * hidden)?;
+    expect_at_least(OP, "sorted", &buffers.sorted, DType::U32, pairs)?;
+    expect_at_least(OP, "offsets", &buffers.offsets, DType::U32, count + 1)?;
+    Ok(Sizes { tokens, top_k, pairs, hidden, inner })
+}

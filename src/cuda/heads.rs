@@ -1,0 +1,115 @@
+//! Products of rows with a matrix for each head: `kernels/gemm/heads.cu`, checked and launched.
+
+use super::check::{Typed, require};
+use super::few_rows;
+use super::{Arguments, CudaError, DType, DeviceTensor, GEMV_ROWS, Gpu, Grid};
+
+/// Threads, rows, columns and shared memory of a tile, as in `heads.cu`.
+const TILE_THREADS: u32 = 128;
+const TILE_ROWS: usize = 64;
+const TILE_COLUMNS: usize = 128;
+const TILE_BYTES: usize = 96 << 10;
+
+/// Where the heads' parts of a row lie.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadPart<'a> {
+    /// `[t, _]`: a token a row.
+    pub rows: &'a DeviceTensor,
+    /// Column at which the part of the first head begins.
+    pub first: usize,
+    /// Columns from a head's part to the next one's.
+    pub stride: usize,
+}
+
+impl HeadPart<'_> {
+    fn address(&self) -> u64 {
+        self.rows.pointer() + (self.first * self.rows.dtype().size()) as u64
+    }
+
+    /// Whether `heads` parts of `width` lie in a row, each a whole number of 16-byte pieces from the next.
+    fn holds(&self, heads: usize, width: usize) -> bool {
+        let inside = heads > 0 && self.first + (heads - 1) * self.stride + width <= self.rows.columns();
+        let whole = [width, self.stride, self.rows.columns()].iter().all(|count| count.is_multiple_of(8));
+        inside && width > 0 && whole && self.address().is_multiple_of(16)
+    }
+}
+
+/// The kernels of `heads.cu`, looked up once.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadKernels {
+    few8: Typed,
+    few16: Typed,
+    many: Typed,
+    at_once: usize,
+}
+
+impl HeadKernels {
+    /// Looks the kernels up.
+    ///
+    /// # Errors
+    /// [`CudaError::NoKernel`]; if the card has less shared memory than they need.
+    pub fn load(gpu: &Gpu) -> Result<Self, CudaError> {
+        let many = Typed::load(gpu, "heads", "heads_many")?;
+        let mut fit = usize::MAX;
+        for dtype in [DType::Bf16, DType::F16] {
+            let kernel = many.of("heads", dtype)?;
+            gpu.allow_shared_memory(kernel, TILE_BYTES)?;
+            fit = fit.min(gpu.blocks_per_multiprocessor(kernel, TILE_THREADS, TILE_BYTES)?);
+        }
+        let few = |name: &str| few_rows::load(gpu, "heads", name);
+        Ok(Self {
+            few8: few("heads_few8")?,
+            few16: few("heads_few16")?,
+            many,
+            at_once: fit * gpu.limits().multiprocessors,
+        })
+    }
+
+    /// Queues `y[t, head] = x[t, head] * w[head]^T` for each of `heads`: w `[heads * N, K]`, of x K columns a head, of y N;
+    /// all bf16 or all f16, sums in f32. N, K, strides and columns are multiples of 8. What lies between the parts of y
+    /// stays.
+    ///
+    /// # Errors
+    /// If shapes, dtypes or alignment do not fit.
+    pub fn multiply(
+        &self,
+        gpu: &Gpu,
+        heads: usize,
+        x: HeadPart<'_>,
+        w: &DeviceTensor,
+        y: HeadPart<'_>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "heads";
+        let (rows, dtype) = (x.rows.rows(), x.rows.dtype());
+        let fits = heads > 0 && w.rows().is_multiple_of(heads) && y.rows.rows() == rows;
+        require(OP, fits && w.dtype() == dtype && y.rows.dtype() == dtype, || {
+            format!("{heads} heads, {x:?}, {w:?} -> {y:?}")
+        })?;
+        let (outputs, inputs) = (w.rows() / heads, w.columns());
+        let aligned = w.pointer().is_multiple_of(16);
+        require(OP, x.holds(heads, inputs) && y.holds(heads, outputs) && aligned, || {
+            format!("parts of {inputs} and {outputs} for {heads} heads: {x:?}, {w:?} -> {y:?}")
+        })?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let start = Arguments::new().u64(y.address()).u64(x.address()).tensor(w).size(rows);
+        let strides = |arguments: Arguments| {
+            let arguments = arguments.size(x.rows.columns()).size(x.stride);
+            arguments.size(y.rows.columns()).size(y.stride)
+        };
+        if rows <= GEMV_ROWS {
+            let kernel = if rows <= 8 { self.few8 } else { self.few16 }.of(OP, dtype)?;
+            let columns = outputs.div_ceil(16);
+            let grid = few_rows::grid(gpu, columns * heads, inputs);
+            let grid = Grid { blocks: [columns as u32, heads as u32, 1], ..grid };
+            // SAFETY: shapes, dtypes and alignment are checked above.
+            return unsafe { gpu.launch(kernel, grid, strides(start.size(outputs).size(inputs))) };
+        }
+        let tiles = rows.div_ceil(TILE_ROWS) * outputs.div_ceil(TILE_COLUMNS) * heads;
+        let grid = Grid { shared_bytes: TILE_BYTES as u32, ..Grid::linear(tiles.min(self.at_once), TILE_THREADS) };
+        let arguments = strides(start.size(heads).size(outputs).size(inputs));
+        // SAFETY: as above.
+        unsafe { gpu.launch(self.many.of(OP, dtype)?, grid, arguments) }
+    }
+}

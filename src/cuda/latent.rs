@@ -1,0 +1,265 @@
+//! Multi-head latent attention over the paged cache: `kernels/attention/attention_latent.cu` and
+//! `kernels/elementwise/latent.cu`, checked and launched.
+//!
+//! A token's latent, 512 elements and 64 rotated ones, serves all heads as key, and its 512 as value. Rows and their plan
+//! are those of the other attention kernels.
+
+use super::check::{Typed, expect_at_least, require};
+use super::{Arguments, AttentionArrays, CudaError, DType, DeviceTensor, Gpu, Grid};
+
+/// Elements of a latent that are the value too.
+pub const LATENT_DIM: usize = 512;
+
+/// Elements that are rotated.
+pub const LATENT_ROTARY_DIM: usize = 64;
+
+/// Elements of a token in the cache, and of an absorbed query.
+pub const LATENT_WIDTH: usize = LATENT_DIM + LATENT_ROTARY_DIM;
+
+/// Tokens of a cache block.
+const BLOCK_TOKENS: usize = 16;
+
+/// Threads of a block.
+const THREADS: u32 = 128;
+
+/// Shared memory of a block that takes so many rows of queries and heads, as in `attention_latent.cu`.
+const fn shared_bytes(rows: usize) -> usize {
+    let stages = if rows == 16 { 3 } else { 4 };
+    stages * BLOCK_TOKENS * LATENT_WIDTH * 2 + rows * (4 * 4 * BLOCK_TOKENS + 2 * BLOCK_TOKENS + 12)
+}
+
+/// Heads of latent attention and what their scores are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Above zero.
+    pub scale: f32,
+}
+
+/// How queries and latents are made ready.
+#[derive(Clone, Copy, Debug)]
+pub struct LatentRope<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// Elements of a head before its rotated ones.
+    pub plain_dim: usize,
+    /// `[1, 512]` f32: weight of the latent's norm.
+    pub norm: &'a DeviceTensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// `[positions, 32]` f32.
+    pub cos: &'a DeviceTensor,
+    /// `[positions, 32]` f32.
+    pub sin: &'a DeviceTensor,
+    /// Whether `2 i` turns with `2 i + 1`, rather than `i` with `i + 32`.
+    pub interleaved: bool,
+}
+
+/// A kernel and how many of its blocks the GPU runs at once.
+#[derive(Clone, Copy, Debug)]
+struct Decode {
+    kernels: Typed,
+    rows: usize,
+    at_once: usize,
+}
+
+impl Decode {
+    fn load(gpu: &Gpu, rows: usize) -> Result<Self, CudaError> {
+        let kernels = Typed::load(gpu, "attention_latent", &format!("attention_latent_decode{rows}"))?;
+        let mut fit = usize::MAX;
+        for dtype in [DType::Bf16, DType::F16] {
+            let kernel = kernels.of("attention_latent", dtype)?;
+            gpu.allow_shared_memory(kernel, shared_bytes(rows))?;
+            fit = fit.min(gpu.blocks_per_multiprocessor(kernel, THREADS, shared_bytes(rows))?);
+        }
+        Ok(Self { kernels, rows, at_once: fit * gpu.limits().multiprocessors })
+    }
+}
+
+/// The kernels of latent attention, looked up once.
+#[derive(Clone, Copy, Debug)]
+pub struct LatentKernels {
+    rope_and_cache: Typed,
+    /// For 16 heads at a time, and for 32.
+    decode: [Decode; 2],
+    merge: Typed,
+    prefill: Typed,
+}
+
+/// Rows of queries and heads of a block of `prefill`.
+const PREFILL_ROWS: usize = 32;
+
+impl LatentKernels {
+    /// Looks the kernels up.
+    ///
+    /// # Errors
+    /// [`CudaError::NoKernel`]; if the card has less shared memory than they need.
+    pub fn load(gpu: &Gpu) -> Result<Self, CudaError> {
+        let prefill = Typed::load(gpu, "attention_latent", "attention_latent_prefill32")?;
+        for dtype in [DType::Bf16, DType::F16] {
+            gpu.allow_shared_memory(prefill.of("attention_latent", dtype)?, shared_bytes(PREFILL_ROWS))?;
+        }
+        Ok(Self {
+            rope_and_cache: Typed::load(gpu, "latent", "latent_rope_and_cache")?,
+            decode: [Decode::load(gpu, 16)?, Decode::load(gpu, 32)?],
+            merge: Typed::load(gpu, "attention_latent", "attention_latent_merge")?,
+            prefill,
+        })
+    }
+
+    /// Floats of the buffer for what chunks hand to the merge.
+    pub fn partials(max_items: usize, heads: usize) -> usize {
+        max_items * heads * (LATENT_DIM + 4)
+    }
+
+    /// For each token: norms the first 512 columns of `kv [t, >= 576]` and rotates the next 64, to `latents` at its slot
+    /// (block * 16 + place; a slot outside the cache writes nothing); rotates the last 64 of each head of `q [t, >= heads *
+    /// (plain_dim + 64)]` to the last 64 of each head of `absorbed [t, heads * 576]`, of which the rest stays. `positions`
+    /// and `slots` u32.
+    ///
+    /// # Errors
+    /// If shapes or dtypes do not fit.
+    #[allow(clippy::too_many_arguments)] // one pass over the row; each is a different thing
+    pub fn rope_and_cache(
+        &self,
+        gpu: &Gpu,
+        q: &DeviceTensor,
+        kv: &DeviceTensor,
+        rope: LatentRope<'_>,
+        positions: &DeviceTensor,
+        slots: &DeviceTensor,
+        latents: &DeviceTensor,
+        absorbed: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "latent_rope_and_cache";
+        let LatentRope { heads, plain_dim, norm, eps, cos, sin, interleaved } = rope;
+        let (tokens, dtype) = (q.rows(), q.dtype());
+        let fits = kv.rows() == tokens
+            && kv.columns() >= LATENT_WIDTH
+            && q.columns() >= heads * (plain_dim + LATENT_ROTARY_DIM)
+            && (absorbed.rows(), absorbed.columns()) == (tokens, heads * LATENT_WIDTH)
+            && [kv, absorbed, latents].iter().all(|tensor| tensor.dtype() == dtype);
+        require(OP, fits, || format!("{q:?}, {kv:?} -> {absorbed:?} with {heads} heads"))?;
+        let whole = [kv.columns(), q.columns(), plain_dim].iter().all(|count| count.is_multiple_of(8));
+        let aligned = [q, kv, latents, absorbed].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+        require(OP, whole && aligned, || format!("{q:?}, {kv:?}: not whole pieces of 16 bytes"))?;
+        expect_at_least(OP, "positions", positions, DType::U32, tokens)?;
+        expect_at_least(OP, "slots", slots, DType::U32, tokens)?;
+        let position_count = cos.rows() * cos.columns() / (LATENT_ROTARY_DIM / 2);
+        require(OP, position_count > 0, || "the rotary table is empty".into())?;
+        expect_at_least(OP, "cos", cos, DType::F32, position_count * LATENT_ROTARY_DIM / 2)?;
+        expect_at_least(OP, "sin", sin, DType::F32, position_count * LATENT_ROTARY_DIM / 2)?;
+        expect_at_least(OP, "the latent's norm", norm, DType::F32, LATENT_DIM)?;
+        let slot_count = latents.rows() * latents.columns() / LATENT_WIDTH;
+        let arguments = Arguments::new().tensor(absorbed).tensor(latents).tensor(q).tensor(kv).tensor(norm);
+        let arguments = arguments.tensor(cos).tensor(sin).tensor(positions).tensor(slots).size(heads).size(plain_dim);
+        let arguments = arguments.size(LATENT_DIM).size(LATENT_ROTARY_DIM).size(q.columns()).size(kv.columns());
+        let arguments = arguments.size(usize::from(interleaved)).size(position_count).size(slot_count).f32(eps);
+        // SAFETY: shapes were checked; the kernel bounds positions and slots.
+        unsafe { gpu.launch(self.rope_and_cache.of(OP, dtype)?, Grid::linear(tokens, THREADS), arguments) }
+    }
+
+    /// Attention of the rows in `arrays.items`, of one query each: `q [t, heads * 576]` absorbed queries, `latents`
+    /// `[blocks * 16, 576]`, `out [t, heads * 512]`; `partials` f32 for `max_items`. `max_items` bounds the grid alone. A
+    /// row's bits depend on that row alone.
+    ///
+    /// # Errors
+    /// If dtypes or shapes do not fit, or an array or `partials` is too small.
+    #[allow(clippy::too_many_arguments)] // each is a different thing
+    pub fn decode(
+        &self,
+        gpu: &Gpu,
+        shape: LatentShape,
+        q: &DeviceTensor,
+        latents: &DeviceTensor,
+        arrays: &AttentionArrays,
+        partials: &DeviceTensor,
+        max_items: usize,
+        out: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "attention_latent_decode";
+        let LatentShape { heads, scale } = shape;
+        let rows = check(OP, shape, q, latents, arrays, out)?;
+        expect_at_least(OP, "items", &arrays.items, DType::U32, 2 * max_items)?;
+        expect_at_least(OP, "first_item", &arrays.first_item, DType::U32, rows)?;
+        expect_at_least(OP, "item_count", &arrays.item_count, DType::U32, 1)?;
+        expect_at_least(OP, "partials", partials, DType::F32, Self::partials(max_items, heads))?;
+        let decode = self.decode[usize::from(heads > 16)];
+        let arguments = Arguments::new().tensor(out).tensor(partials).tensor(q).tensor(latents);
+        let arguments = rows_of(arguments, arrays).tensor(&arrays.items).tensor(&arrays.first_item);
+        let arguments = arguments.tensor(&arrays.item_count).size(heads).f32(scale);
+        let blocks = (max_items * heads.div_ceil(decode.rows)).min(decode.at_once);
+        let grid = Grid { shared_bytes: shared_bytes(decode.rows) as u32, ..Grid::linear(blocks, THREADS) };
+        // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
+        unsafe { gpu.launch(decode.kernels.of(OP, q.dtype())?, grid, arguments)? };
+        let arguments = Arguments::new().tensor(out).tensor(partials).tensor(&arrays.cu_seqlens_q);
+        let arguments = arguments.tensor(&arrays.context_lens).tensor(&arrays.first_item);
+        let mut grid = Grid::linear(rows, THREADS);
+        grid.blocks[1] = heads as u32;
+        // SAFETY: as above.
+        unsafe { gpu.launch(self.merge.of(OP, q.dtype())?, grid, arguments) }
+    }
+
+    /// Attention of the first `tiles` of `arrays.tiles`, each of `tile_queries`, as [`LatentKernels::decode`] has them; a
+    /// tile of row `u32::MAX` is passed over.
+    ///
+    /// # Errors
+    /// If dtypes or shapes do not fit, or `arrays` holds fewer tiles.
+    #[allow(clippy::too_many_arguments)] // each is a different thing
+    pub fn prefill(
+        &self,
+        gpu: &Gpu,
+        shape: LatentShape,
+        q: &DeviceTensor,
+        latents: &DeviceTensor,
+        arrays: &AttentionArrays,
+        tiles: usize,
+        tile_queries: usize,
+        out: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "attention_latent_prefill";
+        let LatentShape { heads, scale } = shape;
+        check(OP, shape, q, latents, arrays, out)?;
+        expect_at_least(OP, "tiles", &arrays.tiles, DType::U32, 2 * tiles)?;
+        let arguments = rows_of(Arguments::new().tensor(out).tensor(q).tensor(latents), arrays).tensor(&arrays.tiles);
+        let arguments = arguments.size(tile_queries).size(heads).f32(scale);
+        let blocks = tiles * (tile_queries * heads).div_ceil(PREFILL_ROWS);
+        let grid = Grid { shared_bytes: shared_bytes(PREFILL_ROWS) as u32, ..Grid::linear(blocks, THREADS) };
+        // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
+        unsafe { gpu.launch(self.prefill.of(OP, q.dtype())?, grid, arguments) }
+    }
+}
+
+/// The arrays that both kernels read of rows.
+fn rows_of(arguments: Arguments, arrays: &AttentionArrays) -> Arguments {
+    let arguments = arguments.tensor(&arrays.cu_seqlens_q).tensor(&arrays.context_lens);
+    arguments.tensor(&arrays.block_tables).tensor(&arrays.table_offsets)
+}
+
+/// How many rows the arrays have, if all fits.
+fn check(
+    op: &'static str,
+    shape: LatentShape,
+    q: &DeviceTensor,
+    latents: &DeviceTensor,
+    arrays: &AttentionArrays,
+    out: &DeviceTensor,
+) -> Result<usize, CudaError> {
+    let LatentShape { heads, scale } = shape;
+    let fits = heads > 0 && scale > 0.0 && scale.is_finite()
+        && q.columns() == heads * LATENT_WIDTH
+        && (out.rows(), out.columns()) == (q.rows(), heads * LATENT_DIM)
+        && (latents.dtype(), out.dtype()) == (q.dtype(), q.dtype())
+        && latents.columns() == LATENT_WIDTH
+        && latents.rows().is_multiple_of(BLOCK_TOKENS);
+    require(op, fits, || format!("{q:?} over {latents:?} to {out:?} with {shape:?}"))?;
+    let aligned = [q, latents, out].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+    require(op, aligned, || format!("{q:?}, {latents:?} or {out:?} is not aligned"))?;
+    let rows = arrays.context_lens.rows() * arrays.context_lens.columns();
+    expect_at_least(op, "context_lens", &arrays.context_lens, DType::U32, rows)?;
+    expect_at_least(op, "cu_seqlens_q", &arrays.cu_seqlens_q, DType::U32, rows + 1)?;
+    expect_at_least(op, "table_offsets", &arrays.table_offsets, DType::U32, rows + 1)?;
+    expect_at_least(op, "block_tables", &arrays.block_tables, DType::U32, 1)?;
+    Ok(rows)
+}
