@@ -35,16 +35,15 @@ __device__ __forceinline__ Pack<T, 8> rotated(const T* from, int at, int dim, co
 //  1. of kv [T] rows of latent_dim + rotary_dim: the first latent_dim elements, RMS normed with norm f32 [latent_dim], and
 //     the rest, rotated, go to the cache latents [block][16][latent_dim + rotary_dim] at slots u32 [T] (block * 16 + place);
 //     a slot that is not below slot_count (0xffffffff: padding) writes nothing;
-//  2. of q [T] rows of heads x (plain_dim + rotary_dim): the last rotary_dim of each head, rotated, go to the last of
-//     rows of absorbed [T, heads, latent_dim + rotary_dim]; their first latent_dim are left alone.
-// cos, sin f32 [positions, rotary_dim / 2]. Dims are multiples of 8 (rotary_dim of 16 unless interleaved), latent_dim at
-// most 1024; kv_row and q_row: elements from a row to the next, multiples of 8.
+//  2. the last rotary_dim of each head of q [T] rows of heads x (plain_dim + rotary_dim) are rotated in place.
+// cos, sin f32 [positions, rotary_dim / 2]. Dims are multiples of 8, rotary_dim at most 256 and a power of two, latent_dim
+// at most 1024; kv_row and q_row: elements from a row to the next, multiples of 8.
 // Grid: T blocks of 128 threads. Moves 4 bytes an element of kv and of the rotated part of q.
 template <typename T>
 __device__ __forceinline__ void latent_rope_and_cache(
-    T* absorbed, T* latents, const T* q, const T* kv, const float* norm, const float* cos, const float* sin,
-    const uint32_t* positions, const uint32_t* slots, int heads, int plain_dim, int latent_dim, int rotary_dim, int q_row,
-    int kv_row, int interleaved, int position_count, int slot_count, float eps
+    T* q, T* latents, const T* kv, const float* norm, const float* cos, const float* sin, const uint32_t* positions,
+    const uint32_t* slots, int heads, int plain_dim, int latent_dim, int rotary_dim, int q_row, int kv_row,
+    int interleaved, int position_count, int slot_count, float eps
 ) {
     __shared__ float scratch[32];
     int64_t token = blockIdx.x;
@@ -69,29 +68,29 @@ __device__ __forceinline__ void latent_rope_and_cache(
         for (int i = 0; i < 8; i++) in.at[i] = from_float<T>(to_float(in.at[i]) * scale * norm[at + i]);
         *reinterpret_cast<Pack<T, 8>*>(to + at) = in;
     }
-    // The rotated part of the latent, then of each head of q.
-    for (int job = threadIdx.x; job < (heads + 1) * packs; job += THREADS) {
-        int head = job / packs - 1, place = job % packs * 8;
-        if (head < 0) {
-            Pack<T, 8> out = rotated(row + latent_dim, place, rotary_dim, cos, sin, interleaved);
-            if (cached) *reinterpret_cast<Pack<T, 8>*>(to + latent_dim + place) = out;
-        } else {
-            const T* from = q + token * q_row + int64_t(head) * (plain_dim + rotary_dim) + plain_dim;
-            *reinterpret_cast<Pack<T, 8>*>(absorbed + (token * heads + head) * width + latent_dim + place) =
-                rotated(from, place, rotary_dim, cos, sin, interleaved);
-        }
+    // The rotated part of the latent, then of each head of q, a head by neighbours of one warp.
+    int jobs = (heads + 1) * packs;
+    for (int first = 0; first < jobs; first += THREADS) {
+        int job = first + threadIdx.x, head = job / packs - 1, place = job % packs * 8;
+        const T* from = head < 0 ? row + latent_dim : q + token * q_row + int64_t(head) * (plain_dim + rotary_dim) + plain_dim;
+        Pack<T, 8> out;
+        if (job < jobs) out = rotated(from, place, rotary_dim, cos, sin, interleaved);
+        __syncwarp();  // all of a head is read before any of it is written
+        if (job >= jobs || (head < 0 && !cached)) continue;
+        T* target = head < 0 ? to + latent_dim : q + (from - q);
+        *reinterpret_cast<Pack<T, 8>*>(target + place) = out;
     }
 }
 
 #define LATENT_ROPE(T)                                                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS) latent_rope_and_cache_##T(                                  \
-        T* absorbed, T* latents, const T* q, const T* kv, const float* norm, const float* cos, const float* sin,      \
+        T* q, T* latents, const T* kv, const float* norm, const float* cos, const float* sin,                         \
         const uint32_t* positions, const uint32_t* slots, int heads, int plain_dim, int latent_dim, int rotary_dim,   \
         int q_row, int kv_row, int interleaved, int position_count, int slot_count, float eps                         \
     ) {                                                                                                               \
         latent_rope_and_cache<T>(                                                                                     \
-            absorbed, latents, q, kv, norm, cos, sin, positions, slots, heads, plain_dim, latent_dim, rotary_dim,     \
-            q_row, kv_row, interleaved, position_count, slot_count, eps                                               \
+            q, latents, kv, norm, cos, sin, positions, slots, heads, plain_dim, latent_dim, rotary_dim, q_row,        \
+            kv_row, interleaved, position_count, slot_count, eps                                                      \
         );                                                                                                            \
     }
 LATENT_ROPE(bf16)

@@ -69,7 +69,7 @@ __device__ __forceinline__ void down_pairs(T* out, const T* act, const T* w, Pai
     }
 }
 
-// dst [T, H]: the sum over a token's experts of act * down^T, as one sum over all their k: nothing between is rounded.
+// dst [T, H] += the sum over a token's experts of act * down^T, as one sum over all their k: nothing between is rounded.
 // Grid: (T, ceil(H / 8)). Cost: 2 F H bytes a token and chosen expert.
 template <typename T>
 __device__ __forceinline__ void down_sum(T* dst, const T* act, const T* w, const uint32_t* ids, int top_k, int H, int F) {
@@ -88,7 +88,8 @@ __device__ __forceinline__ void down_sum(T* dst, const T* act, const T* w, const
         return (batch - j * each) * BATCH;
     });
     if (threadIdx.x < 8 && column + threadIdx.x < H) {
-        dst[(int64_t)token * H + column + threadIdx.x] = from_float<T>(total(rings, threadIdx.x));
+        T* to = dst + (int64_t)token * H + column + threadIdx.x;
+        *to = from_float<T>(to_float(*to) + total(rings, threadIdx.x));
     }
 }
 

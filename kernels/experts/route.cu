@@ -184,13 +184,14 @@ extern "C" __global__ void __launch_bounds__(512) group_pairs(
     }
 }
 
-// dst[t] = sum over j of pairs[t * top_k + j], in order, in f32: pairs [T * top_k, width], dst [T, width], width a multiple
-// of 8. Grid: (T, blocks over the row's packs of 8). Moves 2 (top_k + 1) bytes an element.
+// dst[t] += sum over j of pairs[t * top_k + j], in order, in f32: pairs [T * top_k, width], dst [T, width], width a multiple
+// of 8. Grid: (T, blocks over the row's packs of 8). Moves 2 (top_k + 2) bytes an element.
 template <typename T>
 __device__ void sum_pairs(T* dst, const T* pairs, int top_k, int width) {
     const T* from = pairs + (int64_t)blockIdx.x * top_k * width;
     T* to = dst + (int64_t)blockIdx.x * width;
     for (int pack = blockIdx.y * blockDim.x + threadIdx.x; pack < width / 8; pack += gridDim.y * blockDim.x) {
+        Pack<T, 8> out = reinterpret_cast<const Pack<T, 8>*>(to)[pack];
         float sum[8] = {};
 #pragma unroll 4
         for (int j = 0; j < top_k; ++j) {
@@ -198,9 +199,8 @@ __device__ void sum_pairs(T* dst, const T* pairs, int top_k, int width) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) sum[i] += to_float(in.at[i]);
         }
-        Pack<T, 8> out;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) out.at[i] = from_float<T>(sum[i]);
+        for (int i = 0; i < 8; ++i) out.at[i] = from_float<T>(to_float(out.at[i]) + sum[i]);
         reinterpret_cast<Pack<T, 8>*>(to)[pack] = out;
     }
 }

@@ -3,6 +3,7 @@
 // y[m, head, :N] = x[m, head, :K] * w[head]^T: w [heads][N, K]; N, K, strides and heads' distances multiples of 8 elements,
 // x, w and y begin at multiples of 16 bytes. x_row and y_row: elements from a row to the next; x_head, y_head: from a head
 // to the next.
+// The `tail` elements that follow x[m, head] (a multiple of 8, or 0) are copied behind y[m, head].
 // Cost: 2 heads N K bytes for few rows, 2 M heads N K flops for many.
 #include "few_rows.cuh"
 #include "tiles.cuh"
@@ -14,9 +15,23 @@ struct Strides {
     int x_row, x_head, y_row, y_head;
 };
 
+// Copies the tails of rows `first` .. `last` of a head.
+template <typename T>
+__device__ __forceinline__ void copy_tails(T* y, const T* x, int first, int last, int head, int N, int K, int tail,
+                                           Strides strides) {
+    int packs = tail / 8;
+    for (int i = threadIdx.x; i < (last - first) * packs; i += blockDim.x) {
+        int64_t row = first + i / packs;
+        const T* from = x + row * strides.x_row + (int64_t)head * strides.x_head + K;
+        T* to = y + row * strides.y_row + (int64_t)head * strides.y_head + N;
+        reinterpret_cast<uint4*>(to)[i % packs] = reinterpret_cast<const uint4*>(from)[i % packs];
+    }
+}
+
 // M at most ROWS. Grid: (ceil(N / 16), heads), blocks and shared memory as few_rows.cuh says.
 template <typename T, int ROWS>
-__device__ __forceinline__ void heads_few(T* y, const T* x, const T* w, int M, int N, int K, Strides strides) {
+__device__ __forceinline__ void heads_few(T* y, const T* x, const T* w, int M, int N, int K, int tail,
+                                          Strides strides) {
     extern __shared__ __align__(16) char rings[];
     int head = blockIdx.y, first = blockIdx.x * 16, g = (threadIdx.x & 31) >> 2;
     const T* tile_rows[2];
@@ -29,6 +44,7 @@ __device__ __forceinline__ void heads_few(T* y, const T* x, const T* w, int M, i
     }
     accumulate<T, ROWS, 2>(rings, x_rows, tile_rows, (K + BATCH - 1) / BATCH, K,
                            [](int batch) { return batch * BATCH; });
+    if (blockIdx.x == 0) copy_tails(y, x, 0, M, head, N, K, tail, strides);
     for (int place = threadIdx.x; place < M * 16; place += blockDim.x) {
         int n = first + place % 16;
         if (n >= N) continue;
@@ -38,7 +54,8 @@ __device__ __forceinline__ void heads_few(T* y, const T* x, const T* w, int M, i
 
 // Any M. Grid: blocks that fit at once, at most the tiles of all heads.
 template <typename T, typename S>
-__device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, int heads, int N, int K, Strides strides) {
+__device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, int heads, int N, int K, int tail,
+                                           Strides strides) {
     extern __shared__ __align__(128) char memory[];
     int rows = (M + S::ROWS - 1) / S::ROWS, columns = (N + S::COLUMNS - 1) / S::COLUMNS, each = rows * columns;
     Copier<Side::X, S::ROWS, S::DEPTH, S::THREADS> copy_x(x, strides.x_row);
@@ -50,6 +67,9 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
     };
     auto finish = [&](int tile, const Sums<S>& c) {
         int head = tile / each, within = tile % each;
+        if (within < rows) {
+            copy_tails(y, x, within * S::ROWS, min(M, (within + 1) * S::ROWS), head, N, K, tail, strides);
+        }
         int first_row = within % rows * S::ROWS + lane_row<S>();
         int first_column = within / rows * S::COLUMNS + lane_column<S>();
 #pragma unroll
@@ -71,18 +91,19 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
     multiply_tiles<T, S>(memory, copy_x, copy_w, each * heads, 0, K, aim, finish);
 }
 
+#define FEW(T, ROWS)                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256) heads_few##ROWS##_##T(                                              \
+        T* y, const T* x, const T* w, int M, int N, int K, int tail, int x_row, int x_head, int y_row, int y_head) {      \
+        heads_few<T, ROWS>(y, x, w, M, N, K, tail, Strides{x_row, x_head, y_row, y_head});                                \
+    }
+
 #define HEADS(T)                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(256) heads_few8_##T(                                                     \
-        T* y, const T* x, const T* w, int M, int N, int K, int x_row, int x_head, int y_row, int y_head) {                \
-        heads_few<T, 8>(y, x, w, M, N, K, Strides{x_row, x_head, y_row, y_head});                                         \
-    }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256) heads_few16_##T(                                                    \
-        T* y, const T* x, const T* w, int M, int N, int K, int x_row, int x_head, int y_row, int y_head) {                \
-        heads_few<T, 16>(y, x, w, M, N, K, Strides{x_row, x_head, y_row, y_head});                                        \
-    }                                                                                                                     \
+    FEW(T, 8)                                                                                                             \
+    FEW(T, 16)                                                                                                            \
     extern "C" __global__ void __launch_bounds__(Short::THREADS, 2) heads_many_##T(                                       \
-        T* y, const T* x, const T* w, int M, int heads, int N, int K, int x_row, int x_head, int y_row, int y_head) {     \
-        heads_many<T, Short>(y, x, w, M, heads, N, K, Strides{x_row, x_head, y_row, y_head});                             \
+        T* y, const T* x, const T* w, int M, int heads, int N, int K, int tail, int x_row, int x_head, int y_row,         \
+        int y_head) {                                                                                                     \
+        heads_many<T, Short>(y, x, w, M, heads, N, K, tail, Strides{x_row, x_head, y_row, y_head});                       \
     }
 
 HEADS(bf16)

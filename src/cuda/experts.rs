@@ -186,7 +186,7 @@ impl ExpertKernels {
         })
     }
 
-    /// Queues `dst[t] = sum over j of weights[t, j] * down[e](silu(gate[e](x[t])) * up[e](x[t]))` with `e = ids[t, j]`:
+    /// Queues `dst[t] += sum over j of weights[t, j] * down[e](silu(gate[e](x[t])) * up[e](x[t]))` with `e = ids[t, j]`:
     /// `x` and `dst` `[t, h]`, `ids [t, top_k]` u32 below the number of experts, `weights [t, top_k]` f32; `x`, `dst` and
     /// all matrices bf16 or all f16, h and f multiples of 8. Sums in f32; what is between is rounded after its weight is
     /// applied.

@@ -66,8 +66,8 @@ impl HeadKernels {
     }
 
     /// Queues `y[t, head] = x[t, head] * w[head]^T` for each of `heads`: w `[heads * N, K]`, of x K columns a head, of y N;
-    /// all bf16 or all f16, sums in f32. N, K, strides and columns are multiples of 8. What lies between the parts of y
-    /// stays.
+    /// all bf16 or all f16, sums in f32. The `tail` columns that follow a head's part of x are copied behind its part of
+    /// y. All sizes and distances are multiples of 8. What else lies between the parts of y stays.
     ///
     /// # Errors
     /// If shapes, dtypes or alignment do not fit.
@@ -78,6 +78,7 @@ impl HeadKernels {
         x: HeadPart<'_>,
         w: &DeviceTensor,
         y: HeadPart<'_>,
+        tail: usize,
     ) -> Result<(), CudaError> {
         const OP: &str = "heads";
         let (rows, dtype) = (x.rows.rows(), x.rows.dtype());
@@ -87,9 +88,11 @@ impl HeadKernels {
         })?;
         let (outputs, inputs) = (w.rows() / heads, w.columns());
         let aligned = w.pointer().is_multiple_of(16);
-        require(OP, x.holds(heads, inputs) && y.holds(heads, outputs) && aligned, || {
-            format!("parts of {inputs} and {outputs} for {heads} heads: {x:?}, {w:?} -> {y:?}")
-        })?;
+        require(
+            OP,
+            x.holds(heads, inputs + tail) && y.holds(heads, outputs + tail) && tail.is_multiple_of(8) && aligned,
+            || format!("parts of {inputs} and {outputs} for {heads} heads: {x:?}, {w:?} -> {y:?}"),
+        )?;
         if rows == 0 {
             return Ok(());
         }
@@ -104,11 +107,11 @@ impl HeadKernels {
             let grid = few_rows::grid(gpu, columns * heads, inputs);
             let grid = Grid { blocks: [columns as u32, heads as u32, 1], ..grid };
             // SAFETY: shapes, dtypes and alignment are checked above.
-            return unsafe { gpu.launch(kernel, grid, strides(start.size(outputs).size(inputs))) };
+            return unsafe { gpu.launch(kernel, grid, strides(start.size(outputs).size(inputs).size(tail))) };
         }
         let tiles = rows.div_ceil(TILE_ROWS) * outputs.div_ceil(TILE_COLUMNS) * heads;
         let grid = Grid { shared_bytes: TILE_BYTES as u32, ..Grid::linear(tiles.min(self.at_once), TILE_THREADS) };
-        let arguments = strides(start.size(heads).size(outputs).size(inputs));
+        let arguments = strides(start.size(heads).size(outputs).size(inputs).size(tail));
         // SAFETY: as above.
         unsafe { gpu.launch(self.many.of(OP, dtype)?, grid, arguments) }
     }

@@ -30,7 +30,7 @@ const fn shared_bytes(rows: usize) -> usize {
 
 /// Heads of latent attention and what their scores are multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LatentShape {
+pub struct LatentHeads {
     /// Query heads.
     pub heads: usize,
     /// Above zero.
@@ -114,9 +114,8 @@ impl LatentKernels {
     }
 
     /// For each token: norms the first 512 columns of `kv [t, >= 576]` and rotates the next 64, to `latents` at its slot
-    /// (block * 16 + place; a slot outside the cache writes nothing); rotates the last 64 of each head of `q [t, >= heads *
-    /// (plain_dim + 64)]` to the last 64 of each head of `absorbed [t, heads * 576]`, of which the rest stays. `positions`
-    /// and `slots` u32.
+    /// (block * 16 + place; a slot outside the cache writes nothing), while `kv` stays as it was; rotates the last 64 of each
+    /// head of `q [t, >= heads * (plain_dim + 64)]` in place. `positions` and `slots` u32.
     ///
     /// # Errors
     /// If shapes or dtypes do not fit.
@@ -130,7 +129,6 @@ impl LatentKernels {
         positions: &DeviceTensor,
         slots: &DeviceTensor,
         latents: &DeviceTensor,
-        absorbed: &DeviceTensor,
     ) -> Result<(), CudaError> {
         const OP: &str = "latent_rope_and_cache";
         let LatentRope { heads, plain_dim, norm, eps, cos, sin, interleaved } = rope;
@@ -138,11 +136,10 @@ impl LatentKernels {
         let fits = kv.rows() == tokens
             && kv.columns() >= LATENT_WIDTH
             && q.columns() >= heads * (plain_dim + LATENT_ROTARY_DIM)
-            && (absorbed.rows(), absorbed.columns()) == (tokens, heads * LATENT_WIDTH)
-            && [kv, absorbed, latents].iter().all(|tensor| tensor.dtype() == dtype);
-        require(OP, fits, || format!("{q:?}, {kv:?} -> {absorbed:?} with {heads} heads"))?;
+            && [kv, latents].iter().all(|tensor| tensor.dtype() == dtype);
+        require(OP, fits, || format!("{q:?}, {kv:?} -> {latents:?} with {heads} heads"))?;
         let whole = [kv.columns(), q.columns(), plain_dim].iter().all(|count| count.is_multiple_of(8));
-        let aligned = [q, kv, latents, absorbed].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+        let aligned = [q, kv, latents].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
         require(OP, whole && aligned, || format!("{q:?}, {kv:?}: not whole pieces of 16 bytes"))?;
         expect_at_least(OP, "positions", positions, DType::U32, tokens)?;
         expect_at_least(OP, "slots", slots, DType::U32, tokens)?;
@@ -152,7 +149,7 @@ impl LatentKernels {
         expect_at_least(OP, "sin", sin, DType::F32, position_count * LATENT_ROTARY_DIM / 2)?;
         expect_at_least(OP, "the latent's norm", norm, DType::F32, LATENT_DIM)?;
         let slot_count = latents.rows() * latents.columns() / LATENT_WIDTH;
-        let arguments = Arguments::new().tensor(absorbed).tensor(latents).tensor(q).tensor(kv).tensor(norm);
+        let arguments = Arguments::new().tensor(q).tensor(latents).tensor(kv).tensor(norm);
         let arguments = arguments.tensor(cos).tensor(sin).tensor(positions).tensor(slots).size(heads).size(plain_dim);
         let arguments = arguments.size(LATENT_DIM).size(LATENT_ROTARY_DIM).size(q.columns()).size(kv.columns());
         let arguments = arguments.size(usize::from(interleaved)).size(position_count).size(slot_count).f32(eps);
@@ -170,7 +167,7 @@ impl LatentKernels {
     pub fn decode(
         &self,
         gpu: &Gpu,
-        shape: LatentShape,
+        shape: LatentHeads,
         q: &DeviceTensor,
         latents: &DeviceTensor,
         arrays: &AttentionArrays,
@@ -179,7 +176,7 @@ impl LatentKernels {
         out: &DeviceTensor,
     ) -> Result<(), CudaError> {
         const OP: &str = "attention_latent_decode";
-        let LatentShape { heads, scale } = shape;
+        let LatentHeads { heads, scale } = shape;
         let rows = check(OP, shape, q, latents, arrays, out)?;
         expect_at_least(OP, "items", &arrays.items, DType::U32, 2 * max_items)?;
         expect_at_least(OP, "first_item", &arrays.first_item, DType::U32, rows)?;
@@ -210,7 +207,7 @@ impl LatentKernels {
     pub fn prefill(
         &self,
         gpu: &Gpu,
-        shape: LatentShape,
+        shape: LatentHeads,
         q: &DeviceTensor,
         latents: &DeviceTensor,
         arrays: &AttentionArrays,
@@ -219,7 +216,7 @@ impl LatentKernels {
         out: &DeviceTensor,
     ) -> Result<(), CudaError> {
         const OP: &str = "attention_latent_prefill";
-        let LatentShape { heads, scale } = shape;
+        let LatentHeads { heads, scale } = shape;
         check(OP, shape, q, latents, arrays, out)?;
         expect_at_least(OP, "tiles", &arrays.tiles, DType::U32, 2 * tiles)?;
         let arguments = rows_of(Arguments::new().tensor(out).tensor(q).tensor(latents), arrays).tensor(&arrays.tiles);
@@ -240,14 +237,16 @@ fn rows_of(arguments: Arguments, arrays: &AttentionArrays) -> Arguments {
 /// How many rows the arrays have, if all fits.
 fn check(
     op: &'static str,
-    shape: LatentShape,
+    shape: LatentHeads,
     q: &DeviceTensor,
     latents: &DeviceTensor,
     arrays: &AttentionArrays,
     out: &DeviceTensor,
 ) -> Result<usize, CudaError> {
-    let LatentShape { heads, scale } = shape;
-    let fits = heads > 0 && scale > 0.0 && scale.is_finite()
+    let LatentHeads { heads, scale } = shape;
+    let fits = heads > 0
+        && scale > 0.0
+        && scale.is_finite()
         && q.columns() == heads * LATENT_WIDTH
         && (out.rows(), out.columns()) == (q.rows(), heads * LATENT_DIM)
         && (latents.dtype(), out.dtype()) == (q.dtype(), q.dtype())

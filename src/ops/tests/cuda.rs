@@ -4,8 +4,10 @@
 mod attention;
 mod ceilings;
 mod elementwise;
+mod experts;
 mod gemm;
 mod gemm_bench;
+mod latent;
 mod quant;
 
 use std::sync::{Arc, OnceLock};
