@@ -23,16 +23,16 @@ constexpr int WARPS = 4;
 constexpr int HEADS = 8;  // q heads of a tile
 
 // A cache block's keys: thread (g, t) holds dims 32 s + 8 t .. + 7 of keys g and g + 8.
-template <int D>
+template <typename C, int D>
 struct Keys {
-    uint4 at[2][D / 32];
+    using Raw = typename CachePiece<C>::Eight;
+    Raw at[2][D / 32];
 
-    template <typename T>
-    __device__ __forceinline__ void load(const T* thread_keys) {
+    __device__ __forceinline__ void load(const C* thread_keys) {
 #pragma unroll
         for (int s = 0; s < D / 32; s++) {
 #pragma unroll
-            for (int r = 0; r < 2; r++) at[r][s] = load_once(thread_keys + r * 8 * D + s * 32, uint4());
+            for (int r = 0; r < 2; r++) at[r][s] = load_once(thread_keys + r * 8 * D + s * 32, Raw());
         }
     }
 };
@@ -41,15 +41,16 @@ struct Keys {
 __device__ __forceinline__ uint32_t& word(uint4& x, int n) { return n == 0 ? x.x : n == 1 ? x.y : n == 2 ? x.z : x.w; }
 __device__ __forceinline__ uint32_t& word(uint2& x, int n) { return n == 0 ? x.x : x.y; }
 
-// What a thread holds of a cache block's values: one piece of each of its keys 2t, 2t + 1, 2t + 8, 2t + 9.
-template <typename Piece>
+// What a thread holds of a cache block's values: one piece of each of its keys 2t, 2t + 1, 2t + 8, 2t + 9, as it lies in
+// memory.
+template <typename Piece, typename Raw>
 struct Values {
-    Piece at[4];
+    Raw at[4];
 
-    template <int D, typename T>
-    __device__ __forceinline__ void load(const T* from) {
+    template <int D, typename C>
+    __device__ __forceinline__ void load(const C* from) {
 #pragma unroll
-        for (int n = 0; n < 4; n++) at[n] = load_once(from + ((n & 1) + (n >> 1) * 8) * D, Piece());
+        for (int n = 0; n < 4; n++) at[n] = load_once(from + ((n & 1) + (n >> 1) * 8) * D, Raw());
     }
 
     // Zeroes keys outside from .. to: what a slot outside the context holds may be no number.
@@ -57,15 +58,18 @@ struct Values {
 #pragma unroll
         for (int n = 0; n < 4; n++) {
             const int key = (threadIdx.x & 3) * 2 + (n & 1) + (n >> 1) * 8;
-            if (key < from || key >= to) at[n] = Piece();
+            if (key < from || key >= to) at[n] = Raw();
         }
     }
 
     template <typename T>
     __device__ __forceinline__ void multiply(float (*o)[4], uint32_t p0, uint32_t p1) {
+        Piece wide[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++) wide[n] = widen<T, Piece>(at[n]);
 #pragma unroll
         for (int j = 0; j < int(sizeof(Piece) / 4); j++) {
-            uint32_t a = word(at[0], j), b = word(at[1], j), c = word(at[2], j), d = word(at[3], j);
+            uint32_t a = word(wide[0], j), b = word(wide[1], j), c = word(wide[2], j), d = word(wide[3], j);
             mma<T>(o[j], __byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632), __byte_perm(c, d, 0x5410),
                    __byte_perm(c, d, 0x7632), p0, p1);
         }
@@ -83,11 +87,11 @@ struct alignas(16) Shared {
 };
 
 // One row's queries, keys and values, as one block sees them.
-template <typename T>
+template <typename T, typename C>
 struct Row {
     const T* q;             // of the tile's first head
-    const T* keys;          // of the kv head, in cache block 0
-    const T* values;
+    const C* keys;          // of the kv head, in cache block 0
+    const C* values;
     const uint32_t* table;
     int64_t block_stride;   // elements from a cache block to the next
     int heads;              // of the tile
@@ -121,8 +125,8 @@ __device__ __forceinline__ void soften(float (&s)[4], float (&m)[2], float (&l)[
 }
 
 // Attention of a warp's share of a chunk, left in `shared`: cache blocks seen_from / 16 + warp, + 4, ..
-template <typename T, int D>
-__device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uint4* q_shared) {
+template <typename T, typename C, int D>
+__device__ __forceinline__ void attend(const Row<T, C>& row, Shared<D>& shared, uint4* q_shared) {
     constexpr int STEPS = D / 32, WIDE = D / 64, TILES = D / 16;
     constexpr bool NARROW = D % 64 != 0;
     constexpr bool Q_SHARED = D > 96;  // registers would not hold it
@@ -135,9 +139,9 @@ __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uin
     uint32_t id = any ? row.table[block] : 0;
     uint32_t next_id = any && block + WARPS < end ? row.table[block + WARPS] : 0;
 
-    const T* thread_keys = row.keys + g * D + t * 8;
-    const T* thread_values = row.values + 2 * t * D;
-    Keys<D> keys;
+    const C* thread_keys = row.keys + g * D + t * 8;
+    const C* thread_values = row.values + 2 * t * D;
+    Keys<C, D> keys;
     if (any) keys.load(thread_keys + id * row.block_stride);
 
     uint4 q[Q_SHARED ? 1 : STEPS];
@@ -161,9 +165,9 @@ __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uin
 
     if (any) {
         for (; block < end; block += WARPS) {
-            Values<uint4> wide[WIDE];
-            Values<uint2> narrow;
-            const T* from = thread_values + id * row.block_stride;
+            Values<uint4, typename CachePiece<C>::Eight> wide[WIDE];
+            Values<uint2, typename CachePiece<C>::Four> narrow;
+            const C* from = thread_values + id * row.block_stride;
 #pragma unroll
             for (int c = 0; c < WIDE; c++) wide[c].template load<D>(from + c * 64 + g * 8);
             if constexpr (NARROW) narrow.template load<D>(from + WIDE * 64 + g * 4);
@@ -171,7 +175,7 @@ __device__ __forceinline__ void attend(const Row<T>& row, Shared<D>& shared, uin
             float s[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
             for (int n = 0; n < STEPS; n++) {
-                const uint4 a = keys.at[0][n], b = keys.at[1][n];
+                const uint4 a = widen<T, uint4>(keys.at[0][n]), b = widen<T, uint4>(keys.at[1][n]);
                 const uint4 x = Q_SHARED ? q_shared[n * 32 + lane] : q[Q_SHARED ? 0 : n];
                 mma<T>(s, a.x, b.x, a.y, b.y, x.x, x.y);
                 mma<T>(s, a.z, b.z, a.w, b.w, x.z, x.w);
@@ -280,9 +284,9 @@ __device__ __forceinline__ void merge_chunks(Shared<D>& shared, int heads, int c
     }
 }
 
-template <typename T, int D>
+template <typename T, typename C, int D>
 __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32_t* counters, const T* qkv,
-                                                 const T* keys, const T* values, const uint32_t* cu_seqlens_q,
+                                                 const C* keys, const C* values, const uint32_t* cu_seqlens_q,
                                                  const uint32_t* context_lens, const uint32_t* block_tables,
                                                  const uint32_t* table_offsets, const uint2* items,
                                                  const uint32_t* first_item, const uint32_t* item_count, int q_heads,
@@ -301,7 +305,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         const int first_head = kv_head * group + tile * HEADS;
         const int64_t token = cu_seqlens_q[index];
 
-        Row<T> row;
+        Row<T, C> row;
         row.q = qkv + token * (q_heads + 2 * kv_heads) * D + first_head * D;
         row.keys = keys + kv_head * BLOCK_TOKENS * D;
         row.values = values + kv_head * BLOCK_TOKENS * D;
@@ -312,7 +316,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         if (sliding_window > 0) row.seen_from = max(row.seen_from, context - sliding_window);
         row.seen_to = min((chunk + 1) * tokens, context);
         row.scale_log2 = scale * 1.4426950408889634f;
-        attend<T, D>(row, shared, q_shared);
+        attend<T, C, D>(row, shared, q_shared);
         __syncthreads();
 
         T* row_out = out + token * q_heads * D + first_head * D;
@@ -339,22 +343,24 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
 }
 
 // Blocks per multiprocessor are what registers allow without spilling.
-#define ATTENTION_DECODE(T, D, BLOCKS)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_decode_##T##_d##D(                      \
-        T* out, float* partials, uint32_t* counters, const T* qkv, const T* keys, const T* values,                     \
+#define ATTENTION_DECODE(NAME, T, C, D, BLOCKS)                                                                        \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_decode_##NAME##_d##D(                   \
+        T* out, float* partials, uint32_t* counters, const T* qkv, const C* keys, const C* values,                     \
         const uint32_t* cu_seqlens_q, const uint32_t* context_lens, const uint32_t* block_tables,                      \
         const uint32_t* table_offsets, const uint2* items, const uint32_t* first_item, const uint32_t* item_count,     \
         int q_heads, int kv_heads, int sliding_window, float scale) {                                                  \
-        attention_decode<T, D>(out, partials, counters, qkv, keys, values, cu_seqlens_q, context_lens, block_tables,   \
-                               table_offsets, items, first_item, item_count, q_heads, kv_heads, sliding_window,        \
-                               scale);                                                                                 \
+        attention_decode<T, C, D>(out, partials, counters, qkv, keys, values, cu_seqlens_q, context_lens,              \
+                                  block_tables, table_offsets, items, first_item, item_count, q_heads, kv_heads,       \
+                                  sliding_window, scale);                                                              \
     }
 
-ATTENTION_DECODE(bf16, 64, 4)
-ATTENTION_DECODE(bf16, 96, 4)
-ATTENTION_DECODE(bf16, 128, 4)
-ATTENTION_DECODE(bf16, 256, 2)
-ATTENTION_DECODE(f16, 64, 4)
-ATTENTION_DECODE(f16, 96, 4)
-ATTENTION_DECODE(f16, 128, 4)
-ATTENTION_DECODE(f16, 256, 2)
+#define ATTENTION_DECODES(T)                  \
+    ATTENTION_DECODE(T, T, T, 64, 4)          \
+    ATTENTION_DECODE(T, T, T, 96, 4)          \
+    ATTENTION_DECODE(T, T, T, 128, 4)         \
+    ATTENTION_DECODE(T, T, T, 256, 2)         \
+    ATTENTION_DECODE(T##_fp8, T, fp8, 64, 4)  \
+    ATTENTION_DECODE(T##_fp8, T, fp8, 128, 4)
+
+ATTENTION_DECODES(bf16)
+ATTENTION_DECODES(f16)

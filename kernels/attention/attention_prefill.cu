@@ -43,26 +43,39 @@ struct Tile {
 };
 
 // What a block works on.
-template <typename T>
+template <typename C>
 struct Work {
-    const T* keys;    // of the kv head, in cache block 0
-    const T* values;
+    const C* keys;    // of the kv head, in cache block 0
+    const C* values;
     const uint32_t* table;
     int64_t block_stride;
     int from, to;     // keys that some query of the tile sees
 };
 
 // The cache block of which this lane has the id: lane i has the i-th of key tile `tile`.
-template <typename T, int D, int R>
-__device__ __forceinline__ uint32_t load_id(const Work<T>& work, int tile) {
+template <typename C, int D, int R>
+__device__ __forceinline__ uint32_t load_id(const Work<C>& work, int tile) {
     constexpr int BLOCKS = Tile<D, R>::KEYS / BLOCK_TOKENS;
     const int block = tile * BLOCKS + (threadIdx.x & (BLOCKS - 1));
     return work.table[min(block, (work.to - 1) / BLOCK_TOKENS)];
 }
 
-// Starts copying key tile `tile` to the stage at `k`; V follows two stages of K. `id` as load_id gives it.
-template <typename T, int D, int R>
-__device__ __forceinline__ void copy_tile(const Work<T>& work, int tile, uint32_t id, uint32_t k) {
+// Where the stages of K and V lie, from the first byte behind q. In the model's type: two of K, two of V. In fp8: one of
+// K, the first of what is copied, one of V, the second of what is copied; there K and V lie as each thread copied them,
+// which widens them itself.
+template <typename C, int D, int R>
+struct Stages {
+    static constexpr bool WIDENS = std::is_same_v<C, fp8>;
+    static constexpr uint32_t BYTES = Tile<D, R>::STAGE_BYTES;
+    __device__ static __forceinline__ uint32_t copied(uint32_t stage) {
+        return WIDENS ? (1 + 2 * stage) * BYTES : stage * BYTES;
+    }
+    __device__ static __forceinline__ uint32_t read(uint32_t stage) { return WIDENS ? 0 : stage * BYTES; }
+};
+
+// Starts copying key tile `tile` to the stage at `to`. `id` as load_id gives it.
+template <typename C, int D, int R>
+__device__ __forceinline__ void copy_tile(const Work<C>& work, int tile, uint32_t id, uint32_t to) {
     using S = Tile<D, R>;
     const int thread = this_thread();
 #pragma unroll
@@ -73,9 +86,37 @@ __device__ __forceinline__ void copy_tile(const Work<T>& work, int tile, uint32_
         const bool wanted = token >= work.from && token < work.to;
         const uint32_t block = __shfl_sync(~0u, id, key / BLOCK_TOKENS);
         const int64_t from = block * work.block_stride + (key % BLOCK_TOKENS) * D + piece * 8;
-        const uint32_t to = k + S::offset(key, piece);
-        copy_async(to, work.keys + from, wanted);
-        copy_async(to + 2 * S::STAGE_BYTES, work.values + from, wanted);
+        if constexpr (std::is_same_v<C, fp8>) {
+            copy_async_half(to + at * 8, work.keys + from, wanted);
+            copy_async_half(to + S::STAGE_BYTES / 2 + at * 8, work.values + from, wanted);
+        } else {
+            copy_async(to + S::offset(key, piece), work.keys + from, wanted);
+            copy_async(to + 2 * S::STAGE_BYTES + S::offset(key, piece), work.values + from, wanted);
+        }
+    }
+}
+
+// Widens what this thread has copied to `from` into the stage at `k`; V follows two stages of K.
+template <typename T, int D, int R>
+__device__ __forceinline__ void widen_tile(uint32_t from, uint32_t k) {
+    using S = Tile<D, R>;
+    const int thread = this_thread();
+#pragma unroll 4
+    for (int i = 0; i < S::KEYS * S::PIECES / THREADS; i++) {
+        const int at = thread + i * THREADS;
+        const uint32_t to = k + S::offset(at / S::PIECES, at % S::PIECES);
+#pragma unroll
+        for (int plane = 0; plane < 2; plane++) {
+            uint2 raw;
+            asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];"
+                         : "=r"(raw.x), "=r"(raw.y)
+                         : "r"(from + plane * (S::STAGE_BYTES / 2) + at * 8)
+                         : "memory");
+            const uint4 wide = widen<T, uint4>(raw);
+            asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to + plane * 2 * S::STAGE_BYTES), "r"(wide.x),
+                         "r"(wide.y), "r"(wide.z), "r"(wide.w)
+                         : "memory");
+        }
     }
 }
 
@@ -243,14 +284,15 @@ __device__ __forceinline__ void write(State<D, R>& state, char* q, T* out, int64
     }
 }
 
-template <typename T, int D, int R>
-__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T* keys, const T* values,
+template <typename T, typename C, int D, int R>
+__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const C* keys, const C* values,
                                                   const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
                                                   const uint32_t* block_tables, const uint32_t* table_offsets,
                                                   const uint2* tiles, int q_heads, int kv_heads, int sliding_window,
                                                   float scale) {
     using S = Tile<D, R>;
-    extern __shared__ __align__(128) char shared[];  // q, two stages of K, two of V
+    using Stage = Stages<C, D, R>;
+    extern __shared__ __align__(128) char shared[];  // q, then the stages of K and V
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int head = blockIdx.x % q_heads, kv_head = head / (q_heads / kv_heads);
     const uint2 tile = tiles[blockIdx.x / q_heads];
@@ -261,7 +303,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
     const int window = sliding_window > 0 ? sliding_window : 1 << 30;
     const float scale_log2 = scale * 1.4426950408889634f;
 
-    Work<T> work;
+    Work<C> work;
     work.keys = keys + kv_head * BLOCK_TOKENS * D;
     work.values = values + kv_head * BLOCK_TOKENS * D;
     work.table = block_tables + table_offsets[tile.x];
@@ -273,7 +315,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
 
     const uint32_t q_shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     const uint32_t kv_shared = q_shared + S::Q_BYTES;
-    uint32_t id = load_id<T, D, R>(work, key_tile);
+    uint32_t id = load_id<C, D, R>(work, key_tile);
     const int64_t q_stride = int64_t(q_heads + 2 * kv_heads) * D;
     const T* q = qkv + (first_token + first_query) * q_stride + head * D;
 #pragma unroll 4
@@ -282,9 +324,9 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
         const bool wanted = row < queries;
         copy_async(q_shared + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
     }
-    copy_tile<T, D, R>(work, key_tile, id, kv_shared);
+    copy_tile<C, D, R>(work, key_tile, id, kv_shared + Stage::copied(0));
     commit_copies();
-    id = load_id<T, D, R>(work, key_tile + 1);
+    id = load_id<C, D, R>(work, key_tile + 1);
 
     State<D, R> state;
 #pragma unroll
@@ -315,14 +357,18 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
         wait_for_copies();
         __syncthreads();
         if (key_tile + 1 < end) {
-            copy_tile<T, D, R>(work, key_tile + 1, id, kv_shared + (stage ^ 1) * S::STAGE_BYTES);
+            copy_tile<C, D, R>(work, key_tile + 1, id, kv_shared + Stage::copied(stage ^ 1));
             commit_copies();
-            id = load_id<T, D, R>(work, key_tile + 2);
+            id = load_id<C, D, R>(work, key_tile + 2);
+        }
+        const uint32_t k = kv_shared + Stage::read(stage);
+        if constexpr (Stage::WIDENS) {
+            widen_tile<T, D, R>(kv_shared + Stage::copied(stage), k);
+            __syncthreads();
         }
         const int token = key_tile * S::KEYS, last_token = token + S::KEYS - 1;
         const bool sees = warp_query < queries && token <= warp_last && last_token + window > warp_first;
         if (!sees) continue;
-        const uint32_t k = kv_shared + stage * S::STAGE_BYTES;
         float s[S::ROWS][S::KEYS / 8][4];
 #pragma unroll
         for (int m = 0; m < S::ROWS; m++) {
@@ -341,23 +387,27 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
 }
 
 // Two blocks a multiprocessor: one computes its softmax while the other multiplies.
-#define ATTENTION_PREFILL(T, D, R)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefill_##T##_d##D##_r##R(                      \
-        T* out, const T* qkv, const T* keys, const T* values, const uint32_t* cu_seqlens_q,                            \
+#define ATTENTION_PREFILL(NAME, T, C, D, R)                                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefill_##NAME##_d##D##_r##R(                   \
+        T* out, const T* qkv, const C* keys, const C* values, const uint32_t* cu_seqlens_q,                            \
         const uint32_t* context_lens, const uint32_t* block_tables, const uint32_t* table_offsets,                     \
         const uint2* tiles, int q_heads, int kv_heads, int sliding_window, float scale) {                              \
-        attention_prefill<T, D, R>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables, table_offsets,    \
-                                   tiles, q_heads, kv_heads, sliding_window, scale);                                   \
+        attention_prefill<T, C, D, R>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables,                \
+                                      table_offsets, tiles, q_heads, kv_heads, sliding_window, scale);                 \
     }
 
-#define ATTENTION_PREFILLS(T)    \
-    ATTENTION_PREFILL(T, 64, 1)  \
-    ATTENTION_PREFILL(T, 64, 2)  \
-    ATTENTION_PREFILL(T, 96, 1)  \
-    ATTENTION_PREFILL(T, 96, 2)  \
-    ATTENTION_PREFILL(T, 128, 1) \
-    ATTENTION_PREFILL(T, 128, 2) \
-    ATTENTION_PREFILL(T, 256, 1)
+#define ATTENTION_PREFILLS(T)                    \
+    ATTENTION_PREFILL(T, T, T, 64, 1)            \
+    ATTENTION_PREFILL(T, T, T, 64, 2)            \
+    ATTENTION_PREFILL(T, T, T, 96, 1)            \
+    ATTENTION_PREFILL(T, T, T, 96, 2)            \
+    ATTENTION_PREFILL(T, T, T, 128, 1)           \
+    ATTENTION_PREFILL(T, T, T, 128, 2)           \
+    ATTENTION_PREFILL(T, T, T, 256, 1)           \
+    ATTENTION_PREFILL(T##_fp8, T, fp8, 64, 1)    \
+    ATTENTION_PREFILL(T##_fp8, T, fp8, 64, 2)    \
+    ATTENTION_PREFILL(T##_fp8, T, fp8, 128, 1)   \
+    ATTENTION_PREFILL(T##_fp8, T, fp8, 128, 2)
 
 ATTENTION_PREFILLS(bf16)
 ATTENTION_PREFILLS(f16)

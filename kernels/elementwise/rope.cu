@@ -1,4 +1,5 @@
 // Bias, norms of heads, rotary positions, and the way of k and v into the paged cache: one pass over new tokens.
+#include "fp8.cuh"
 #include "lantern.cuh"
 
 constexpr int THREADS = 256;
@@ -58,13 +59,14 @@ __device__ __forceinline__ void rotate(
 // For each of T tokens and each head of its row of qkv [T, (q_heads + 2 kv_heads) * dim]:
 //  1. adds bias f32 [row] (may be null); 2. q and k heads: RMS norm with q_weight / k_weight f32 [dim] (may be null);
 //  3. q and k heads: rotates the first rotary_dim elements by cos, sin f32 [positions, rotary_dim / 2];
-//  4. writes q back in place, k and v to keys, values [block][kv_heads][16][dim] at slots u32 [T] (block * 16 + place).
+//  4. writes q back in place, k and v to keys, values [block][kv_heads][16][dim] at slots u32 [T] (block * 16 + place),
+//     as T or in fp8.
 // A slot that is not below slot_count (0xffffffff: padding) writes neither k nor v; k and v in qkv stay as they were.
 // A head belongs to `lanes` (8, 16 or 32) neighbouring lanes of 8 elements each; dim is a multiple of 8, at most
 // 8 * lanes. Grid: (T, blocks of THREADS / lanes heads). Moves 4 bytes an element.
-template <typename T>
+template <typename T, typename C>
 __device__ void rope_and_cache(
-    T* qkv, T* keys, T* values, const float* bias, const float* q_weight, const float* k_weight, const float* cos,
+    T* qkv, C* keys, C* values, const float* bias, const float* q_weight, const float* k_weight, const float* cos,
     const float* sin, const uint32_t* positions, const uint32_t* slots, int q_heads, int kv_heads, int dim,
     int rotary_dim, int interleaved, int lanes, int position_count, int slot_count, float eps
 ) {
@@ -114,10 +116,10 @@ __device__ void rope_and_cache(
         size_t start = size_t(position) * (rotary_dim / 2);
         rotate(x, shared_head, cos + start, sin + start, at, rotary_dim, interleaved);
     }
-    Pack<T, 8> out;
-#pragma unroll
-    for (int i = 0; i < 8; i++) out.at[i] = from_float<T>(x[i]);
     if (is_q) {
+        Pack<T, 8> out;
+#pragma unroll
+        for (int i = 0; i < 8; i++) out.at[i] = from_float<T>(x[i]);
         *reinterpret_cast<Pack<T, 8>*>(row + at) = out;
         return;
     }
@@ -125,20 +127,25 @@ __device__ void rope_and_cache(
     if (slot >= uint32_t(slot_count)) return;
     int kv_head = rotated ? head - q_heads : head - q_heads - kv_heads;
     size_t place = (size_t(slot / BLOCK_SIZE) * kv_heads + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE;
-    *reinterpret_cast<Pack<T, 8>*>((rotated ? keys : values) + place * dim + at) = out;
+    Pack<C, 8> out;
+#pragma unroll
+    for (int i = 0; i < 8; i++) out.at[i] = from_float<C>(x[i]);
+    *reinterpret_cast<Pack<C, 8>*>((rotated ? keys : values) + place * dim + at) = out;
 }
 
-#define ROPE(T)                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS) rope_and_cache_##T(                                         \
-        T* qkv, T* keys, T* values, const float* bias, const float* q_weight, const float* k_weight,                  \
+#define ROPE(NAME, T, C)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS) rope_and_cache_##NAME(                                      \
+        T* qkv, C* keys, C* values, const float* bias, const float* q_weight, const float* k_weight,                  \
         const float* cos, const float* sin, const uint32_t* positions, const uint32_t* slots, int q_heads,            \
         int kv_heads, int dim, int rotary_dim, int interleaved, int lanes, int position_count, int slot_count,        \
         float eps                                                                                                     \
     ) {                                                                                                               \
-        rope_and_cache<T>(                                                                                            \
+        rope_and_cache<T, C>(                                                                                         \
             qkv, keys, values, bias, q_weight, k_weight, cos, sin, positions, slots, q_heads, kv_heads, dim,          \
             rotary_dim, interleaved, lanes, position_count, slot_count, eps                                           \
         );                                                                                                            \
     }
-ROPE(bf16)
-ROPE(f16)
+ROPE(bf16, bf16, bf16)
+ROPE(f16, f16, f16)
+ROPE(bf16_fp8, bf16, fp8)
+ROPE(f16_fp8, f16, fp8)

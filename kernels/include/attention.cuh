@@ -1,9 +1,10 @@
 // What the attention kernels share: tensor core fragments, asynchronous copies, how keys and values lie.
 //
 // The cache of a layer: K and V each [blocks][kv_heads][16 slots][head_dim]. Token p of a row is in slot p % 16 of the
-// block table[p / 16]. Lane `4 g + t` of a warp is "thread (g, t)" of a fragment, as the PTX ISA draws them.
+// block table[p / 16]. Its elements are of the model's type T, or fp8, which is widened where it is read. Lane `4 g + t` of a warp is "thread (g, t)" of a fragment, as the PTX ISA draws them.
 #pragma once
 
+#include "fp8.cuh"
 #include "lantern.cuh"
 
 #include <type_traits>
@@ -48,7 +49,7 @@ __device__ __forceinline__ uint32_t transpose(uint32_t x) {
     return y;
 }
 
-// 16 or 8 bytes that are read once: past the first-level cache. Volatile keeps loads before what waits for them.
+// 16, 8 or 4 bytes that are read once: past the first-level cache. Volatile keeps loads before what waits for them.
 __device__ __forceinline__ uint4 load_once(const void* from, uint4) {
     uint4 x;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -59,6 +60,12 @@ __device__ __forceinline__ uint4 load_once(const void* from, uint4) {
 __device__ __forceinline__ uint2 load_once(const void* from, uint2) {
     uint2 x;
     asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
+    return x;
+}
+
+__device__ __forceinline__ uint32_t load_once(const void* from, uint32_t) {
+    uint32_t x;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(x) : "l"(from));
     return x;
 }
 
@@ -86,6 +93,10 @@ __device__ __forceinline__ void load_transposed(uint32_t (&x)[4], uint32_t addre
 // Starts a copy of 16 bytes to shared memory; zeroes instead where not `wanted`, and reads nothing then.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool wanted) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+// The same for 8 bytes.
+__device__ __forceinline__ void copy_async_half(uint32_t to, const void* from, bool wanted) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(wanted ? 8 : 0) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most the newest `PENDING` groups of copies are under way.

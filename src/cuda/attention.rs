@@ -19,6 +19,9 @@ const THREADS: u32 = 128;
 /// Head sizes that have kernels.
 pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 
+/// Head sizes that have kernels for a cache of fp8.
+pub const FP8_HEAD_DIMS: [usize; 2] = [64, 128];
+
 /// The most q heads that share a kv head.
 pub const MAX_GROUP: usize = 64;
 
@@ -98,7 +101,7 @@ impl AttentionScratch {
     }
 }
 
-/// The tensors of one layer's attention, all of one dtype, bf16 or f16.
+/// The tensors of one layer's attention, all of one dtype, bf16 or f16; keys and values may be fp8.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionTensors<'a> {
     /// `[tokens, (q_heads + 2 kv_heads) * head_dim]`; q is read, normed and rotated already.
@@ -111,10 +114,11 @@ pub struct AttentionTensors<'a> {
     pub out: &'a DeviceTensor,
 }
 
-/// The kernels for one dtype and head size.
+/// The kernels for one dtype, type of the cache, and head size.
 #[derive(Clone, Debug)]
 struct HeadKernels {
     dtype: DType,
+    cache: DType,
     head_dim: usize,
     decode: Kernel,
     /// Blocks of `decode` that the whole card runs at once.
@@ -131,8 +135,10 @@ struct PrefillKernel {
 }
 
 impl HeadKernels {
-    fn load(gpu: &Gpu, dtype: DType, head_dim: usize) -> Result<Self, CudaError> {
-        let name = |kernel: &str| format!("{kernel}_{}_d{head_dim}", dtype.suffix());
+    fn load(gpu: &Gpu, dtype: DType, cache: DType, head_dim: usize) -> Result<Self, CudaError> {
+        let types =
+            if cache == dtype { dtype.suffix().to_owned() } else { format!("{}_{}", dtype.suffix(), cache.suffix()) };
+        let name = |kernel: &str| format!("{kernel}_{types}_d{head_dim}");
         let decode = gpu.kernel("attention_decode", &name("attention_decode"))?;
         let decode_blocks = gpu.blocks_per_multiprocessor(decode, THREADS, 0)? * gpu.limits().multiprocessors;
         let mut prefill = Vec::new();
@@ -140,11 +146,12 @@ impl HeadKernels {
             let rows = tile_queries / 64;
             let kernel = gpu.kernel("attention_prefill", &format!("{}_r{rows}", name("attention_prefill")))?;
             let keys = if head_dim == 256 { 32 } else { 64 };
+            // As much for fp8: two stages as they are copied, and one widened.
             let shared_bytes = (tile_queries + 4 * keys) * head_dim * dtype.size();
             gpu.allow_shared_memory(kernel, shared_bytes)?;
             prefill.push(PrefillKernel { tile_queries, kernel, shared_bytes });
         }
-        Ok(Self { dtype, head_dim, decode, decode_blocks, prefill })
+        Ok(Self { dtype, cache, head_dim, decode, decode_blocks, prefill })
     }
 }
 
@@ -163,7 +170,10 @@ impl AttentionKernels {
         let mut kernels = Vec::new();
         for dtype in [DType::Bf16, DType::F16] {
             for head_dim in HEAD_DIMS {
-                kernels.push(HeadKernels::load(gpu, dtype, head_dim)?);
+                kernels.push(HeadKernels::load(gpu, dtype, dtype, head_dim)?);
+            }
+            for head_dim in FP8_HEAD_DIMS {
+                kernels.push(HeadKernels::load(gpu, dtype, DType::Fp8, head_dim)?);
             }
         }
         Ok(Self { kernels })
@@ -279,7 +289,7 @@ impl AttentionKernels {
         if scale <= 0.0 || !scale.is_finite() || sliding_window.is_some_and(|window| window == 0 || window > 1 << 30) {
             return wrong(format!("a scale of {scale}, a window of {sliding_window:?}"));
         }
-        if [keys, values, out].iter().any(|tensor| tensor.dtype() != qkv.dtype()) {
+        if out.dtype() != qkv.dtype() || values.dtype() != keys.dtype() {
             return wrong(format!("dtypes of {tensors:?}"));
         }
         if qkv.columns() != shape.row_len() || out.columns() != q_heads * head_dim || out.rows() != qkv.rows() {
@@ -306,8 +316,9 @@ impl AttentionKernels {
         {
             return wrong(format!("{arrays:?}"));
         }
-        let found = self.kernels.iter().find(|kernels| kernels.dtype == qkv.dtype() && kernels.head_dim == head_dim);
-        found.ok_or_else(|| CudaError::argument(op, format!("{qkv:?} with heads of {head_dim}")))
+        let wanted = (qkv.dtype(), keys.dtype(), head_dim);
+        let found = self.kernels.iter().find(|kernels| (kernels.dtype, kernels.cache, kernels.head_dim) == wanted);
+        found.ok_or_else(|| CudaError::argument(op, format!("{qkv:?} over {keys:?} with heads of {head_dim}")))
     }
 }
 

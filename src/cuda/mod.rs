@@ -34,6 +34,8 @@ mod tensor;
 mod tiled;
 mod timing;
 
+#[cfg(test)]
+pub use attention::FP8_HEAD_DIMS;
 pub use attention::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, HEAD_DIMS,
     MAX_GROUP, tile_queries,

@@ -1,7 +1,7 @@
 //! Bias, norms of heads, rotary positions, and the way of k and v into the paged cache: one launch a layer.
 
 use super::check::{Typed, expect_at_least, require};
-use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid};
+use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
 /// Threads of a block.
 const THREADS: usize = 256;
@@ -13,6 +13,8 @@ const BLOCK_SIZE: usize = 16;
 #[derive(Clone, Copy, Debug)]
 pub struct RopeKernels {
     rope_and_cache: Typed,
+    /// The same into a cache of fp8: from bf16, from f16.
+    into_fp8: [Kernel; 2],
 }
 
 /// Shape of an attention layer's heads and of their rotation.
@@ -51,11 +53,15 @@ impl RopeKernels {
     /// # Errors
     /// [`CudaError::NoKernel`].
     pub fn load(gpu: &Gpu) -> Result<Self, CudaError> {
-        Ok(Self { rope_and_cache: Typed::load(gpu, "rope", "rope_and_cache")? })
+        let into_fp8 = |dtype: DType| gpu.kernel("rope", &format!("rope_and_cache_{}_fp8", dtype.suffix()));
+        Ok(Self {
+            rope_and_cache: Typed::load(gpu, "rope", "rope_and_cache")?,
+            into_fp8: [into_fp8(DType::Bf16)?, into_fp8(DType::F16)?],
+        })
     }
 
     /// For each row of `qkv [t, (q_heads + 2 kv_heads) * head_dim]` of T: adds the bias, norms the heads of q and k,
-    /// rotates them, leaves q in place, and writes k and v to `keys` and `values` (both of T and of as many elements,
+    /// rotates them, leaves q in place, and writes k and v to `keys` and `values` (both of T or of fp8, and of as many elements,
     /// `[block][kv_heads][16][head_dim]`) at the token's slot (block * 16 + place). `positions` and `slots` u32, `t`
     /// elements. A slot outside the cache, such as `u32::MAX`, writes nothing; k and v in `qkv` stay as they were.
     ///
@@ -85,7 +91,13 @@ impl RopeKernels {
             && rotary_dim.is_multiple_of(2)
             && (2..=head_dim).contains(&rotary_dim);
         require(OP, fits, || format!("{qkv:?} is not {shape:?}"))?;
-        let cache_ok = keys.dtype() == qkv.dtype() && values.dtype() == qkv.dtype() && keys.bytes() == values.bytes();
+        let kernel = match (qkv.dtype(), keys.dtype()) {
+            (DType::Bf16, DType::Fp8) => self.into_fp8[0],
+            (DType::F16, DType::Fp8) => self.into_fp8[1],
+            _ => self.rope_and_cache.of(OP, qkv.dtype())?,
+        };
+        let dtype_ok = keys.dtype() == qkv.dtype() || keys.dtype() == DType::Fp8;
+        let cache_ok = dtype_ok && values.dtype() == keys.dtype() && keys.bytes() == values.bytes();
         require(OP, cache_ok, || format!("keys {keys:?} and values {values:?} for {qkv:?}"))?;
         expect_at_least(OP, "positions", positions, DType::U32, tokens)?;
         expect_at_least(OP, "slots", slots, DType::U32, tokens)?;
@@ -121,6 +133,6 @@ impl RopeKernels {
         let mut grid = Grid::linear(tokens, THREADS as u32);
         grid.blocks[1] = heads.div_ceil(THREADS / lanes) as u32;
         // SAFETY: shapes were checked; the kernel bounds positions and slots.
-        unsafe { gpu.launch(self.rope_and_cache.of(OP, qkv.dtype())?, grid, arguments) }
+        unsafe { gpu.launch(kernel, grid, arguments) }
     }
 }

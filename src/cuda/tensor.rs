@@ -22,6 +22,8 @@ pub enum DType {
     U32,
     /// A byte.
     U8,
+    /// 8-bit float, e4m3: the KV cache's alone.
+    Fp8,
 }
 
 impl DType {
@@ -30,11 +32,11 @@ impl DType {
         match self {
             Self::F32 | Self::U32 => 4,
             Self::Bf16 | Self::F16 => 2,
-            Self::U8 => 1,
+            Self::U8 | Self::Fp8 => 1,
         }
     }
 
-    /// As kernels' names end: `f32`, `bf16`, `f16`, `u32`, `u8`.
+    /// As kernels' names end: `f32`, `bf16`, `f16`, `u32`, `u8`, `fp8`.
     pub const fn suffix(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -42,6 +44,7 @@ impl DType {
             Self::F16 => "f16",
             Self::U32 => "u32",
             Self::U8 => "u8",
+            Self::Fp8 => "fp8",
         }
     }
 }

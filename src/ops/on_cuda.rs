@@ -11,6 +11,7 @@ use candle_core::{Error, Result, bail};
 pub use weights::GpuWeight;
 
 use super::{AttentionParams, HeadShape, KvCache, KvLayout, QkvParams, Rope, RopeLayout, Tensor, Weight};
+use crate::config::KvDType;
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
     DType, DeviceTensor, ElementwiseKernels, Gemm, Gpu, QuantKernels, RopeKernels, RopeShape, RopeWeights,
@@ -81,7 +82,7 @@ impl GpuCompute {
         &self.gpu
     }
 
-    /// Type of weights, activations, K and V.
+    /// Type of weights and activations.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -103,8 +104,14 @@ impl GpuCompute {
     ) -> Result<(DeviceTensor, Vec<GpuKvLayer>)> {
         let tokens = blocks * layout.kv_heads * KvLayout::BLOCK_SIZE;
         let block = layout.kv_heads * KvLayout::BLOCK_SIZE * layout.head_dim;
-        let whole = self.gpu.zeros(layers * 2 * blocks, block, self.dtype, "the KV cache").map_err(Error::wrap)?;
-        let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, self.dtype);
+        let dtype = match layout.dtype {
+            KvDType::Bf16 => DType::Bf16,
+            KvDType::F16 => DType::F16,
+            KvDType::Fp8 => DType::Fp8,
+            other => bail!("a cache of {other} is for the CPU; on a GPU there are its model's own type and fp8"),
+        };
+        let whole = self.gpu.zeros(layers * 2 * blocks, block, dtype, "the KV cache").map_err(Error::wrap)?;
+        let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, dtype);
         let layer = |layer: usize| GpuKvLayer { keys: half(2 * layer), values: half(2 * layer + 1) };
         let layers = (0..layers).map(layer).collect();
         Ok((whole, layers))

@@ -131,9 +131,9 @@ fn step_sizes(spec: &DecoderSpec, config: &EngineConfig, free_bytes: u64, left: 
 fn placement(spec: &DecoderSpec, sizes: StepSizes, context: u32, is_f16: bool) -> Placement {
     let graphs = decode_sizes(sizes.max_sequences as usize).len() + mixed_sizes(sizes.max_step_tokens as usize).len();
     Placement {
-        name: "on a GPU with a model of this type",
+        name: "on a GPU for such a model",
         activation_bytes: 2,
-        kv_dtypes: if is_f16 { &[KvDType::F16] } else { &[KvDType::Bf16] },
+        kv_dtypes: kv_dtypes(spec, is_f16),
         logit_rows: sizes.max_sequences as usize,
         kernel_bytes: kernel_bytes(spec, sizes, context as usize) + LIBRARY_BYTES,
         graph_bytes: GRAPH_BYTES * graphs as u64,
@@ -141,6 +141,19 @@ fn placement(spec: &DecoderSpec, sizes: StepSizes, context: u32, is_f16: bool) -
         max_full_contexts: u64::MAX,
     }
 }
+
+/// Types of the KV cache that a GPU has kernels for: the model's own, and fp8 for the usual sizes of heads.
+pub(crate) fn kv_dtypes(spec: &DecoderSpec, is_f16: bool) -> &'static [KvDType] {
+    match (FP8_HEAD_DIMS.contains(&spec.head_dim), is_f16) {
+        (true, false) => &[KvDType::Bf16, KvDType::Fp8],
+        (true, true) => &[KvDType::F16, KvDType::Fp8],
+        (false, false) => &[KvDType::Bf16],
+        (false, true) => &[KvDType::F16],
+    }
+}
+
+/// Head sizes whose attention reads fp8; as `cuda` says.
+const FP8_HEAD_DIMS: [usize; 2] = [64, 128];
 
 /// What belongs to the largest step besides its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

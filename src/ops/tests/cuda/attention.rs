@@ -5,7 +5,7 @@ use crate::config::KvDType;
 use crate::cpu::{Cpu, KvLayerRef};
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, DType,
-    DeviceTensor, tile_queries,
+    DeviceTensor, FP8_HEAD_DIMS, tile_queries,
 };
 use crate::ops::{AttentionRef, HeadShape, KvLayout};
 
@@ -39,6 +39,11 @@ fn round(x: f32, dtype: DType) -> f32 {
 }
 
 fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
+    if dtype == DType::Fp8 {
+        let known: Vec<u32> = (0..=u8::MAX).map(|bits| from_fp8(bits).to_bits()).collect();
+        let bits = |value: f32| known.iter().position(|known| *known == value.to_bits()).unwrap_or(0xff) as u8;
+        return values.iter().map(|value| bits(*value)).collect();
+    }
     let bits = |x: f32| {
         if dtype == DType::Bf16 { half::bf16::from_f32(x).to_bits() } else { half::f16::from_f32(x).to_bits() }
     };
@@ -66,6 +71,14 @@ fn poisoned(rows: usize, columns: usize, dtype: DType) -> DeviceTensor {
     tensor
 }
 
+/// The number that a byte of fp8 (e4m3) stands for.
+pub(super) fn from_fp8(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+    let size =
+        if exponent == 0 { mantissa * 2_f32.powi(-9) } else { (1.0 + mantissa / 8.0) * 2_f32.powi(exponent - 7) };
+    if bits & 0x80 == 0 { size } else { -size }
+}
+
 /// A row of a batch: its cache blocks, its tokens in the cache, how many of them are new.
 #[derive(Clone)]
 struct Row {
@@ -87,6 +100,22 @@ struct Cache {
 impl Cache {
     /// A cache of rows of these `(context, queries)`, their blocks in random order.
     fn new(random: &mut Random, layout: KvLayout, dtype: DType, lens: &[(usize, usize)]) -> (Self, Vec<Row>) {
+        Self::of(random, layout, dtype, dtype, lens)
+    }
+
+    /// For activations of `dtype`, itself of `stored`.
+    fn of(
+        random: &mut Random,
+        layout: KvLayout,
+        dtype: DType,
+        stored: DType,
+        lens: &[(usize, usize)],
+    ) -> (Self, Vec<Row>) {
+        // Of fp8 any number below 1.
+        let draw = |random: &mut Random| match stored {
+            DType::Fp8 => from_fp8((random.next() & 0x80) as u8 | (random.next() % 0x38) as u8),
+            _ => random.float(1.0, dtype),
+        };
         let blocks: usize = 3 + lens.iter().map(|(context, _)| context.div_ceil(BLOCK)).sum::<usize>();
         let mut ids: Vec<u32> = (0..blocks as u32).collect();
         for i in (1..blocks).rev() {
@@ -103,7 +132,7 @@ impl Cache {
                 let (block, slot) = (table[token / BLOCK] as usize, token % BLOCK);
                 for start in (0..heads).map(|head| (block * heads + head) * BLOCK * d) {
                     for i in 0..d {
-                        let (k, v) = (random.float(1.0, dtype), random.float(1.0, dtype));
+                        let (k, v) = (draw(random), draw(random));
                         cpu_keys[start + i * BLOCK + slot] = k;
                         keys[start + slot * d + i] = k;
                         cpu_values[start + slot * d + i] = v;
@@ -114,8 +143,8 @@ impl Cache {
             rows.push(Row { table, context, queries });
         }
         let device = |values: &[f32]| {
-            let tensor = gpu().empty(blocks * heads * BLOCK, d, dtype, "a test").expect("memory");
-            gpu().upload(&tensor, &encode(values, dtype)).expect("it fits");
+            let tensor = gpu().empty(blocks * heads * BLOCK, d, stored, "a test").expect("memory");
+            gpu().upload(&tensor, &encode(values, stored)).expect("it fits");
             tensor
         };
         let (keys, values) = (device(&keys), device(&values));
@@ -300,8 +329,10 @@ fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
     let kernels = AttentionKernels::load(gpu()).expect("kernels");
     let mut random = Random(seed);
     for head_dim in HEAD_DIMS {
-        for dtype in DTYPES {
-            let (cache, rows) = Cache::new(&mut random, layout(2, head_dim), dtype, lens);
+        let has_fp8 = FP8_HEAD_DIMS.contains(&head_dim);
+        let types = DTYPES.into_iter().flat_map(|dtype| [(dtype, dtype), (dtype, DType::Fp8)]);
+        for (dtype, stored) in types.filter(|(_, stored)| has_fp8 || *stored != DType::Fp8) {
+            let (cache, rows) = Cache::of(&mut random, layout(2, head_dim), dtype, stored, lens);
             for group in GROUPS {
                 for window in WINDOWS {
                     let batch = Batch::new(&mut random, &cache, shape(2, group, head_dim, window), &rows);
@@ -329,13 +360,18 @@ fn cuda_race_attention() {
     let mut random = Random(35);
     for head_dim in HEAD_DIMS {
         let lens = [(300, 1), (70, 33), (1, 1)];
-        let (cache, rows) = Cache::new(&mut random, layout(1, head_dim), DType::Bf16, &lens);
-        let batch = Batch::new(&mut random, &cache, shape(1, 4, head_dim, None), &rows);
-        for tile_queries in [64, 128].into_iter().filter(|queries| *queries == 64 || head_dim < 256) {
-            let device = batch.on_gpu(&kernels, tile_queries);
-            device.decode();
-            device.prefill();
-            batch.assert_close(&device.out(), &batch.on_cpu(), "for the race checker");
+        for stored in [DType::Bf16, DType::Fp8] {
+            if stored == DType::Fp8 && !FP8_HEAD_DIMS.contains(&head_dim) {
+                continue;
+            }
+            let (cache, rows) = Cache::of(&mut random, layout(1, head_dim), DType::Bf16, stored, &lens);
+            let batch = Batch::new(&mut random, &cache, shape(1, 4, head_dim, None), &rows);
+            for tile_queries in [64, 128].into_iter().filter(|queries| *queries == 64 || head_dim < 256) {
+                let device = batch.on_gpu(&kernels, tile_queries);
+                device.decode();
+                device.prefill();
+                batch.assert_close(&device.out(), &batch.on_cpu(), "for the race checker");
+            }
         }
     }
 }

@@ -215,6 +215,37 @@ fn cuda_heads_are_normed_rotated_and_cached() {
     }
 }
 
+/// What goes to a cache of fp8 is what goes to one of the model's type, to within half a step of four bits.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_heads_are_cached_as_fp8() {
+    let kernels = RopeKernels::load(gpu()).expect("our kernels are in this build");
+    let (tokens, dim) = (21, 128);
+    for dtype in [DType::Bf16, DType::F16] {
+        // Some beyond 448, which saturate.
+        let numbers: Vec<f32> = random(tokens * 4 * dim, 21).iter().map(|x| x * x * x * 700.0).collect();
+        let (cos, sin) = (put(50, &[1.0; 50 * 64], DType::F32).0, put(50, &[0.0; 50 * 64], DType::F32).0);
+        let shape = RopeShape { q_heads: 2, kv_heads: 1, head_dim: dim, rotary_dim: dim, interleaved: false };
+        let positions = put_ids(&(0..tokens as u32).collect::<Vec<_>>());
+        let cached = |stored: DType| {
+            let cache = || gpu().zeros(2 * 16, dim, stored, "a test").expect("room");
+            let (qkv, keys, values) = (put(tokens, &numbers, dtype).0, cache(), cache());
+            let weights = RopeWeights { cos: &cos, sin: &sin, bias: None, norms: None, eps: 0.0 };
+            let launched = kernels.rope_and_cache(gpu(), &qkv, shape, weights, &positions, &positions, &keys, &values);
+            launched.expect("launched");
+            [keys, values]
+        };
+        for (exact, small) in cached(dtype).iter().zip(&cached(DType::Fp8)) {
+            let bytes = gpu().download(small).expect("a copy");
+            for (found, wanted) in bytes.iter().map(|bits| super::attention::from_fp8(*bits)).zip(get(exact)) {
+                let wanted = wanted.clamp(-448.0, 448.0);
+                let near = (found - wanted).abs() <= wanted.abs() / 15.0 + 2_f32.powi(-10);
+                assert!(near, "{dtype:?}: {found} is not {wanted}");
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_random_weights_have_their_deviation_and_depend_on_the_seed() {
