@@ -46,14 +46,14 @@ impl GpuWeights {
     /// model's own type of two bytes. The largest stack in block formats has room to be made dense, for products of many
     /// rows; not the output layer, whose products have a row for each sequence.
     pub(crate) fn of(source: &ModelSource) -> Self {
-        let (mut bytes, mut counted, mut dense_bytes) = (pages(&source.spec), 0, 0);
+        let (mut bytes, mut counted, mut dense_bytes) = (0, 0, 0);
         for stack in source.spec.stacks() {
             let Stack { parts, columns } = &stack;
             let format = |(name, rows): &(_, usize)| Some((source.weights.format(*name, *columns)?, *rows));
             let Some(formats) = parts.iter().map(format).collect::<Option<Vec<_>>>() else { continue };
             let elements = (columns * parts.iter().map(|(_, rows)| rows).sum::<usize>()) as u64;
             let stack_bytes = gpu_weight_bytes(&formats, *columns);
-            bytes += stack_bytes;
+            bytes += in_pages(stack_bytes);
             counted += elements;
             if stack_bytes != 2 * elements && !is_vocabulary(&stack) {
                 dense_bytes = dense_bytes.max(2 * elements);
@@ -75,9 +75,17 @@ fn is_vocabulary(stack: &Stack) -> bool {
     matches!(stack.parts[..], [(WeightName::TokenEmbedding | WeightName::Output, _)])
 }
 
-/// What is lost to whole pages of 2 MiB: half of one for each matrix of a layer.
+/// A page of a GPU's memory. What is at least half as large has pages of its own.
+const PAGE_BYTES: u64 = 2 << 20;
+
+/// What the driver takes for `bytes`.
+fn in_pages(bytes: u64) -> u64 {
+    if bytes < PAGE_BYTES / 2 { bytes } else { bytes.next_multiple_of(PAGE_BYTES) }
+}
+
+/// What is lost to whole pages where sizes are not known: half of one for each matrix of a layer.
 pub(super) fn pages(spec: &DecoderSpec) -> u64 {
-    (4 * spec.layers as u64) << 20
+    4 * spec.layers as u64 * PAGE_BYTES / 2
 }
 
 /// What may be used of a card where `free_bytes` are free and this process may take `limit_bytes`.
