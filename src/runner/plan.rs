@@ -11,10 +11,10 @@ use crate::config::{ByteSize, EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, Workspace};
 use crate::ops::KvLayout;
 
-#[cfg(all(test, feature = "cuda"))]
-pub(crate) use gpu::kernel_bytes;
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::{GpuMemory, GpuWeights, StepLimits, decode_sizes, mixed_sizes, plan_for_gpu, usable_bytes};
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use gpu::{kernel_bytes, kv_dtypes};
 pub(crate) use preview::preview;
 pub use preview::{MemoryToPlan, PlanPreview, WeightFormat};
 

@@ -170,6 +170,17 @@ mod tests {
     use crate::runner::plan::kernel_bytes;
     use std::path::Path;
 
+    #[test]
+    fn the_plan_knows_which_heads_have_a_cache_of_fp8() {
+        let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes");
+        let spec = ModelSource::random(&shapes.join("llama-3.1-8b.json")).expect("a shape").spec;
+        for head_dim in HEAD_DIMS {
+            let spec = DecoderSpec { head_dim, ..spec.clone() };
+            let planned = crate::runner::plan::kv_dtypes(&spec, false).contains(&crate::config::KvDType::Fp8);
+            assert_eq!(planned, crate::cuda::FP8_HEAD_DIMS.contains(&head_dim), "{head_dim}");
+        }
+    }
+
     /// The plan counts in every build what these rooms allocate in this one.
     #[test]
     fn the_plan_counts_what_kernels_allocate() {

@@ -10,7 +10,7 @@ use crate::models::{Decoder, ModelSource};
 use crate::ops::{Compute, RowIndices, StepInputs};
 use crate::request::{Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs};
 use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, pack, relative_error};
-use crate::runner::plan::{Placement, plan};
+use crate::runner::plan::{Placement, kv_dtypes, plan};
 use crate::runner::step::StepRunner;
 use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutput};
 
@@ -36,6 +36,11 @@ fn wide_fixtures() -> Vec<Fixture> {
 }
 
 fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
+    runner_with(fixture, dtype, None)
+}
+
+/// With a KV cache of this type.
+fn runner_with(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>) -> GpuRunner {
     let source = ModelSource::open(&fixture.folder).expect("the fixture loads");
     let gpu = Gpu::open(0).expect("an NVIDIA GPU");
     let gemm = Gemm::load(&gpu, Blas::open(&gpu, &[])).expect("kernels");
@@ -47,10 +52,10 @@ fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
     let config = EngineConfig {
         kv_cache_bytes: Some(BLOCKS * block_bytes),
         context_length: Some(CONTEXT as u32),
+        kv_dtype,
         ..EngineConfig::default()
     };
-    let kv_dtypes: &[KvDType] = if dtype == DType::F16 { &[KvDType::F16] } else { &[KvDType::Bf16] };
-    let placement = Placement { kv_dtypes, ..Placement::CPU };
+    let placement = Placement { kv_dtypes: kv_dtypes(&source.spec, dtype == DType::F16), ..Placement::CPU };
     let plan = plan(&source.spec, 0, &config, SIZES, placement, 1 << 30).expect("it fits");
     build(compute, handle, model, &plan, &layout).expect("memory")
 }
@@ -125,6 +130,32 @@ fn cuda_golden_logits_are_those_of_the_cpu() {
                     let place = format!("{} {dtype:?} {} in {chunks:?}", fixture.family(), prompt.name);
                     compare(&place, &found, &wanted, tolerance(dtype));
                 }
+            }
+        }
+    }
+}
+
+/// A cache of fp8 keeps four bits of a number, and in tiny models little averages out.
+const FP8_TOLERANCE: f64 = 0.15;
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_golden_logits_over_a_cache_of_fp8_are_near_those_of_the_cpu() {
+    for fixture in wide_fixtures() {
+        if !kv_dtypes(&ModelSource::open(&fixture.folder).expect("it loads").spec, false).contains(&KvDType::Fp8) {
+            continue;
+        }
+        let mut gpu = runner_with(&fixture, DType::Bf16, Some(KvDType::Fp8));
+        let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
+        for prompt in &fixture.prompts {
+            let ids: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().take(CONTEXT).collect();
+            let wanted = cpu.chunked(&ids, &[ids.len()], &blocks(0..16));
+            for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
+                let found = gpu.chunked(&ids, &chunks, &blocks((0..16).map(|block| 63 - 3 * block)));
+                let place = format!("{} fp8 {} in {chunks:?}", fixture.family(), prompt.name);
+                let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
+                println!("{place}: relative error up to {:e}", errors.fold(0.0, f64::max));
+                compare(&place, &found, &wanted, FP8_TOLERANCE);
             }
         }
     }
