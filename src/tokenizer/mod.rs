@@ -2,6 +2,7 @@
 //!
 //! It knows neither models nor requests: a token is a `u32`, a message is JSON as clients send it.
 
+mod answer;
 mod chat_messages;
 mod detokenize;
 mod encode;
@@ -16,6 +17,7 @@ mod template_environment;
 
 use std::path::PathBuf;
 
+pub use answer::{AnswerParser, CallFormat, Part, ToolCall};
 pub use detokenize::IncrementalDecoder;
 pub use encode::Tokenizer;
 pub use gguf_vocab::{GgufVocab, MAX_PIECE_BYTES};

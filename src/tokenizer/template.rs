@@ -8,6 +8,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
+use super::answer::CallFormat;
 use super::chat_messages::{Expectations, normalise};
 use super::template_environment::{Refusal, environment, without_generation_tags};
 
@@ -56,6 +57,8 @@ pub struct ChatTemplate {
     eos: Option<String>,
     expected: Expectations,
     knows_tools: bool,
+    thinks: bool,
+    calls: CallFormat,
 }
 
 impl ChatTemplate {
@@ -73,6 +76,8 @@ impl ChatTemplate {
             eos: eos.map(str::to_owned),
             expected: Expectations::default(),
             knows_tools: source.contains("tools"),
+            thinks: source.contains("</think>"),
+            calls: CallFormat::of_template(source),
         };
         template.expected = template.probe();
         Ok(template)
@@ -81,6 +86,16 @@ impl ChatTemplate {
     /// Whether the template shows tools at all.
     pub fn knows_tools(&self) -> bool {
         self.knows_tools
+    }
+
+    /// Whether the model thinks before it answers: its template then removes or shows thoughts.
+    pub fn thinks(&self) -> bool {
+        self.thinks
+    }
+
+    /// How the model writes calls of tools.
+    pub fn call_format(&self) -> CallFormat {
+        self.calls
     }
 
     /// Picks the source out of `chat_template` in tokenizer_config.json: a text, or a list of

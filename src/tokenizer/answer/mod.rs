@@ -1,0 +1,234 @@
+//! [`AnswerParser`]: what a model writes, taken apart as it comes: thoughts, text for the reader, and calls of tools.
+//!
+//! It knows no API. The same parts come however the text is cut: a mark that may be incomplete is held back until it is
+//! known, and what only looks like a call is text.
+
+mod calls;
+#[cfg(test)]
+mod tests;
+
+pub use calls::{CallFormat, ToolCall};
+
+/// What opens and closes thoughts.
+const THINK: &str = "<think>";
+const THINK_END: &str = "</think>";
+
+/// Longest call that is waited for, in bytes; a longer one is text.
+const MAX_CALL_BYTES: usize = 1 << 20;
+
+/// A part of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// What the model thinks before it answers.
+    Reasoning(String),
+    /// What it says.
+    Text(String),
+    /// A tool that it calls.
+    Call(ToolCall),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum State {
+    /// Nothing but white space has come: thoughts may begin, or an answer that is nothing but a call.
+    #[default]
+    Start,
+    Reasoning,
+    /// Thoughts have just ended: white space before what is said is dropped.
+    AfterReasoning,
+    Text,
+    /// Behind the mark that opens a call.
+    Call,
+    /// In an answer that began as a call without marks does.
+    BareCall,
+}
+
+/// Takes one answer apart.
+#[derive(Clone, Debug, Default)]
+pub struct AnswerParser {
+    reasoning: bool,
+    calls: Option<CallFormat>,
+    state: State,
+    /// Text that is not told yet.
+    held: String,
+    /// Whether any thought was told.
+    thought: bool,
+    /// Whether a call has come: white space behind it is dropped.
+    called: bool,
+    /// White space before the call that is read: it is text where that is none.
+    space: String,
+}
+
+impl AnswerParser {
+    /// For an answer of a model that thinks, if `reasoning`, and calls tools in the form `calls`, if any were given to it.
+    /// `opened` says that the prompt ends within thoughts.
+    pub fn new(reasoning: bool, opened: bool, calls: Option<CallFormat>) -> Self {
+        let state = if opened { State::Reasoning } else { State::Start };
+        Self { reasoning: reasoning || opened, calls, state, ..Self::default() }
+    }
+
+    /// The parts that `text` completes.
+    pub fn push(&mut self, text: &str) -> Vec<Part> {
+        self.held.push_str(text);
+        let mut parts = Vec::new();
+        while self.step(&mut parts) {}
+        parts
+    }
+
+    /// What was held back, once the answer has ended.
+    pub fn finish(mut self) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let held = std::mem::take(&mut self.held);
+        match self.state {
+            State::Reasoning => tell(Part::Reasoning, held.trim_end(), &mut parts),
+            State::Call => match self.calls.and_then(|format| format.read(&held)) {
+                // Some models end where the closing mark would stand.
+                Some(call) => parts.push(Part::Call(call)),
+                None => {
+                    let open = self.calls.map_or("", CallFormat::open);
+                    tell(Part::Text, &format!("{}{open}{held}", self.space), &mut parts);
+                }
+            },
+            State::BareCall => match calls::read_bare(&held) {
+                Some(calls) => parts.extend(calls.into_iter().map(Part::Call)),
+                None => tell(Part::Text, &held, &mut parts),
+            },
+            State::Start | State::AfterReasoning | State::Text => {
+                let text = if self.called { held.trim_end() } else { &held };
+                tell(Part::Text, text, &mut parts);
+            }
+        }
+        parts
+    }
+
+    /// Goes on as far as what is held allows; whether there may be more to do.
+    fn step(&mut self, parts: &mut Vec<Part>) -> bool {
+        match self.state {
+            State::Start => self.start(),
+            State::Reasoning => self.reason(parts),
+            State::AfterReasoning => {
+                let rest = self.held.trim_start();
+                self.held.drain(..self.held.len() - rest.len());
+                let goes_on = !self.held.is_empty();
+                if goes_on {
+                    self.state = self.begin_text();
+                }
+                goes_on
+            }
+            State::Text => self.say(parts),
+            State::Call => self.call(parts),
+            State::BareCall => false,
+        }
+    }
+
+    fn start(&mut self) -> bool {
+        let text = self.held.trim_start();
+        let is_open = |mark: &str| !text.is_empty() && text.len() < mark.len() && mark.starts_with(text);
+        if text.is_empty() || self.reasoning && is_open(THINK) {
+            return false;
+        }
+        if let Some(rest) = text.strip_prefix(THINK).filter(|_| self.reasoning) {
+            self.held = rest.to_owned();
+            self.state = State::Reasoning;
+            return true;
+        }
+        self.state = self.begin_text();
+        true
+    }
+
+    /// How an answer goes on that begins with what is held, which is not nothing.
+    fn begin_text(&self) -> State {
+        let is_bare = self.calls.is_some_and(CallFormat::is_bare) && self.held.trim_start().starts_with('{');
+        if is_bare { State::BareCall } else { State::Text }
+    }
+
+    fn reason(&mut self, parts: &mut Vec<Part>) -> bool {
+        // White space is told with what follows it: at both ends of thoughts it says nothing.
+        if !self.thought {
+            let rest = self.held.trim_start().len();
+            self.held.drain(..self.held.len() - rest);
+        }
+        if let Some(at) = self.held.find(THINK_END) {
+            let thought = self.held[..at].trim_end().to_owned();
+            tell(Part::Reasoning, &thought, parts);
+            self.held.drain(..at + THINK_END.len());
+            self.state = State::AfterReasoning;
+            return true;
+        }
+        let known = self.held.len() - held_back(&self.held, THINK_END);
+        let told = self.held[..known].trim_end().len();
+        let thought: String = self.held.drain(..told).collect();
+        self.thought |= !thought.is_empty();
+        tell(Part::Reasoning, &thought, parts);
+        false
+    }
+
+    fn say(&mut self, parts: &mut Vec<Part>) -> bool {
+        let Some(format) = self.calls.filter(|format| !format.is_bare()) else {
+            let text = std::mem::take(&mut self.held);
+            tell(Part::Text, &text, parts);
+            return false;
+        };
+        for mark in format.ignored() {
+            if let Some(at) = self.held.find(mark) {
+                self.held.replace_range(at..at + mark.len(), "");
+                return true;
+            }
+        }
+        if let Some(at) = self.held.find(format.open()) {
+            let text = self.held[..at].trim_end();
+            tell(Part::Text, text, parts);
+            self.space = self.held[text.len()..at].to_owned();
+            self.held.drain(..at + format.open().len());
+            self.state = State::Call;
+            return true;
+        }
+        let marks = format.ignored().iter().copied().chain([format.open()]);
+        let unknown = marks.map(|mark| held_back(&self.held, mark)).max().unwrap_or(0);
+        // White space before a call, and behind one, says nothing.
+        let told = self.held[..self.held.len() - unknown].trim_end().len();
+        let text: String = self.held.drain(..told).collect();
+        tell(Part::Text, &text, parts);
+        false
+    }
+
+    fn call(&mut self, parts: &mut Vec<Part>) -> bool {
+        let Some(format) = self.calls else { return false };
+        let Some(at) = self.held.find(format.close()) else {
+            if self.held.len() > MAX_CALL_BYTES {
+                let text = std::mem::take(&mut self.held);
+                tell(Part::Text, &format!("{}{}{text}", self.space, format.open()), parts);
+                self.state = State::Text;
+            }
+            return false;
+        };
+        let body: String = self.held.drain(..at + format.close().len()).collect();
+        match format.read(&body[..at]) {
+            Some(call) => {
+                parts.push(Part::Call(call));
+                self.called = true;
+            }
+            None => tell(Part::Text, &format!("{}{}{body}", self.space, format.open()), parts),
+        }
+        self.state = State::Text;
+        true
+    }
+}
+
+/// Adds `text`, if it is any, to the last of `parts` or as a new one.
+fn tell(part: fn(String) -> Part, text: &str, parts: &mut Vec<Part>) {
+    if text.is_empty() {
+        return;
+    }
+    match (parts.last_mut(), part(String::new())) {
+        (Some(Part::Text(last)), Part::Text(_)) | (Some(Part::Reasoning(last)), Part::Reasoning(_)) => {
+            last.push_str(text);
+        }
+        _ => parts.push(part(text.to_owned())),
+    }
+}
+
+/// Bytes at the end of `text` that may be the beginning of `mark`.
+fn held_back(text: &str, mark: &str) -> usize {
+    let most = mark.len().min(text.len() + 1) - 1;
+    (1..=most).rev().find(|count| mark.is_char_boundary(*count) && text.ends_with(&mark[..*count])).unwrap_or(0)
+}
