@@ -9,7 +9,8 @@ mod kernel;
 use super::kv::{HeadShape, KvLayerRef, KvLayout};
 use super::simd::dispatch;
 use super::{Cpu, SharedMut};
-use kernel::{Attend, Sequence};
+use kernel::Attend;
+pub(super) use kernel::Sequence;
 
 /// Positions of a span.
 const SPAN: usize = 1024;
@@ -35,7 +36,7 @@ impl<'a> AttentionRef<'a> {
     ///
     /// # Panics
     /// If lengths do not fit together.
-    fn sequences(self, tokens: usize, blocks: usize) -> Vec<Sequence<'a>> {
+    pub(super) fn sequences(self, tokens: usize, blocks: usize) -> Vec<Sequence<'a>> {
         let count = self.context_lens.len();
         assert_eq!(self.cu_seqlens_q.len(), count + 1, "cu_seqlens_q is [s + 1]");
         assert_eq!(self.block_table_offsets.len(), count + 1, "block_table_offsets is [s + 1]");

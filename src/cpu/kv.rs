@@ -28,6 +28,26 @@ impl HeadShape {
     }
 }
 
+/// What a layer keeps of a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvPlanes {
+    /// Keys and values of each head.
+    #[default]
+    KeysAndValues,
+    /// One latent that both are made of, `[block][slot][dim]`, in the place of K.
+    Latent,
+}
+
+impl KvPlanes {
+    /// How many planes there are.
+    pub fn count(self) -> usize {
+        match self {
+            Self::KeysAndValues => 2,
+            Self::Latent => 1,
+        }
+    }
+}
+
 /// The cache of one layer: K is `[block][kv_head][dim][slot]`, so that the scores of a block's slots lie side by side in a
 /// vector; V is `[block][kv_head][slot][dim]`. Where the type has scales, those of a block's head follow its elements:
 /// 16 of f32, one a slot.
@@ -39,6 +59,8 @@ pub struct KvLayout {
     pub head_dim: usize,
     /// What an element is stored as.
     pub dtype: KvDType,
+    /// What is kept.
+    pub planes: KvPlanes,
 }
 
 impl KvLayout {
@@ -55,7 +77,7 @@ impl KvLayout {
         self.element_bytes() + Self::BLOCK_SIZE * self.dtype.scale_bytes()
     }
 
-    /// Bytes of one block, in K and in V alike.
+    /// Bytes of one block of one plane.
     pub fn block_bytes(&self) -> usize {
         self.kv_heads * self.head_bytes()
     }
@@ -109,7 +131,10 @@ impl KvLayerMut<'_> {
 
 fn blocks(layout: KvLayout, keys: usize, values: usize) -> usize {
     let bytes = layout.block_bytes();
-    assert!(bytes > 0 && keys == values && keys.is_multiple_of(bytes), "K and V hold the same whole blocks");
+    let planes = [keys, values];
+    let fits = planes[..layout.planes.count()].iter().all(|plane| *plane == keys)
+        && planes[layout.planes.count()..].iter().all(|plane| *plane == 0);
+    assert!(bytes > 0 && fits && keys.is_multiple_of(bytes), "all planes hold the same whole blocks");
     keys / bytes
 }
 
@@ -124,7 +149,9 @@ impl Cpu {
             let (from, to) = (from as usize, to as usize);
             assert!(from < blocks && to < blocks, "blocks {from} and {to} are inside a cache of {blocks}");
             kv.keys.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
-            kv.values.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+            if kv.layout.planes == KvPlanes::KeysAndValues {
+                kv.values.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+            }
         }
     }
 }

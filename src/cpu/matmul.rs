@@ -41,6 +41,15 @@ struct Piece<'a> {
     offset: usize,
 }
 
+/// Rows that lie apart: row `t` is `row_len` elements from `offset + t * stride` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Strided {
+    /// Where row 0 starts.
+    pub offset: usize,
+    /// Elements from row to row.
+    pub stride: usize,
+}
+
 impl Cpu {
     /// `out[t, n] = sum over k of x[t, k] * w[n, k] (+ bias[n])`: `x [t, columns]`, `out [t, n]`, where `n` runs over the
     /// rows of all `parts`, stacked; their formats may differ. `bias [n]`.
@@ -52,10 +61,32 @@ impl Cpu {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "x has whole rows");
         let rows = x.len() / columns;
         assert_eq!(out.len(), rows * outputs, "out is [t, n]");
+        let (from, to) = (Strided { offset: 0, stride: columns }, Strided { offset: 0, stride: outputs });
+        self.matmul_strided(rows, (x, from), columns, parts, bias, (out, to));
+    }
+
+    /// [`Self::matmul`] of `rows` rows that lie apart, as do those of the result: a head of each token, say.
+    ///
+    /// # Panics
+    /// If lengths do not fit together.
+    pub fn matmul_strided(
+        &self,
+        rows: usize,
+        (x, x_place): (&[f32], Strided),
+        columns: usize,
+        parts: &[MatrixRef<'_>],
+        bias: Option<&[f32]>,
+        (out, place): (&mut [f32], Strided),
+    ) {
+        let outputs: usize = parts.iter().map(MatrixRef::rows).sum();
+        let end = |place: Strided, len: usize| place.offset + rows.saturating_sub(1) * place.stride + len;
+        assert!(rows == 0 || end(x_place, columns) <= x.len() && end(place, outputs) <= out.len(), "rows are inside");
+        assert!(x_place.stride >= columns && place.stride >= outputs, "rows do not overlap");
         assert!(parts.iter().all(|part| part.columns() == columns), "weights have as many columns as x");
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias is [n]");
-        let out = SharedMut::new(out);
+        let (x, out) = (&x[x_place.offset.min(x.len())..], SharedMut::new(&mut out[place.offset..]));
         if rows == 1 {
+            let x = &x[..columns];
             let chunk = (outputs / (8 * self.threads())).next_multiple_of(4).clamp(16, 256);
             let pieces = cut(parts, chunk);
             let one = |task: usize, _: usize| {
@@ -70,12 +101,13 @@ impl Cpu {
                 row_blocks *= 2;
             }
             let block = rows.div_ceil(row_blocks).next_multiple_of(12);
+            let strides = (x_place.stride, place.stride);
             let one = |task: usize, thread: usize| {
                 let (piece, from) = (pieces[task / row_blocks], task % row_blocks * block);
                 let (from, to) = (from.min(rows), (from + block).min(rows));
                 let mut scratch = self.scratch(thread);
                 let scratch = scratch.floats(SCRATCH);
-                dispatch(self.simd, Gemm { x, columns, rows: (from, to), outputs, piece, bias, out, scratch });
+                dispatch(self.simd, Gemm { x, columns, rows: (from, to), strides, piece, bias, out, scratch });
             };
             self.share(columns * outputs * rows, pieces.len() * row_blocks, &one);
         }

@@ -58,6 +58,20 @@ impl RopeTable {
         self.cos.len() / (self.rotary_dim / 2)
     }
 
+    /// Rotates `head [rotary_dim]` to `position`, in place.
+    ///
+    /// # Panics
+    /// If the head has another length, or the position is outside the table.
+    #[inline(always)]
+    pub fn rotate(&self, head: &mut [f32], position: usize) {
+        assert_eq!(head.len(), self.rotary_dim, "all that is rotated");
+        let (cos, sin) = self.at(position);
+        match self.layout {
+            RopeLayout::Halves => rotate_halves(head, cos, sin),
+            RopeLayout::Interleaved => rotate_interleaved(head, cos, sin),
+        }
+    }
+
     /// All cosines, `[positions, rotary_dim / 2]`.
     #[cfg(feature = "cuda")]
     pub fn cos(&self) -> &[f32] {
@@ -183,7 +197,6 @@ impl Kernel for Rotate<'_> {
     unsafe fn run<L: Lanes>(self) {
         let HeadShape { q_heads, kv_heads, head_dim: d } = self.heads;
         for (row, &position) in self.rows.chunks_exact_mut(self.heads.row_len()).zip(self.positions) {
-            let (cos, sin) = self.rope.at(position as usize);
             for (number, head) in row.chunks_exact_mut(d).take(q_heads + kv_heads).enumerate() {
                 if let Some(norms) = self.norms {
                     let weight = if number < q_heads { norms.q } else { norms.k };
@@ -191,11 +204,7 @@ impl Kernel for Rotate<'_> {
                     // SAFETY: head and weight hold `d` floats; the kernel reads each element before it writes it.
                     unsafe { normalise::<L>(out, weight, norms.eps, out) };
                 }
-                let rotated = &mut head[..self.rope.rotary_dim];
-                match self.rope.layout {
-                    RopeLayout::Halves => rotate_halves(rotated, cos, sin),
-                    RopeLayout::Interleaved => rotate_interleaved(rotated, cos, sin),
-                }
+                self.rope.rotate(&mut head[..self.rope.rotary_dim], position as usize);
             }
         }
     }

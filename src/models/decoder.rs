@@ -2,14 +2,15 @@
 //!
 //! Knows no family by name and no scheduling: a batch of packed rows goes in, logits of chosen tokens come out.
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 
-use crate::layers::{AttentionBuffers, GatedMlp, HeadNorms, Linear, RmsNorm, SelfAttention};
-use crate::ops::{self, Compute, HeadShape, KvCache, Rope, RopeTable, RowIndices, StepInputs, Tensor, Weight};
+use crate::layers::{AttentionBuffers, GatedMlp, LatentAttention, Linear, MixtureOfExperts, RmsNorm, SelfAttention};
+use crate::ops::{self, Compute, KvCache, KvLayer, Rope, RopeTable, RowIndices, StepInputs, Tensor, Weight};
 use crate::weights::{LoadError, WeightName, Weights};
 
+use super::load::Loader;
 use super::spec::DecoderSpec;
-use super::workspace::Workspace;
+use super::workspace::{TokenAttention, TokenBuffers, Workspace};
 
 /// Why a decoder cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -25,11 +26,27 @@ pub enum DecoderError {
     Compute(#[from] candle_core::Error),
 }
 
-struct Layer {
-    attention_norm: RmsNorm,
-    attention: SelfAttention,
-    ffn_norm: RmsNorm,
-    mlp: GatedMlp,
+pub(super) struct Layer {
+    pub(super) attention_norm: RmsNorm,
+    pub(super) attention: Attention,
+    pub(super) ffn_norm: RmsNorm,
+    pub(super) block: Block,
+}
+
+/// How a layer looks back.
+pub(super) enum Attention {
+    /// At keys and values of each head.
+    Heads(SelfAttention),
+    /// At a latent that all heads share.
+    Latent(LatentAttention),
+}
+
+/// A layer's feed-forward block.
+pub(super) enum Block {
+    /// One block, of this width.
+    Dense(GatedMlp, usize),
+    /// Many, and one of this width that all tokens go through, 0 where there is none.
+    Experts(MixtureOfExperts, usize),
 }
 
 /// A decoder-only transformer, ready to run.
@@ -89,7 +106,6 @@ impl Decoder {
     ) -> Result<()> {
         let buffers = workspace.tokens(inputs.tokens())?;
         ops::embed(compute, &self.embedding, inputs, &buffers.residual)?;
-        let attention_buffers = AttentionBuffers { qkv: &buffers.qkv, heads: &buffers.heads, out: &buffers.update };
         for (index, (layer, kv)) in self.layers.iter().zip(kv.layers()).enumerate() {
             let (residual, update, normed) = (&buffers.residual, &buffers.update, &buffers.normed);
             if index == 0 {
@@ -98,9 +114,9 @@ impl Decoder {
                 // Adds what the layer before has left in `update`.
                 layer.attention_norm.add_forward(compute, residual, update, normed)?;
             }
-            layer.attention.forward(compute, normed, inputs, &self.rope, kv, &attention_buffers)?;
+            layer.attend(compute, inputs, &self.rope, kv, &buffers)?;
             layer.ffn_norm.add_forward(compute, residual, update, normed)?;
-            layer.mlp.forward(compute, normed, &buffers.gate_up, &buffers.product, update)?;
+            layer.transform(compute, &buffers)?;
         }
         Ok(())
     }
@@ -115,6 +131,45 @@ impl Decoder {
         self.output_norm.add_forward_rows(compute, residual, update, indices, &rows.normed)?;
         self.output.forward(compute, &rows.normed, &rows.logits)?;
         Ok(rows.logits)
+    }
+}
+
+impl Layer {
+    /// Attention of what is in `normed`, to `update`.
+    fn attend(
+        &self,
+        compute: &Compute,
+        inputs: StepInputs<'_>,
+        rope: &Rope,
+        kv: &KvLayer,
+        buffers: &TokenBuffers,
+    ) -> Result<()> {
+        let (x, out) = (&buffers.normed, &buffers.update);
+        match (&self.attention, &buffers.attention) {
+            (Attention::Heads(attention), TokenAttention::Heads { qkv, heads }) => {
+                attention.forward(compute, x, inputs, rope, kv, &AttentionBuffers { qkv, heads, out })
+            }
+            (Attention::Latent(attention), TokenAttention::Latent(buffers)) => {
+                attention.forward(compute, x, inputs, rope, kv, buffers, out)
+            }
+            _ => bail!("a workspace of another kind of attention"),
+        }
+    }
+
+    /// The feed-forward block of what is in `normed`, to `update`.
+    fn transform(&self, compute: &Compute, buffers: &TokenBuffers) -> Result<()> {
+        let (x, out) = (&buffers.normed, &buffers.update);
+        match (&self.block, &buffers.experts) {
+            (Block::Dense(mlp, width), _) => {
+                let (gate_up, product) = buffers.block(*width)?;
+                mlp.forward(compute, x, &gate_up, &product, out)
+            }
+            (Block::Experts(mixture, shared), Some(experts)) => {
+                let (gate_up, product) = buffers.block(*shared)?;
+                mixture.forward(compute, x, experts, &gate_up, &product, out)
+            }
+            (Block::Experts(..), None) => bail!("a workspace without room for experts"),
+        }
     }
 }
 
@@ -137,128 +192,53 @@ impl Decoder {
     /// If there are more rows than the workspace holds.
     pub(crate) fn products(&self, rows: usize, workspace: &Workspace) -> Result<Vec<StepProduct<'_>>> {
         let (tokens, logits) = (workspace.tokens(rows)?, workspace.rows(rows)?);
-        let of =
-            |pick: fn(&Layer) -> &Linear| self.layers.iter().take(TIMED_LAYERS).map(|l| pick(l).weight()).collect();
+        let layers = || self.layers.iter().take(TIMED_LAYERS);
+        let mut products = Vec::new();
         let product = |x: &Tensor, weights, y: &Tensor| StepProduct { x: x.clone(), weights, y: y.clone() };
-        Ok(vec![
-            product(&tokens.normed, of(|layer| &layer.attention.qkv), &tokens.qkv),
-            product(&tokens.heads, of(|layer| &layer.attention.output), &tokens.update),
-            product(&tokens.normed, of(|layer| layer.mlp.linears()[0]), &tokens.gate_up),
-            product(&tokens.product, of(|layer| layer.mlp.linears()[1]), &tokens.update),
-            product(&logits.normed, vec![self.output.weight()], &logits.logits),
-        ])
+        if let TokenAttention::Heads { qkv, heads } = &tokens.attention {
+            let of = |pick: fn(&SelfAttention) -> &Linear| {
+                layers().filter_map(|layer| layer.heads().map(|attention| pick(attention).weight())).collect()
+            };
+            products.push(product(&tokens.normed, of(|attention| &attention.qkv), qkv));
+            products.push(product(heads, of(|attention| &attention.output), &tokens.update));
+        }
+        let dense = || layers().filter_map(Layer::dense);
+        if let Some((_, width)) = dense().next() {
+            let (gate_up, product) = tokens.block(width)?;
+            products.push(product(
+                &tokens.normed,
+                dense().map(|(mlp, _)| mlp.linears()[0].weight()).collect(),
+                &gate_up,
+            ));
+            products.push(product(
+                &product,
+                dense().map(|(mlp, _)| mlp.linears()[1].weight()).collect(),
+                &tokens.update,
+            ));
+        }
+        products.push(product(&logits.normed, vec![self.output.weight()], &logits.logits));
+        Ok(products)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Layer {
+    fn heads(&self) -> Option<&SelfAttention> {
+        match &self.attention {
+            Attention::Heads(attention) => Some(attention),
+            Attention::Latent(_) => None,
+        }
+    }
+
+    /// The one block, and its width.
+    fn dense(&self) -> Option<(&GatedMlp, usize)> {
+        match &self.block {
+            Block::Dense(mlp, width) => Some((mlp, *width)),
+            Block::Experts(..) => None,
+        }
     }
 }
 
 /// Layers whose weights are taken in turn where products are timed: together more than a cache holds.
 #[cfg(feature = "cuda")]
 const TIMED_LAYERS: usize = 12;
-
-/// Reads one decoder's tensors by name.
-struct Loader<'a> {
-    compute: &'a Compute,
-    spec: &'a DecoderSpec,
-    weights: &'a Weights,
-}
-
-impl Loader<'_> {
-    fn layer(&self, layer: u32) -> std::result::Result<Layer, DecoderError> {
-        Ok(Layer {
-            attention_norm: self.norm(WeightName::AttentionNorm(layer), self.spec.hidden)?,
-            attention: self.attention(layer)?,
-            ffn_norm: self.norm(WeightName::FfnNorm(layer), self.spec.hidden)?,
-            mlp: self.mlp(layer)?,
-        })
-    }
-
-    fn attention(&self, layer: u32) -> std::result::Result<SelfAttention, DecoderError> {
-        let spec = self.spec;
-        let (q, kv) = (spec.q_heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let head_norms = if spec.qk_norm {
-            Some(HeadNorms {
-                q: self.vector(WeightName::QNorm(layer), spec.head_dim)?,
-                k: self.vector(WeightName::KNorm(layer), spec.head_dim)?,
-                eps: spec.norm_eps,
-            })
-        } else {
-            None
-        };
-        let biases = [(WeightName::QBias(layer), q), (WeightName::KBias(layer), kv), (WeightName::VBias(layer), kv)];
-        let qkv_bias = if spec.qkv_bias { Some(self.bias(&biases)?) } else { None };
-        Ok(SelfAttention {
-            qkv: self.linear(
-                &[(WeightName::Q(layer), q), (WeightName::K(layer), kv), (WeightName::V(layer), kv)],
-                spec.hidden,
-                None,
-            )?,
-            qkv_bias,
-            output: self.linear(
-                &[(WeightName::O(layer), spec.hidden)],
-                q,
-                spec.o_bias.then_some(&[WeightName::OBias(layer)]),
-            )?,
-            head_norms,
-            heads: HeadShape { q_heads: spec.q_heads, kv_heads: spec.kv_heads, head_dim: spec.head_dim },
-            scale: spec.attention_scale,
-            sliding_window: spec.sliding_window.get(layer as usize).copied().flatten(),
-        })
-    }
-
-    fn mlp(&self, layer: u32) -> std::result::Result<GatedMlp, DecoderError> {
-        let spec = self.spec;
-        let gate_up = self.linear(
-            &[(WeightName::Gate(layer), spec.ffn), (WeightName::Up(layer), spec.ffn)],
-            spec.hidden,
-            spec.mlp_bias.then_some(&[WeightName::GateBias(layer), WeightName::UpBias(layer)]),
-        )?;
-        let down = self.linear(
-            &[(WeightName::Down(layer), spec.hidden)],
-            spec.ffn,
-            spec.mlp_bias.then_some(&[WeightName::DownBias(layer)]),
-        )?;
-        Ok(GatedMlp::new(gate_up, down))
-    }
-
-    /// The matrices `[rows, columns]` as one layer, with their biases as one where there are any.
-    fn linear<const N: usize>(
-        &self,
-        parts: &[(WeightName, usize); N],
-        columns: usize,
-        biases: Option<&[WeightName; N]>,
-    ) -> std::result::Result<Linear, DecoderError> {
-        let bias = match biases {
-            None => None,
-            Some(names) => {
-                let lengths = parts.iter().map(|(_, rows)| *rows);
-                Some(self.bias(&names.iter().copied().zip(lengths).collect::<Vec<_>>())?)
-            }
-        };
-        Ok(Linear::new(self.weight(parts, columns)?, bias))
-    }
-
-    /// The matrices `[rows, columns]`, stacked.
-    fn weight(&self, parts: &[(WeightName, usize)], columns: usize) -> std::result::Result<Weight, DecoderError> {
-        let matrices = parts
-            .iter()
-            .map(|(name, rows)| self.weights.matrix(*name, *rows, columns))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        Ok(Weight::load(self.compute, matrices)?)
-    }
-
-    /// The vectors, one after the other.
-    fn bias(&self, parts: &[(WeightName, usize)]) -> std::result::Result<Tensor, DecoderError> {
-        let mut bias = Vec::new();
-        for (name, length) in parts {
-            bias.extend(self.weights.vector(*name, *length)?);
-        }
-        Ok(Tensor::vector(self.compute, bias)?)
-    }
-
-    fn norm(&self, name: WeightName, length: usize) -> std::result::Result<RmsNorm, DecoderError> {
-        Ok(RmsNorm::new(self.vector(name, length)?, self.spec.norm_eps))
-    }
-
-    fn vector(&self, name: WeightName, length: usize) -> std::result::Result<Tensor, DecoderError> {
-        Ok(Tensor::vector(self.compute, self.weights.vector(name, length)?)?)
-    }
-}

@@ -12,14 +12,7 @@ const NORM_EPS: std::ops::RangeInclusive<f64> = 1e-12..=1.0;
 
 /// A decoder as config.json describes it; `head_dim` is the family's default where it has one.
 pub fn from_config(config: Fields, architecture: &str, head_dim: Option<usize>) -> Result<DecoderSpec, LoadError> {
-    if config.value("quantization_config").is_some() {
-        let expected = "weights in F32, F16 or BF16 (quantised models come as GGUF)";
-        return Err(config.unexpected("quantization_config", expected, "weights quantised by another program"));
-    }
-    match config.text("hidden_act")? {
-        None | Some("silu") => {}
-        Some(other) => return Err(config.unexpected("hidden_act", "silu", other)),
-    }
+    check_weights_and_activation(config)?;
     let hidden = config.size("hidden_size", 1..=spec::MAX_HIDDEN)?;
     let q_heads = config.size("num_attention_heads", 1..=spec::MAX_HEADS)?;
     let kv_heads =
@@ -33,9 +26,48 @@ pub fn from_config(config: Fields, architecture: &str, head_dim: Option<usize>) 
             return Err(config.unexpected("num_attention_heads", expected, q_heads));
         }
     };
+    build(config, architecture, Heads { q_heads, kv_heads, head_dim, rotary_dim: head_dim })
+}
+
+/// A decoder whose heads have no size of their own: q's are of `head_dim`, of which `rotary_dim` are rotated.
+pub fn latent_from_config(
+    config: Fields,
+    architecture: &str,
+    head_dim: usize,
+    rotary_dim: usize,
+) -> Result<DecoderSpec, LoadError> {
+    check_weights_and_activation(config)?;
+    let q_heads = config.size("num_attention_heads", 1..=spec::MAX_HEADS)?;
+    build(config, architecture, Heads { q_heads, kv_heads: q_heads, head_dim, rotary_dim })
+}
+
+/// Refuses what no family has.
+fn check_weights_and_activation(config: Fields) -> Result<(), LoadError> {
+    if config.value("quantization_config").is_some() {
+        let expected = "weights in F32, F16 or BF16 (quantised models come as GGUF)";
+        return Err(config.unexpected("quantization_config", expected, "weights quantised by another program"));
+    }
+    match config.text("hidden_act")? {
+        None | Some("silu") => {}
+        Some(other) => return Err(config.unexpected("hidden_act", "silu", other)),
+    }
+    Ok(())
+}
+
+/// Heads of an attention layer.
+struct Heads {
+    q_heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    rotary_dim: usize,
+}
+
+fn build(config: Fields, architecture: &str, heads: Heads) -> Result<DecoderSpec, LoadError> {
+    let Heads { q_heads, kv_heads, head_dim, rotary_dim } = heads;
+    let hidden = config.size("hidden_size", 1..=spec::MAX_HIDDEN)?;
     let layers = config.size("num_hidden_layers", 1..=spec::MAX_LAYERS)?;
     let max_positions = config.size("max_position_embeddings", 1..=spec::MAX_CONTEXT as usize)? as u32;
-    let rope = rope::read::from_config(config, head_dim, max_positions)?;
+    let rope = rope::read::from_config(config, rotary_dim, max_positions)?;
     let spec = DecoderSpec {
         architecture: architecture.to_owned(),
         hidden,
@@ -55,6 +87,8 @@ pub fn from_config(config: Fields, architecture: &str, head_dim: Option<usize>) 
         tied_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(false),
         sliding_window: vec![None; layers],
         attention_scale: spec::attention_scale(head_dim),
+        experts: None,
+        latent: None,
     };
     spec.check(config.file())
 }
@@ -71,7 +105,8 @@ pub fn from_gguf(
     let optional_size = |name: &str, most: usize| -> Result<Option<usize>, LoadError> {
         metadata.get(&key(name))?.map(|number| in_range(metadata, &key(name), number, most)).transpose()
     };
-    if let Some(experts) = metadata.get::<u32>(&key("expert_count"))?.filter(|experts| *experts > 0) {
+    let dense = ["llama", "qwen2", "qwen3"].contains(&arch);
+    if let Some(experts) = metadata.get::<u32>(&key("expert_count"))?.filter(|experts| dense && *experts > 0) {
         return Err(LoadError::unexpected(metadata.file(), key("expert_count"), "a dense model", experts));
     }
     let hidden = size("embedding_length", spec::MAX_HIDDEN)?;
@@ -119,6 +154,8 @@ pub fn from_gguf(
         tied_embeddings: !weights.has(WeightName::Output),
         sliding_window: vec![metadata.get(&key("attention.sliding_window"))?.filter(|window| *window > 0); layers],
         attention_scale: spec::attention_scale(head_dim),
+        experts: None,
+        latent: None,
     };
     spec.check(metadata.file())
 }

@@ -3,10 +3,12 @@
 //! Knows no engine: a model is opened, described and computed here, never scheduled.
 
 mod decoder;
+mod deepseek;
 mod dimensions;
 mod fields;
 mod generation;
 mod llama;
+mod load;
 mod qwen;
 mod registry;
 pub mod rope;

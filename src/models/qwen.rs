@@ -1,13 +1,14 @@
-//! Qwen2, Qwen2.5 and Qwen3 (dense): configuration to spec.
+//! Qwen2, Qwen2.5 and Qwen3, dense or of experts: configuration to spec.
 //!
 //! Knows no weights beyond whether a GGUF file has biases.
 //!
-//! Source: `modeling_qwen2.py`, `modeling_qwen3.py` and their configurations in transformers.
+//! Source: `modeling_qwen2.py`, `modeling_qwen3.py`, `modeling_qwen2_moe.py`, `modeling_qwen3_moe.py` and their configurations in transformers.
 
 use super::dimensions;
 use super::fields::Fields;
 use super::rope::RopeLayout;
-use super::spec::{DecoderSpec, MAX_CONTEXT};
+use super::spec::{self, DecoderSpec, ExpertsSpec, MAX_CONTEXT};
+use crate::ops::{RouteParams, Scoring};
 use crate::weights::{LoadError, Metadata, Weights};
 
 /// `Qwen2ForCausalLM`: biases on q, k and v.
@@ -26,6 +27,61 @@ pub fn qwen3_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
         o_bias: attention_bias,
         sliding_window: windows(config, spec.layers)?,
         ..spec
+    })
+}
+
+/// `Qwen2MoeForCausalLM`: Qwen2 whose blocks are mixtures of experts, with one that all tokens go through.
+pub fn qwen2_moe_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
+    let spec = dimensions::from_config(config, "Qwen2MoeForCausalLM", None)?;
+    let shared = config.size("shared_expert_intermediate_size", 1..=spec::MAX_FFN)?;
+    let experts = ExpertsSpec { shared_ffn: Some(shared), shared_gate: true, ..experts(config, spec.layers)? };
+    let qkv_bias = config.flag("qkv_bias")?.unwrap_or(true);
+    let spec = DecoderSpec { qkv_bias, experts: Some(experts), sliding_window: windows(config, spec.layers)?, ..spec };
+    spec.check(config.file())
+}
+
+/// `Qwen3MoeForCausalLM`: Qwen3 whose blocks are mixtures of experts.
+pub fn qwen3_moe_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
+    let spec = dimensions::from_config(config, "Qwen3MoeForCausalLM", None)?;
+    let attention_bias = config.flag("attention_bias")?.unwrap_or(false);
+    let window = match config.flag("use_sliding_window")?.unwrap_or(false) {
+        true => config.integer("sliding_window", 1..=u64::from(MAX_CONTEXT))?.map(|window| window as u32),
+        false => None,
+    };
+    let spec = DecoderSpec {
+        qk_norm: true,
+        qkv_bias: attention_bias,
+        o_bias: attention_bias,
+        sliding_window: vec![window; spec.layers],
+        experts: Some(experts(config, spec.layers)?),
+        ..spec
+    };
+    spec.check(config.file())
+}
+
+/// The experts of a Qwen. Layers in `mlp_only_layers` have none, and of the others each
+/// `decoder_sparse_step`-th has.
+fn experts(config: Fields, layers: usize) -> Result<ExpertsSpec, LoadError> {
+    let step = config.integer("decoder_sparse_step", 1..=spec::MAX_LAYERS as u64)?.unwrap_or(1) as usize;
+    // Transformers 5 writes the second name for Qwen3.
+    let count_key = if config.has("num_experts") { "num_experts" } else { "num_local_experts" };
+    let dense = config.list("mlp_only_layers")?.unwrap_or(&[]);
+    let is_dense = |layer: usize| dense.iter().any(|number| number.as_u64() == Some(layer as u64));
+    let routing = RouteParams {
+        top_k: config.size("num_experts_per_tok", 1..=spec::MAX_EXPERTS)?,
+        scoring: Scoring::Softmax,
+        normalize: config.flag("norm_topk_prob")?.unwrap_or(false),
+        scale: 1.0,
+        groups: None,
+    };
+    Ok(ExpertsSpec {
+        layers: (0..layers).map(|layer| (layer + 1).is_multiple_of(step) && !is_dense(layer)).collect(),
+        count: config.size(count_key, 1..=spec::MAX_EXPERTS)?,
+        ffn: config.size("moe_intermediate_size", 1..=spec::MAX_FFN)?,
+        shared_ffn: None,
+        shared_gate: false,
+        correction: false,
+        routing,
     })
 }
 

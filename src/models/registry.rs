@@ -4,18 +4,22 @@
 
 use super::fields::Fields;
 use super::spec::DecoderSpec;
-use super::{llama, qwen};
+use super::{deepseek, llama, qwen};
 use crate::weights::{LoadError, Metadata, Weights};
 
 type FromConfig = fn(Fields) -> Result<DecoderSpec, LoadError>;
 type FromGguf = fn(&Weights, &Metadata) -> Result<DecoderSpec, LoadError>;
 
 /// Names in config.json's `architectures`.
-const CONFIG: [(&str, FromConfig); 4] = [
+const CONFIG: [(&str, FromConfig); 8] = [
     ("LlamaForCausalLM", llama::from_hf_config),
     ("MistralForCausalLM", llama::mistral_from_hf_config),
     ("Qwen2ForCausalLM", qwen::qwen2_from_hf_config),
     ("Qwen3ForCausalLM", qwen::qwen3_from_hf_config),
+    ("Qwen2MoeForCausalLM", qwen::qwen2_moe_from_hf_config),
+    ("Qwen3MoeForCausalLM", qwen::qwen3_moe_from_hf_config),
+    ("DeepseekV2ForCausalLM", deepseek::v2_from_hf_config),
+    ("DeepseekV3ForCausalLM", deepseek::v3_from_hf_config),
 ];
 
 /// Names in GGUF's `general.architecture`.
@@ -23,13 +27,9 @@ const GGUF: [(&str, FromGguf); 3] =
     [("llama", llama::from_gguf), ("qwen2", qwen::qwen2_from_gguf), ("qwen3", qwen::qwen3_from_gguf)];
 
 /// Architectures of either naming that a later version is meant to run.
-const PLANNED: [&str; 12] = [
-    "DeepseekV2ForCausalLM",
-    "DeepseekV3ForCausalLM",
+const PLANNED: [&str; 8] = [
     "DeepseekV32ForCausalLM",
     "MixtralForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen3MoeForCausalLM",
     "Qwen3NextForCausalLM",
     "deepseek2",
     "qwen2moe",

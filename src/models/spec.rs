@@ -7,6 +7,7 @@ use std::path::Path;
 use super::rope::RopeSpec;
 use crate::config::KvDType;
 use crate::ops::KvLayout;
+use crate::ops::{KvPlanes, LatentShape, RouteGroups, RouteParams};
 use crate::weights::{LoadError, WeightName};
 
 /// Widest hidden state; the widest public models have 16,384.
@@ -61,9 +62,45 @@ pub struct DecoderSpec {
     pub tied_embeddings: bool,
     /// For each layer, how many positions a token sees, itself counted; `None` is all before it.
     pub sliding_window: Vec<Option<u32>>,
-    /// Multiplies q·k: 1 / sqrt(head_dim).
+    /// Multiplies q·k: 1 / sqrt(head_dim), times what YaRN may ask for.
     pub attention_scale: f32,
+    /// Where feed-forward blocks are mixtures of experts.
+    pub experts: Option<ExpertsSpec>,
+    /// Where keys and values are made of a latent that all heads share; then `head_dim` is that of q and `kv_heads` is
+    /// `q_heads`.
+    pub latent: Option<LatentSpec>,
 }
+
+/// Feed-forward blocks that are mixtures of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertsSpec {
+    /// Whether a layer's block is one; the others have one dense block.
+    pub layers: Vec<bool>,
+    /// Experts of a layer.
+    pub count: usize,
+    /// Width of an expert.
+    pub ffn: usize,
+    /// Width of the block that every token goes through besides.
+    pub shared_ffn: Option<usize>,
+    /// Whether that block's output is weighed by a gate of its own.
+    pub shared_gate: bool,
+    /// Whether the choice is corrected by a bias for each expert.
+    pub correction: bool,
+    /// How experts are chosen.
+    pub routing: RouteParams,
+}
+
+/// Attention whose keys and values are made of a latent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentSpec {
+    /// Heads and widths.
+    pub shape: LatentShape,
+    /// Width of the latent that q is made of; `None`: it is made of the layer's input.
+    pub query_rank: Option<usize>,
+}
+
+/// Most experts of a layer.
+pub const MAX_EXPERTS: usize = 4096;
 
 /// Matrices of the same columns, one above the other.
 pub(crate) struct Stack {
@@ -82,13 +119,47 @@ impl DecoderSpec {
         let biases =
             bias(self.qkv_bias, q + 2 * kv) + bias(self.o_bias, hidden) + bias(self.mlp_bias, 2 * ffn + hidden);
         let norms = 2 * hidden + bias(self.qk_norm, 2 * head);
-        let layer = hidden * (2 * q + 2 * kv) + 3 * hidden * ffn + norms + biases;
-        vocab * hidden * if self.tied_embeddings { 1 } else { 2 } + self.layers as u64 * layer + hidden
+        let attention = match &self.latent {
+            None => hidden * (2 * q + 2 * kv),
+            Some(latent) => latent.parameters(hidden),
+        };
+        let (expert_layers, mixture) = self.experts.as_ref().map_or((0, 0), |experts| {
+            (experts.layers.iter().filter(|is| **is).count() as u64, experts.parameters(hidden, experts.count))
+        });
+        let dense_layers = self.layers as u64 - expert_layers;
+        let blocks = expert_layers * mixture + dense_layers * 3 * hidden * ffn;
+        let layers = self.layers as u64 * (attention + norms + biases) + blocks;
+        vocab * hidden * if self.tied_embeddings { 1 } else { 2 } + layers + hidden
+    }
+
+    /// Elements of the weights that are not multiplied with a token: those of experts that it does not go to.
+    pub(crate) fn idle_parameters(&self) -> u64 {
+        let Some(experts) = &self.experts else { return 0 };
+        let layers = experts.layers.iter().filter(|is| **is).count() as u64;
+        let idle = (experts.count - experts.routing.top_k) as u64;
+        layers * idle * 3 * self.hidden as u64 * experts.ffn as u64
+    }
+
+    /// Whether the block of `layer` is a mixture of experts.
+    pub(crate) fn experts_of(&self, layer: u32) -> Option<&ExpertsSpec> {
+        self.experts.as_ref().filter(|experts| experts.layers.get(layer as usize) == Some(&true))
+    }
+
+    /// Width of the widest dense block: gate and up together are twice as wide.
+    pub(crate) fn widest_ffn(&self) -> usize {
+        let Some(experts) = &self.experts else { return self.ffn };
+        let dense = if experts.layers.iter().all(|is| *is) { 0 } else { self.ffn };
+        dense.max(experts.shared_ffn.unwrap_or(0)).max(experts.ffn)
     }
 
     /// How a layer's keys and values lie in a cache of `dtype`.
     pub(crate) fn kv_layout(&self, dtype: KvDType) -> KvLayout {
-        KvLayout { kv_heads: self.kv_heads, head_dim: self.head_dim, dtype }
+        match &self.latent {
+            Some(latent) => KvLayout { kv_heads: 1, head_dim: latent.shape.width(), dtype, planes: KvPlanes::Latent },
+            None => {
+                KvLayout { kv_heads: self.kv_heads, head_dim: self.head_dim, dtype, planes: KvPlanes::KeysAndValues }
+            }
+        }
     }
 
     /// Its matrices, as they are stacked: names and rows of each stack, and its columns.
@@ -129,6 +200,12 @@ impl DecoderSpec {
                 return refuse(item, format!("1 to {most}"), found);
             }
         }
+        if let Some(experts) = &self.experts {
+            experts.check(file)?;
+        }
+        if let Some(latent) = &self.latent {
+            return latent.check(file).map(|()| self);
+        }
         if !self.q_heads.is_multiple_of(self.kv_heads) {
             let expected = format!("a divisor of the {} attention heads", self.q_heads);
             return refuse("number of key heads", expected, self.kv_heads);
@@ -142,6 +219,75 @@ impl DecoderSpec {
             return refuse("number of rotated dimensions", expected, rotary_dim);
         }
         Ok(self)
+    }
+}
+
+impl ExpertsSpec {
+    /// Elements of one layer's block, with `count` experts.
+    fn parameters(&self, hidden: u64, count: usize) -> u64 {
+        let shared = self.shared_ffn.unwrap_or(0) as u64;
+        let router = hidden * self.count as u64 + if self.correction { self.count as u64 } else { 0 };
+        3 * hidden * (count as u64 * self.ffn as u64 + shared) + router + if self.shared_gate { hidden } else { 0 }
+    }
+
+    fn check(&self, file: &Path) -> Result<(), LoadError> {
+        let refuse =
+            |item: &str, expected: String, found: usize| Err(LoadError::unexpected(file, item, expected, found));
+        let RouteParams { top_k, groups, .. } = self.routing;
+        if !(1..=MAX_EXPERTS).contains(&self.count) {
+            return refuse("number of experts", format!("1 to {MAX_EXPERTS}"), self.count);
+        }
+        if !(1..=self.count).contains(&top_k) {
+            return refuse("number of experts of a token", format!("1 to {}", self.count), top_k);
+        }
+        if !(1..=MAX_FFN).contains(&self.ffn) || !(1..=MAX_FFN).contains(&self.shared_ffn.unwrap_or(1)) {
+            return refuse("width of an expert", format!("1 to {MAX_FFN}"), self.ffn);
+        }
+        let Some(RouteGroups { groups, top_groups, .. }) = groups else { return Ok(()) };
+        if groups == 0 || !self.count.is_multiple_of(groups) {
+            return refuse("number of groups of experts", format!("a divisor of {}", self.count), groups);
+        }
+        if !(1..=groups).contains(&top_groups) || top_groups * (self.count / groups) < top_k {
+            let expected = format!("1 to {groups}, and enough for {top_k} experts");
+            return refuse("number of groups of a token", expected, top_groups);
+        }
+        Ok(())
+    }
+}
+
+impl LatentSpec {
+    /// Elements of one layer's attention.
+    fn parameters(&self, hidden: u64) -> u64 {
+        let LatentShape { heads, rank, rope, nope, value } = self.shape;
+        let [heads, rank, rope, nope, value] = [heads, rank, rope, nope, value].map(|size| size as u64);
+        let q = heads * (nope + rope);
+        let query = self.query_rank.map_or(hidden * q, |query_rank| query_rank as u64 * (hidden + q + 1));
+        query + hidden * (rank + rope) + rank + rank * heads * (nope + value) + heads * value * hidden
+    }
+
+    fn check(&self, file: &Path) -> Result<(), LoadError> {
+        let LatentShape { rank, rope, nope, value, .. } = self.shape;
+        let sizes = [
+            ("width of the latent", rank, 32),
+            ("number of rotated dimensions", rope, 16),
+            ("size of the other part of a head", nope, 1),
+            ("size of a head of values", value, 1),
+        ];
+        for (item, found, step) in sizes {
+            if !(1..=MAX_HIDDEN).contains(&found) || !found.is_multiple_of(step) {
+                return Err(LoadError::unexpected(file, item, format_args!("a multiple of {step}"), found));
+            }
+        }
+        if self.query_rank.is_some_and(|rank| !(1..=MAX_HIDDEN).contains(&rank)) {
+            let expected = format!("1 to {MAX_HIDDEN}");
+            return Err(LoadError::unexpected(
+                file,
+                "width of the latent of q",
+                expected,
+                self.query_rank.unwrap_or(0),
+            ));
+        }
+        Ok(())
     }
 }
 

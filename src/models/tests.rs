@@ -52,6 +52,8 @@ fn llama_in_both_forms() {
         tied_embeddings: true,
         sliding_window: vec![None; 3],
         attention_scale: 0.25,
+        experts: None,
+        latent: None,
     };
     for form in [classic, modern] {
         assert_eq!(spec(&config("LlamaForCausalLM", form)).expect("it is right"), expected);

@@ -4,21 +4,28 @@
 
 use candle_core::Result;
 
-use crate::ops::{Compute, Kind, Tensor};
+use crate::layers::{ExpertStepBuffers, LatentBuffers};
+use crate::ops::{Compute, ExpertTensors, Kind, Routes, Tensor};
 
-use super::spec::DecoderSpec;
+use super::spec::{DecoderSpec, LatentSpec};
 
 /// Buffers of one model, all where its steps are computed. The residual stream and the logits are f32.
 pub(crate) struct Workspace {
     residual: Tensor,
     update: Tensor,
     normed: Tensor,
-    qkv: Tensor,
-    heads: Tensor,
+    attention: AttentionSpace,
     gate_up: Tensor,
     product: Tensor,
+    experts: Option<ExpertStepBuffers>,
     row_normed: Tensor,
     logits: Tensor,
+}
+
+/// What attention writes into.
+enum AttentionSpace {
+    Heads { qkv: Tensor, heads: Tensor },
+    Latent(LatentBuffers),
 }
 
 /// Prefixes of the buffers for `T` tokens.
@@ -29,14 +36,37 @@ pub(super) struct TokenBuffers {
     pub(super) update: Tensor,
     /// `[T, H]`: a block's input.
     pub(super) normed: Tensor,
-    /// `[T, (q_heads + 2 kv_heads) * head_dim]`.
-    pub(super) qkv: Tensor,
-    /// `[T, q_heads * head_dim]`.
-    pub(super) heads: Tensor,
-    /// `[T, 2 F]`.
-    pub(super) gate_up: Tensor,
+    /// Of attention.
+    pub(super) attention: TokenAttention,
+    /// `[T, 2 F]` of the widest dense block.
+    gate_up: Tensor,
     /// `[T, F]`.
-    pub(super) product: Tensor,
+    product: Tensor,
+    /// Of mixtures of experts.
+    pub(super) experts: Option<ExpertStepBuffers>,
+}
+
+/// Prefixes of attention's buffers for `T` tokens.
+pub(super) enum TokenAttention {
+    /// Keys and values of each head.
+    Heads {
+        /// `[T, (q_heads + 2 kv_heads) * head_dim]`.
+        qkv: Tensor,
+        /// `[T, q_heads * head_dim]`.
+        heads: Tensor,
+    },
+    /// A latent that all heads share.
+    Latent(LatentBuffers),
+}
+
+impl TokenBuffers {
+    /// `[T, 2 width]` and `[T, width]` for a dense block of this width.
+    ///
+    /// # Errors
+    /// If no block is so wide.
+    pub(super) fn block(&self, width: usize) -> Result<(Tensor, Tensor)> {
+        Ok((self.gate_up.first_columns(2 * width)?, self.product.first_columns(width)?))
+    }
 }
 
 /// Prefixes of the buffers for `R` tokens whose logits are wanted.
@@ -55,15 +85,44 @@ impl Workspace {
     pub(crate) fn new(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize, compute: &Compute) -> Result<Self> {
         let zeros = |rows, columns| Tensor::zeros(compute, rows, columns, Kind::Activation);
         let exact = |rows, columns| Tensor::zeros(compute, rows, columns, Kind::Exact);
-        let q = spec.q_heads * spec.head_dim;
+        let of_tokens = |columns| zeros(max_tokens, columns);
+        let attention = match &spec.latent {
+            None => AttentionSpace::Heads {
+                qkv: of_tokens((spec.q_heads + 2 * spec.kv_heads) * spec.head_dim)?,
+                heads: of_tokens(spec.q_heads * spec.head_dim)?,
+            },
+            Some(LatentSpec { shape, query_rank }) => AttentionSpace::Latent(LatentBuffers {
+                query_latent: of_tokens(query_rank.unwrap_or(1))?,
+                query_normed: of_tokens(query_rank.unwrap_or(1))?,
+                q: of_tokens(shape.heads * shape.query())?,
+                latent: of_tokens(shape.width())?,
+                absorbed: of_tokens(shape.heads * shape.width())?,
+                attended: of_tokens(shape.heads * shape.rank)?,
+                heads: of_tokens(shape.heads * shape.value)?,
+            }),
+        };
+        let experts = match &spec.experts {
+            None => None,
+            Some(experts) => Some(ExpertStepBuffers {
+                logits: exact(max_tokens, experts.count)?,
+                routes: Routes::new(compute, max_tokens, experts.routing.top_k)?,
+                gate: of_tokens(1)?,
+                experts: ExpertTensors {
+                    x: of_tokens(spec.hidden)?,
+                    gate_up: of_tokens(2 * experts.ffn)?,
+                    product: of_tokens(experts.ffn)?,
+                    down: of_tokens(spec.hidden)?,
+                },
+            }),
+        };
         Ok(Self {
             residual: exact(max_tokens, spec.hidden)?,
-            update: zeros(max_tokens, spec.hidden)?,
-            normed: zeros(max_tokens, spec.hidden)?,
-            qkv: zeros(max_tokens, q + 2 * spec.kv_heads * spec.head_dim)?,
-            heads: zeros(max_tokens, q)?,
-            gate_up: zeros(max_tokens, 2 * spec.ffn)?,
-            product: zeros(max_tokens, spec.ffn)?,
+            update: of_tokens(spec.hidden)?,
+            normed: of_tokens(spec.hidden)?,
+            attention,
+            gate_up: of_tokens(2 * spec.widest_ffn())?,
+            product: of_tokens(spec.widest_ffn())?,
+            experts,
             row_normed: zeros(logit_rows, spec.hidden)?,
             logits: exact(logit_rows, spec.vocab)?,
         })
@@ -71,9 +130,19 @@ impl Workspace {
 
     /// Bytes that [`Self::new`] allocates, with activations of `element_bytes`.
     pub(crate) fn bytes(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize, element_bytes: usize) -> u64 {
-        let q = spec.q_heads * spec.head_dim;
-        let activations = 2 * spec.hidden + 2 * q + 2 * spec.kv_heads * spec.head_dim + 3 * spec.ffn;
-        let per_token = 4 * spec.hidden + element_bytes * activations;
+        let attention = match &spec.latent {
+            None => (2 * spec.q_heads + 2 * spec.kv_heads) * spec.head_dim,
+            Some(LatentSpec { shape, query_rank }) => {
+                let heads = shape.heads * (shape.query() + shape.width() + shape.rank + shape.value);
+                heads + shape.width() + 2 * query_rank.unwrap_or(1)
+            }
+        };
+        // The routes have an id and a weight for each expert of a token.
+        let (expert, exact) = spec.experts.as_ref().map_or((0, 0), |experts| {
+            (1 + 2 * spec.hidden + 3 * experts.ffn, experts.count + 2 * experts.routing.top_k)
+        });
+        let activations = 2 * spec.hidden + attention + 3 * spec.widest_ffn() + expert;
+        let per_token = 4 * (spec.hidden + exact) + element_bytes * activations;
         let per_row = element_bytes * spec.hidden + 4 * spec.vocab;
         max_tokens as u64 * per_token as u64 + logit_rows as u64 * per_row as u64
     }
@@ -100,14 +169,40 @@ impl Workspace {
     /// Buffers for a step of `count` tokens.
     pub(super) fn tokens(&self, count: usize) -> Result<TokenBuffers> {
         let first = |buffer: &Tensor| buffer.first_rows(count);
+        let attention = match &self.attention {
+            AttentionSpace::Heads { qkv, heads } => TokenAttention::Heads { qkv: first(qkv)?, heads: first(heads)? },
+            AttentionSpace::Latent(buffers) => TokenAttention::Latent(LatentBuffers {
+                query_latent: first(&buffers.query_latent)?,
+                query_normed: first(&buffers.query_normed)?,
+                q: first(&buffers.q)?,
+                latent: first(&buffers.latent)?,
+                absorbed: first(&buffers.absorbed)?,
+                attended: first(&buffers.attended)?,
+                heads: first(&buffers.heads)?,
+            }),
+        };
+        let experts = match &self.experts {
+            None => None,
+            Some(buffers) => Some(ExpertStepBuffers {
+                logits: first(&buffers.logits)?,
+                routes: buffers.routes.clone(),
+                gate: first(&buffers.gate)?,
+                experts: ExpertTensors {
+                    x: first(&buffers.experts.x)?,
+                    gate_up: first(&buffers.experts.gate_up)?,
+                    product: first(&buffers.experts.product)?,
+                    down: first(&buffers.experts.down)?,
+                },
+            }),
+        };
         Ok(TokenBuffers {
             residual: first(&self.residual)?,
             update: first(&self.update)?,
             normed: first(&self.normed)?,
-            qkv: first(&self.qkv)?,
-            heads: first(&self.heads)?,
+            attention,
             gate_up: first(&self.gate_up)?,
             product: first(&self.product)?,
+            experts,
         })
     }
 

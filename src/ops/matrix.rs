@@ -3,6 +3,7 @@
 //! Does not know where the bytes came from.
 
 use crate::cpu::{Cpu, CpuError, Format, MatrixRef};
+use half::{bf16, f16};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -77,6 +78,32 @@ impl Matrix {
     pub fn random(format: Format, rows: usize, columns: usize, data: Bytes, random: Random) -> Self {
         let row_bytes = format.row_bytes(columns).expect("whole blocks");
         Self { format, rows, columns, data, range: 0..rows * row_bytes, random: Some(random) }
+    }
+
+    /// Rows `from..from + count`, which share the bytes.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn slice(&self, from: usize, count: usize) -> Self {
+        assert!(from + count <= self.rows, "rows {from}..{} of {self:?}", from + count);
+        let row_bytes = self.range.len() / self.rows;
+        let start = self.range.start + from * row_bytes;
+        Self { rows: count, range: start..start + count * row_bytes, random: None, ..self.clone() }
+    }
+
+    /// Its transpose, dense: in the matrix's own format where that is dense, else in f32.
+    pub fn transposed(&self) -> Self {
+        let values = self.dequantize();
+        let (rows, columns) = (self.rows, self.columns);
+        let at = |index: usize| values[index % rows * columns + index / rows];
+        let count = rows * columns;
+        let (format, bytes): (Format, Vec<u8>) = match self.format {
+            Format::Bf16 => (Format::Bf16, (0..count).flat_map(|i| bf16::from_f32(at(i)).to_le_bytes()).collect()),
+            Format::F16 => (Format::F16, (0..count).flat_map(|i| f16::from_f32(at(i)).to_le_bytes()).collect()),
+            _ => (Format::F32, (0..count).flat_map(|i| at(i).to_le_bytes()).collect()),
+        };
+        let range = 0..bytes.len();
+        Self { format, rows: columns, columns: rows, data: Arc::new(bytes), range, random: None }
     }
 
     /// What its numbers are drawn from, where they are random.

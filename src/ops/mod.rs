@@ -4,7 +4,9 @@
 //! CPU every tensor is f32; on a GPU activations are in the model's type and the residual stream, logits, norms and
 //! biases in f32.
 
+mod experts;
 mod kv_cache;
+mod latent;
 mod matrix;
 mod on_cpu;
 #[cfg(feature = "cuda")]
@@ -15,8 +17,13 @@ mod tensor;
 mod tests;
 mod weight;
 
-pub use crate::cpu::{AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, RopeLayout, RopeTable};
+pub use crate::cpu::{
+    AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, KvPlanes, LatentShape, RopeLayout, RopeTable,
+    RouteGroups, RouteParams, Scoring,
+};
+pub use experts::{ExpertTensors, Experts, Routes, clear, experts, route, scale_by_sigmoid};
 pub use kv_cache::{KvCache, KvLayer};
+pub use latent::{LatentParams, absorb_queries, expand_values, latent_attention, latent_cache};
 #[cfg(test)]
 pub use matrix::MatrixError;
 pub use matrix::{Bytes, Matrix, Random};

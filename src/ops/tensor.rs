@@ -75,6 +75,26 @@ impl Tensor {
         }
     }
 
+    /// The same memory as as many rows of fewer columns, one behind the other; its content is that of other places.
+    ///
+    /// # Errors
+    /// If there are fewer columns.
+    pub fn first_columns(&self, columns: usize) -> Result<Self> {
+        match self {
+            Self::Cpu(tensor) => {
+                let (rows, own) = tensor.dims2()?;
+                if columns == own {
+                    return Ok(self.clone());
+                }
+                Ok(Self::Cpu(tensor.reshape(rows * own)?.narrow(0, 0, rows * columns)?.reshape((rows, columns))?))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(tensor) if columns > tensor.columns() => bail!("{columns} columns of {tensor:?}"),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(tensor) => Ok(Self::Gpu(tensor.view(0, tensor.rows(), columns, tensor.dtype()))),
+        }
+    }
+
     /// The tensor as Candle's.
     ///
     /// # Errors

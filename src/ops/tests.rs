@@ -113,7 +113,7 @@ fn the_residual_is_added_in_place() -> Result<()> {
 fn a_token_that_sees_itself_alone_gets_its_own_value() -> Result<()> {
     let compute = compute();
     let heads = HeadShape { q_heads: 2, kv_heads: 1, head_dim: 8 };
-    let kv = KvLayer::zeros(KvLayout { kv_heads: 1, head_dim: 8, dtype: KvDType::F32 }, 3)?;
+    let kv = KvLayer::zeros(KvLayout { kv_heads: 1, head_dim: 8, dtype: KvDType::F32, planes: Default::default() }, 3)?;
     let rope = RopeTable::new(RopeLayout::Halves, 8, vec![1.0; 4], vec![0.0; 4]).map_err(Error::wrap)?;
     let (qkv, dst) = (tensor(1, heads.row_len()), zeros(1, 16));
     let v = values(&qkv)[0][24..].to_vec();

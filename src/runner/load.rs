@@ -139,7 +139,7 @@ pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, th
     LoadedModel {
         architecture: source.spec.architecture.clone(),
         parameters,
-        token_parameters: parameters.saturating_sub(looked_up as u64),
+        token_parameters: parameters.saturating_sub(looked_up as u64 + source.spec.idle_parameters()),
         format: source.weights.main_format().to_string(),
         vocab: u32::try_from(source.spec.vocab).unwrap_or(u32::MAX),
         tokenizer: source.tokenizer,

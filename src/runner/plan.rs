@@ -191,7 +191,8 @@ pub(crate) fn plan(
 ) -> Result<MemoryPlan, PlanError> {
     let context = context_wanted(spec, config)?;
     let kv_dtype = placement.kv_dtype(config)?;
-    let block_bytes = 2 * (spec.layers * spec.kv_layout(kv_dtype).block_bytes()) as u64;
+    let layout = spec.kv_layout(kv_dtype);
+    let block_bytes = (layout.planes.count() * spec.layers * layout.block_bytes()) as u64;
     let workspace_bytes =
         Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.activation_bytes);
     let Placement { kernel_bytes, graph_bytes, kv_share, max_full_contexts, .. } = placement;

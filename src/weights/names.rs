@@ -2,7 +2,8 @@
 //!
 //! Knows no shapes and no files.
 //!
-//! Source: the GGUF specification, "Standardized tensor names"; `state_dict` names of transformers' Llama, Qwen2, Qwen3.
+//! Source: the GGUF specification, "Standardized tensor names"; names in the checkpoints that
+//! transformers' Llama, Qwen and DeepSeek models read.
 
 /// One weight of a decoder; the number is the layer, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +52,36 @@ pub enum WeightName {
     UpBias(u32),
     /// Bias of [`Self::Down`]: [hidden].
     DownBias(u32),
+    /// Router of a mixture of experts: [experts, hidden].
+    Router(u32),
+    /// Correction of the router's choice: [experts].
+    RouterCorrection(u32),
+    /// Gate projection of an expert, the second number: [ffn, hidden]. GGUF stacks those of all experts.
+    ExpertGate(u32, u32),
+    /// Up projection of an expert: [ffn, hidden].
+    ExpertUp(u32, u32),
+    /// Down projection of an expert: [hidden, ffn].
+    ExpertDown(u32, u32),
+    /// Gate projection of the block that all tokens go through: [ffn, hidden].
+    SharedGate(u32),
+    /// Its up projection: [ffn, hidden].
+    SharedUp(u32),
+    /// Its down projection: [hidden, ffn].
+    SharedDown(u32),
+    /// What its output is weighed by: [1, hidden].
+    SharedWeight(u32),
+    /// Projection to the latent of q: [query_rank, hidden].
+    QueryDown(u32),
+    /// Norm of the latent of q: [query_rank].
+    QueryNorm(u32),
+    /// From the latent of q to its heads: [q_heads * (nope + rope), query_rank].
+    QueryUp(u32),
+    /// Projection to the latent of keys and values, and to the rotated part of keys: [rank + rope, hidden].
+    LatentDown(u32),
+    /// Norm of the latent: [rank].
+    LatentNorm(u32),
+    /// From the latent to the heads of keys and values: [q_heads * (nope + value), rank].
+    LatentUp(u32),
 }
 
 /// Whose names a file uses.
@@ -66,11 +97,32 @@ impl WeightName {
     /// The name that a file of this naming uses.
     pub fn in_file(self, naming: Naming) -> String {
         let (layer, gguf, hugging_face) = self.row();
+        if let (Naming::HuggingFace, Some(layer), Some(expert)) = (naming, layer, self.expert()) {
+            return format!("model.layers.{layer}.mlp.experts.{expert}.{hugging_face}");
+        }
         match (naming, layer) {
             (Naming::Gguf, None) => gguf.to_owned(),
             (Naming::Gguf, Some(layer)) => format!("blk.{layer}.{gguf}"),
             (Naming::HuggingFace, None) => hugging_face.to_owned(),
             (Naming::HuggingFace, Some(layer)) => format!("model.layers.{layer}.{hugging_face}"),
+        }
+    }
+
+    /// Another name under which Hugging Face's files may have it.
+    pub fn alias(self) -> Option<String> {
+        match self {
+            Self::SharedGate(l) => Some(format!("model.layers.{l}.mlp.shared_expert.gate_proj.weight")),
+            Self::SharedUp(l) => Some(format!("model.layers.{l}.mlp.shared_expert.up_proj.weight")),
+            Self::SharedDown(l) => Some(format!("model.layers.{l}.mlp.shared_expert.down_proj.weight")),
+            _ => None,
+        }
+    }
+
+    /// Which expert's it is.
+    pub fn expert(self) -> Option<u32> {
+        match self {
+            Self::ExpertGate(_, expert) | Self::ExpertUp(_, expert) | Self::ExpertDown(_, expert) => Some(expert),
+            _ => None,
         }
     }
 
@@ -99,6 +151,21 @@ impl WeightName {
             Self::GateBias(l) => (Some(l), "ffn_gate.bias", "mlp.gate_proj.bias"),
             Self::UpBias(l) => (Some(l), "ffn_up.bias", "mlp.up_proj.bias"),
             Self::DownBias(l) => (Some(l), "ffn_down.bias", "mlp.down_proj.bias"),
+            Self::Router(l) => (Some(l), "ffn_gate_inp.weight", "mlp.gate.weight"),
+            Self::RouterCorrection(l) => (Some(l), "exp_probs_b.bias", "mlp.gate.e_score_correction_bias"),
+            Self::ExpertGate(l, _) => (Some(l), "ffn_gate_exps.weight", "gate_proj.weight"),
+            Self::ExpertUp(l, _) => (Some(l), "ffn_up_exps.weight", "up_proj.weight"),
+            Self::ExpertDown(l, _) => (Some(l), "ffn_down_exps.weight", "down_proj.weight"),
+            Self::SharedGate(l) => (Some(l), "ffn_gate_shexp.weight", "mlp.shared_experts.gate_proj.weight"),
+            Self::SharedUp(l) => (Some(l), "ffn_up_shexp.weight", "mlp.shared_experts.up_proj.weight"),
+            Self::SharedDown(l) => (Some(l), "ffn_down_shexp.weight", "mlp.shared_experts.down_proj.weight"),
+            Self::SharedWeight(l) => (Some(l), "ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight"),
+            Self::QueryDown(l) => (Some(l), "attn_q_a.weight", "self_attn.q_a_proj.weight"),
+            Self::QueryNorm(l) => (Some(l), "attn_q_a_norm.weight", "self_attn.q_a_layernorm.weight"),
+            Self::QueryUp(l) => (Some(l), "attn_q_b.weight", "self_attn.q_b_proj.weight"),
+            Self::LatentDown(l) => (Some(l), "attn_kv_a_mqa.weight", "self_attn.kv_a_proj_with_mqa.weight"),
+            Self::LatentNorm(l) => (Some(l), "attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight"),
+            Self::LatentUp(l) => (Some(l), "attn_kv_b.weight", "self_attn.kv_b_proj.weight"),
         }
     }
 }

@@ -152,8 +152,9 @@ fn normals(seed: u64, count: usize) -> impl Iterator<Item = f32> {
 
 /// A vector's numbers: norms near 1, biases near 0.
 pub(super) fn vector(name: WeightName, length: usize) -> Vec<f32> {
-    use WeightName::{AttentionNorm, FfnNorm, KNorm, OutputNorm, QNorm};
-    let norm = matches!(name, OutputNorm | AttentionNorm(_) | FfnNorm(_) | QNorm(_) | KNorm(_));
+    use WeightName::{AttentionNorm, FfnNorm, KNorm, LatentNorm, OutputNorm, QNorm, QueryNorm};
+    let norm =
+        matches!(name, OutputNorm | AttentionNorm(_) | FfnNorm(_) | QNorm(_) | KNorm(_) | LatentNorm(_) | QueryNorm(_));
     let middle = if norm { 1.0 } else { 0.0 };
     normals(seed(name), length).map(|number| middle + 0.1 * number).collect()
 }

@@ -139,15 +139,50 @@ impl Weights {
         if let Some(random) = &self.random {
             return Some(random.format_of(name, columns));
         }
-        match &self.tensors.get(&name.in_file(self.naming))?.format {
+        match &self.tensors.get(&self.stored_name(name))?.format {
             StoredFormat::Known(format) => Some(*format),
             StoredFormat::Other(_) => None,
         }
     }
 
+    /// A vector of [length] as a matrix of one row, in its stored format.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn vector_as_row(&self, name: WeightName, length: usize) -> Result<Matrix, LoadError> {
+        self.stored(name, &[length], 1, length)
+    }
+
     /// Whether the file has this weight.
     pub fn has(&self, name: WeightName) -> bool {
-        self.tensors.contains_key(&name.in_file(self.naming))
+        self.tensors.contains_key(&self.stored_name(name))
+    }
+
+    /// What the file calls a weight.
+    fn stored_name(&self, name: WeightName) -> String {
+        let own = name.in_file(self.naming);
+        let alias = name.alias().filter(|alias| self.naming == Naming::HuggingFace && self.tensors.contains_key(alias));
+        alias.unwrap_or(own)
+    }
+
+    /// One expert's matrix `[rows, columns]`, where the file may stack those of all `experts`.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn expert_matrix(
+        &self,
+        name: WeightName,
+        experts: usize,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Matrix, LoadError> {
+        match name.expert() {
+            Some(expert) if self.naming == Naming::Gguf && self.random.is_none() => {
+                let stack = self.stored(name, &[experts, rows, columns], experts * rows, columns)?;
+                Ok(stack.slice(expert as usize * rows, rows))
+            }
+            _ => self.matrix(name, rows, columns),
+        }
     }
 
     /// Bytes of all tensors, as stored.
@@ -196,7 +231,7 @@ impl Weights {
 
     /// The tensor of this name, whose shape in the file must be `shape`, as a matrix of [rows, columns].
     fn stored(&self, name: WeightName, shape: &[usize], rows: usize, columns: usize) -> Result<Matrix, LoadError> {
-        let stored_name = name.in_file(self.naming);
+        let stored_name = self.stored_name(name);
         let Some(tensor) = self.tensors.get(&stored_name) else {
             let expected = format!("shape {shape:?}");
             return Err(LoadError::MissingTensor { file: self.path.clone(), tensor: stored_name, expected });

@@ -15,8 +15,8 @@ pub struct Gemm<'a> {
     pub columns: usize,
     /// Rows to compute, from and to.
     pub rows: (usize, usize),
-    /// Length of a row of `out`.
-    pub outputs: usize,
+    /// Floats from row to row of `x` and of `out`.
+    pub strides: (usize, usize),
     pub piece: Piece<'a>,
     /// `[outputs]`.
     pub bias: Option<&'a [f32]>,
@@ -67,13 +67,13 @@ impl Kernel for Gemm<'_> {
             let last = from + len == self.columns;
             let panel = Panel {
                 x: self.x[from..].as_ptr(),
-                x_stride: self.columns,
+                x_stride: self.strides.0,
                 weights: self.scratch.as_ptr(),
                 weights_stride: stride,
                 len,
                 // SAFETY: the piece's first output is inside row 0.
                 out: unsafe { self.out.as_ptr().add(place) },
-                out_stride: self.outputs,
+                out_stride: self.strides.1,
                 first: from == 0,
                 bias: self.bias.filter(|_| last).map_or(std::ptr::null(), |bias| bias[place..].as_ptr()),
             };

@@ -63,7 +63,7 @@ struct Cache {
 
 impl Cache {
     fn new(heads: HeadShape, blocks: usize, dtype: KvDType) -> Self {
-        let layout = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype };
+        let layout = KvLayout { kv_heads: heads.kv_heads, head_dim: heads.head_dim, dtype, planes: Default::default() };
         let bytes = blocks * layout.block_bytes();
         Self { layout, keys: vec![0xff; bytes], values: vec![0xff; bytes] }
     }

@@ -111,7 +111,7 @@ fn new_tokens_are_normed_rotated_and_written_to_their_slots() {
     let mut random = Random(12);
     let heads = HeadShape { q_heads: 6, kv_heads: 2, head_dim: 24 };
     let (d, row) = (heads.head_dim, heads.row_len());
-    let layout = KvLayout { kv_heads: 2, head_dim: d, dtype: KvDType::F32 };
+    let layout = KvLayout { kv_heads: 2, head_dim: d, dtype: KvDType::F32, planes: Default::default() };
     for (rope, normed, tokens) in [(RopeLayout::Halves, true, 40), (RopeLayout::Interleaved, false, 5)] {
         let rope = table(rope, 16, 64);
         let qkv = random.floats(tokens * row);
@@ -164,7 +164,7 @@ fn rotated(x: &[f64], position: u32, layout: RopeLayout) -> Vec<f64> {
 
 #[test]
 fn copied_blocks_hold_the_same() {
-    let layout = KvLayout { kv_heads: 2, head_dim: 8, dtype: KvDType::Int8 };
+    let layout = KvLayout { kv_heads: 2, head_dim: 8, dtype: KvDType::Int8, planes: Default::default() };
     let len = layout.block_bytes();
     assert_eq!(len, 2 * (8 * 16 + 16 * 4));
     let mut random = Random(13);

@@ -28,15 +28,15 @@ impl KvLayer {
     /// # Errors
     /// If a head is no multiple of 8 elements, or the CPU has no kernels for its type.
     pub fn zeros(layout: KvLayout, blocks: usize) -> Result<Self> {
-        let KvLayout { kv_heads, head_dim, dtype } = layout;
+        let KvLayout { kv_heads, head_dim, dtype, planes } = layout;
         if dtype == KvDType::Fp8 {
             bail!("a cache of {dtype} is for GPUs; on the CPU there are f32, f16, bf16 and int8");
         }
         if kv_heads == 0 || head_dim == 0 || !head_dim.is_multiple_of(8) {
             bail!("a cache of {kv_heads} heads of {head_dim}: heads must have a multiple of 8 elements");
         }
-        let plane = || vec![0; blocks * layout.block_bytes()];
-        let planes = Planes { keys: plane(), values: plane() };
+        let plane = |number: usize| vec![0; if number < planes.count() { blocks * layout.block_bytes() } else { 0 }];
+        let planes = Planes { keys: plane(0), values: plane(1) };
         Ok(Self { layout, blocks, planes: Arc::new(RwLock::new(planes)) })
     }
 
@@ -45,15 +45,20 @@ impl KvLayer {
         self.blocks
     }
 
+    /// How it lies.
+    pub(super) fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
     /// Calls `write` with K and V.
-    fn write(&self, write: impl FnOnce(KvLayerMut<'_>)) {
+    pub(super) fn write(&self, write: impl FnOnce(KvLayerMut<'_>)) {
         let mut planes = self.planes.write().unwrap_or_else(PoisonError::into_inner);
         let Planes { keys, values } = &mut *planes;
         write(KvLayerMut { layout: self.layout, keys, values });
     }
 
     /// Calls `read` with K and V.
-    fn read(&self, read: impl FnOnce(KvLayerRef<'_>)) {
+    pub(super) fn read(&self, read: impl FnOnce(KvLayerRef<'_>)) {
         let planes = self.planes.read().unwrap_or_else(PoisonError::into_inner);
         read(KvLayerRef { layout: self.layout, keys: &planes.keys, values: &planes.values });
     }

@@ -3,10 +3,14 @@
 //! Checks shapes, dtypes and layouts, then hands slices to the kernels; allocates no results. A destination may start
 //! anywhere in its storage, such as the first rows of a larger tensor, but shares it with no source.
 
+mod experts;
 mod kv_layer;
+mod latent;
 mod tensors;
 
+pub use experts::{ExpertTensors, Experts, Routes, clear, experts, route, scale_by_sigmoid};
 pub use kv_layer::{KvLayer, QkNormTensors, TokenSlots, attention, copy_blocks, rope_and_cache};
+pub use latent::{absorb_queries, expand_values, latent_attention, latent_cache};
 pub use tensors::Source;
 
 use super::Matrix;

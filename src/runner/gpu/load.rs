@@ -82,6 +82,12 @@ pub(super) fn record(runner: &mut GpuRunner) -> Result<u64, RunnerError> {
 /// Whether the kernels are made for a model's shapes.
 fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
     let refuse = |what: String| Err(ModelError::NotForGpus(what));
+    if spec.experts.is_some() {
+        return refuse("mixtures of experts".to_owned());
+    }
+    if spec.latent.is_some() {
+        return refuse("latent attention".to_owned());
+    }
     if !HEAD_DIMS.contains(&spec.head_dim) {
         return refuse(format!("heads of {} numbers: {HEAD_DIMS:?} are", spec.head_dim));
     }

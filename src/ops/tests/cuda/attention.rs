@@ -11,7 +11,7 @@ use crate::ops::{AttentionRef, HeadShape, KvLayout};
 
 /// A cache as the CPU's attention reads it.
 fn layout(kv_heads: usize, head_dim: usize) -> KvLayout {
-    KvLayout { kv_heads, head_dim, dtype: KvDType::F32 }
+    KvLayout { kv_heads, head_dim, dtype: KvDType::F32, planes: Default::default() }
 }
 
 /// Tokens of a cache block.

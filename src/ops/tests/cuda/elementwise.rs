@@ -185,7 +185,7 @@ fn cuda_heads_are_normed_rotated_and_cached() {
             }
             let table = RopeTable::new(layout, rotary_dim, cosines, sines).expect("whole positions");
             let norms = (!plain).then_some(QkNorms { q: &q_weight, k: &k_weight, eps: 1e-6 });
-            let kv_layout = KvLayout { kv_heads: 3, head_dim: dim, dtype: KvDType::F32 };
+            let kv_layout = KvLayout { kv_heads: 3, head_dim: dim, dtype: KvDType::F32, planes: Default::default() };
             let (mut k_cache, mut v_cache) =
                 (vec![0; blocks * kv_layout.block_bytes()], vec![0; blocks * kv_layout.block_bytes()]);
             let kv = KvLayerMut { layout: kv_layout, keys: &mut k_cache, values: &mut v_cache };

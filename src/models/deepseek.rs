@@ -1,0 +1,134 @@
+//! DeepSeek-V2, V2-Lite, V3, V3.1 and R1: configuration to spec.
+//!
+//! Layers for the prediction of further tokens (`num_nextn_predict_layers`) stand behind the others and are not read.
+//!
+//! Source: `modeling_deepseek_v2.py`, `modeling_deepseek_v3.py` and their configurations in transformers.
+
+use super::dimensions;
+use super::fields::Fields;
+use super::rope::{RopeLayout, RopeScaling};
+use super::spec::{self, DecoderSpec, ExpertsSpec, LatentSpec};
+use crate::ops::{LatentShape, RouteGroups, RouteParams, Scoring};
+use crate::weights::LoadError;
+
+/// `DeepseekV2ForCausalLM`: softmax scores, and the best expert speaks for its group.
+pub fn v2_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
+    let method = config.text("topk_method")?.unwrap_or("greedy");
+    let groups = match method {
+        "greedy" => None,
+        "group_limited_greedy" => Some(groups(config, 1)?),
+        other => return Err(config.unexpected("topk_method", "greedy or group_limited_greedy", other)),
+    };
+    let routing = RouteParams {
+        top_k: top_k(config)?,
+        scoring: Scoring::Softmax,
+        normalize: false,
+        scale: scale(config, 1.0)?,
+        groups,
+    };
+    from_hf_config(config, "DeepseekV2ForCausalLM", routing, false)
+}
+
+/// `DeepseekV3ForCausalLM`: sigmoid scores, a correction of the choice, and the two best speak for a group.
+pub fn v3_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
+    match config.text("topk_method")? {
+        None | Some("noaux_tc") => {}
+        Some(other) => return Err(config.unexpected("topk_method", "noaux_tc", other)),
+    }
+    let routing = RouteParams {
+        top_k: top_k(config)?,
+        scoring: Scoring::Sigmoid,
+        normalize: config.flag("norm_topk_prob")?.unwrap_or(true),
+        scale: scale(config, 2.5)?,
+        groups: Some(groups(config, 2)?),
+    };
+    from_hf_config(config, "DeepseekV3ForCausalLM", routing, true)
+}
+
+fn from_hf_config(
+    config: Fields,
+    architecture: &str,
+    routing: RouteParams,
+    correction: bool,
+) -> Result<DecoderSpec, LoadError> {
+    let size = |key: &str| config.size(key, 1..=spec::MAX_HIDDEN);
+    let heads = config.size("num_attention_heads", 1..=spec::MAX_HEADS)?;
+    let shape = LatentShape {
+        heads,
+        rank: size("kv_lora_rank")?,
+        rope: size("qk_rope_head_dim")?,
+        nope: size("qk_nope_head_dim")?,
+        value: size("v_head_dim")?,
+    };
+    for key in ["attention_bias", "mlp_bias"] {
+        if config.flag(key)?.unwrap_or(false) {
+            return Err(config.unexpected(key, "false", "true"));
+        }
+    }
+    let query_rank = config.integer("q_lora_rank", 1..=spec::MAX_HIDDEN as u64)?.map(|rank| rank as usize);
+    let spec = dimensions::latent_from_config(config, architecture, shape.query(), shape.rope)?;
+    let mut rope = spec.rope.clone();
+    rope.layout = match config.flag("rope_interleave")?.unwrap_or(true) {
+        true => RopeLayout::Interleaved,
+        false => RopeLayout::Halves,
+    };
+    let attention_scale = attention_scale(config, shape.query(), &rope.scaling)?;
+    let expert_layers = experts(config, spec.layers, routing, correction)?;
+    let latent = Some(LatentSpec { shape, query_rank });
+    let spec = DecoderSpec { rope, attention_scale, experts: expert_layers, latent, kv_heads: heads, ..spec };
+    spec.check(config.file())
+}
+
+/// The experts: all layers but the first `first_k_dense_replace` have them.
+fn experts(
+    config: Fields,
+    layers: usize,
+    routing: RouteParams,
+    correction: bool,
+) -> Result<Option<ExpertsSpec>, LoadError> {
+    let Some(count) = config.integer("n_routed_experts", 1..=spec::MAX_EXPERTS as u64)? else { return Ok(None) };
+    let first = config.integer("first_k_dense_replace", 0..=spec::MAX_LAYERS as u64)?.unwrap_or(0) as usize;
+    let ffn = config.size("moe_intermediate_size", 1..=spec::MAX_FFN)?;
+    let shared = config.integer("n_shared_experts", 0..=64)?.unwrap_or(0) as usize;
+    Ok(Some(ExpertsSpec {
+        layers: (0..layers).map(|layer| layer >= first).collect(),
+        count: count as usize,
+        ffn,
+        shared_ffn: (shared > 0).then_some(shared * ffn),
+        shared_gate: false,
+        correction,
+        routing,
+    }))
+}
+
+fn top_k(config: Fields) -> Result<usize, LoadError> {
+    config.size("num_experts_per_tok", 1..=spec::MAX_EXPERTS)
+}
+
+fn scale(config: Fields, default: f64) -> Result<f32, LoadError> {
+    Ok(config.number("routed_scaling_factor", 1e-3..=1e3)?.unwrap_or(default) as f32)
+}
+
+fn groups(config: Fields, best: usize) -> Result<RouteGroups, LoadError> {
+    Ok(RouteGroups {
+        groups: config.size("n_group", 1..=spec::MAX_EXPERTS)?,
+        top_groups: config.size("topk_group", 1..=spec::MAX_EXPERTS)?,
+        best,
+    })
+}
+
+/// 1 / sqrt(size of a head of q), times the square of what YaRN's `mscale_all_dim` asks for.
+fn attention_scale(config: Fields, head_dim: usize, scaling: &RopeScaling) -> Result<f32, LoadError> {
+    let scale = (head_dim as f64).powf(-0.5);
+    let RopeScaling::Yarn { factor, .. } = scaling else { return Ok(scale as f32) };
+    let rope = match config.object("rope_parameters", "rope_parameters.")? {
+        Some(rope) => Some(rope),
+        None => config.object("rope_scaling", "rope_scaling.")?,
+    };
+    let all_dim = match rope {
+        Some(rope) => rope.number("mscale_all_dim", 0.0..=1e6)?.unwrap_or(0.0),
+        None => 0.0,
+    };
+    let magnitude = if all_dim == 0.0 || *factor <= 1.0 { 1.0 } else { 0.1 * all_dim * factor.ln() + 1.0 };
+    Ok((scale * magnitude * magnitude) as f32)
+}
