@@ -6,10 +6,11 @@
 
 use super::dimensions;
 use super::fields::Fields;
+use super::keys::{ExpertDefaults, Keys};
 use super::rope::{RopeLayout, RopeScaling};
 use super::spec::{self, DecoderSpec, ExpertsSpec, LatentSpec};
 use crate::ops::{LatentShape, RouteGroups, RouteParams, Scoring};
-use crate::weights::LoadError;
+use crate::weights::{LoadError, Metadata, WeightName, Weights};
 
 /// `DeepseekV2ForCausalLM`: softmax scores, and the best expert speaks for its group.
 pub fn v2_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
@@ -131,4 +132,51 @@ fn attention_scale(config: Fields, head_dim: usize, scaling: &RopeScaling) -> Re
     };
     let magnitude = if all_dim == 0.0 || *factor <= 1.0 { 1.0 } else { 0.1 * all_dim * factor.ln() + 1.0 };
     Ok((scale * magnitude * magnitude) as f32)
+}
+
+/// GGUF architecture `deepseek2`: V2, V2-Lite, V3, V3.1 and R1.
+///
+/// Files of 2024 state the sizes of a head in `key_length` and `value_length`; later ones state those of the latent there,
+/// and the head's in keys of their own that end in `_mla`.
+pub fn from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, LoadError> {
+    let keys = Keys { metadata, arch: "deepseek2" };
+    let head = |name: &str| match keys.optional_size(&format!("attention.{name}_mla"), spec::MAX_HEAD_DIM)? {
+        Some(size) => Ok(size),
+        None => keys.size(&format!("attention.{name}"), spec::MAX_HEAD_DIM),
+    };
+    let (head_dim, value) = (head("key_length")?, head("value_length")?);
+    let rotated = keys.size("rope.dimension_count", spec::MAX_HEAD_DIM)?;
+    if rotated >= head_dim {
+        return Err(keys.unexpected("rope.dimension_count", format_args!("less than the head's {head_dim}"), rotated));
+    }
+    let spec = dimensions::latent_from_gguf(weights, keys, head_dim, rotated)?;
+    let rank = keys.size("attention.kv_lora_rank", spec::MAX_HIDDEN)?;
+    let shape = LatentShape { heads: spec.q_heads, rank, rope: rotated, nope: head_dim - rotated, value };
+    let query_rank = keys.optional_size("attention.q_lora_rank", spec::MAX_HIDDEN)?;
+    let last = spec.layers as u32 - 1;
+    let experts = match keys.count("expert_count", spec::MAX_EXPERTS)? {
+        0 => None,
+        _ => {
+            let ffn = keys.size("expert_feed_forward_length", spec::MAX_FFN)?;
+            let shared = keys.count("expert_shared_count", 64)?;
+            let defaults = ExpertDefaults {
+                normalize: false,
+                shared_ffn: (shared > 0).then_some(shared * ffn),
+                shared_gate: false,
+                correction: weights.has(WeightName::RouterCorrection(last)),
+            };
+            Some(keys.experts(spec.layers, defaults)?)
+        }
+    };
+    let mut rope = spec.rope.clone();
+    let mut attention_scale = (head_dim as f64).powf(-0.5);
+    if let RopeScaling::Yarn { factor, attention_factor, .. } = &mut rope.scaling {
+        // Scores are multiplied for all dimensions instead of cosines for the rotated ones; the multiplier is 0.1 times
+        // `mscale_all_dim`, and `mscale` is taken to be the same.
+        *attention_factor = 1.0;
+        let multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0..=1e6)?.unwrap_or(0.0);
+        attention_scale *= (1.0 + multiplier * factor.max(1.0).ln()).powi(2);
+    }
+    let latent = Some(LatentSpec { shape, query_rank });
+    DecoderSpec { rope, attention_scale: attention_scale as f32, experts, latent, ..spec }.check(metadata.file())
 }

@@ -3,6 +3,7 @@
 //! Knows no family: biases, head norms and windows are left off for the family's own file to set.
 
 use super::fields::Fields;
+use super::keys::Keys;
 use super::rope::{self, RopeLayout};
 use super::spec::{self, DecoderSpec};
 use crate::weights::{LoadError, Metadata, WeightName, Weights};
@@ -100,49 +101,68 @@ pub fn from_gguf(
     arch: &str,
     layout: RopeLayout,
 ) -> Result<DecoderSpec, LoadError> {
-    let key = |name: &str| format!("{arch}.{name}");
-    let size = |name: &str, most: usize| in_range(metadata, &key(name), metadata.require(&key(name))?, most);
-    let optional_size = |name: &str, most: usize| -> Result<Option<usize>, LoadError> {
-        metadata.get(&key(name))?.map(|number| in_range(metadata, &key(name), number, most)).transpose()
-    };
-    let dense = ["llama", "qwen2", "qwen3"].contains(&arch);
-    if let Some(experts) = metadata.get::<u32>(&key("expert_count"))?.filter(|experts| dense && *experts > 0) {
-        return Err(LoadError::unexpected(metadata.file(), key("expert_count"), "a dense model", experts));
+    let keys = Keys { metadata, arch };
+    match keys.count("expert_count", usize::MAX)? {
+        0 => heads_from_gguf(weights, keys, layout),
+        experts => Err(keys.unexpected("expert_count", "a dense model", experts)),
     }
-    let hidden = size("embedding_length", spec::MAX_HIDDEN)?;
-    let layers = size("block_count", spec::MAX_LAYERS)?;
-    let q_heads = size("attention.head_count", spec::MAX_HEADS)?;
-    let kv_heads = optional_size("attention.head_count_kv", spec::MAX_HEADS)?.unwrap_or(q_heads);
-    let head_dim = match optional_size("attention.key_length", spec::MAX_HEAD_DIM)? {
+}
+
+/// As [`from_gguf`]; whether there are experts is left to the family.
+pub fn heads_from_gguf(weights: &Weights, keys: Keys, layout: RopeLayout) -> Result<DecoderSpec, LoadError> {
+    let hidden = keys.size("embedding_length", spec::MAX_HIDDEN)?;
+    let q_heads = keys.size("attention.head_count", spec::MAX_HEADS)?;
+    let kv_heads = keys.optional_size("attention.head_count_kv", spec::MAX_HEADS)?.unwrap_or(q_heads);
+    let head_dim = match keys.optional_size("attention.key_length", spec::MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
         None if hidden.is_multiple_of(q_heads) => hidden / q_heads,
         None => {
-            let expected = format!("a divisor of {} {hidden}", key("embedding_length"));
-            return Err(LoadError::unexpected(metadata.file(), key("attention.head_count"), expected, q_heads));
+            let expected = format!("a divisor of {} {hidden}", keys.name("embedding_length"));
+            return Err(keys.unexpected("attention.head_count", expected, q_heads));
         }
     };
     if let Some(other) =
-        optional_size("attention.value_length", spec::MAX_HEAD_DIM)?.filter(|length| *length != head_dim)
+        keys.optional_size("attention.value_length", spec::MAX_HEAD_DIM)?.filter(|length| *length != head_dim)
     {
-        return Err(LoadError::unexpected(metadata.file(), key("attention.value_length"), head_dim, other));
+        return Err(keys.unexpected("attention.value_length", head_dim, other));
     }
-    let max_positions = size("context_length", spec::MAX_CONTEXT as usize)? as u32;
-    let rope = rope::read::from_gguf(weights, metadata, arch, layout, head_dim, max_positions)?;
-    let eps_key = key("attention.layer_norm_rms_epsilon");
-    let norm_eps = metadata.require::<f64>(&eps_key)?;
-    if !NORM_EPS.contains(&norm_eps) {
-        let expected = format!("a number from {} to {}", NORM_EPS.start(), NORM_EPS.end());
-        return Err(LoadError::unexpected(metadata.file(), eps_key, expected, norm_eps));
-    }
+    build_from_gguf(weights, keys, layout, Heads { q_heads, kv_heads, head_dim, rotary_dim: head_dim })
+}
+
+/// As [`latent_from_config`].
+pub fn latent_from_gguf(
+    weights: &Weights,
+    keys: Keys,
+    head_dim: usize,
+    rotary_dim: usize,
+) -> Result<DecoderSpec, LoadError> {
+    let q_heads = keys.size("attention.head_count", spec::MAX_HEADS)?;
+    let heads = Heads { q_heads, kv_heads: q_heads, head_dim, rotary_dim };
+    build_from_gguf(weights, keys, RopeLayout::Interleaved, heads)
+}
+
+fn build_from_gguf(weights: &Weights, keys: Keys, layout: RopeLayout, heads: Heads) -> Result<DecoderSpec, LoadError> {
+    let Heads { q_heads, kv_heads, head_dim, rotary_dim } = heads;
+    let Keys { metadata, arch } = keys;
+    let max_positions = keys.size("context_length", spec::MAX_CONTEXT as usize)? as u32;
+    let rope = rope::read::from_gguf(weights, metadata, arch, layout, rotary_dim, max_positions)?;
+    let eps_key = "attention.layer_norm_rms_epsilon";
+    let norm_eps = keys.number(eps_key, NORM_EPS)?;
+    let norm_eps =
+        norm_eps.ok_or_else(|| LoadError::missing_key(metadata.file(), keys.name(eps_key), "a finite number"))?;
+    let blocks = keys.size("block_count", spec::MAX_LAYERS)?;
+    // Layers that predict further tokens stand behind the others and are counted with them.
+    let layers = blocks - keys.count("nextn_predict_layers", blocks - 1)?;
+    let window = metadata.get(&keys.name("attention.sliding_window"))?.filter(|window| *window > 0);
     // Layer 0 speaks for all: a file in which layers differ fails when its weights are asked for.
     let spec = DecoderSpec {
         architecture: arch.to_owned(),
-        hidden,
+        hidden: keys.size("embedding_length", spec::MAX_HIDDEN)?,
         layers,
         q_heads,
         kv_heads,
         head_dim,
-        ffn: size("feed_forward_length", spec::MAX_FFN)?,
+        ffn: keys.size("feed_forward_length", spec::MAX_FFN)?,
         vocab: vocab_size(metadata, arch)?,
         max_context: rope::read::max_context(&rope.scaling, max_positions),
         norm_eps: norm_eps as f32,
@@ -152,7 +172,7 @@ pub fn from_gguf(
         o_bias: weights.has(WeightName::OBias(0)),
         mlp_bias: weights.has(WeightName::GateBias(0)),
         tied_embeddings: !weights.has(WeightName::Output),
-        sliding_window: vec![metadata.get(&key("attention.sliding_window"))?.filter(|window| *window > 0); layers],
+        sliding_window: vec![window; layers],
         attention_scale: spec::attention_scale(head_dim),
         experts: None,
         latent: None,
@@ -165,13 +185,5 @@ fn vocab_size(metadata: &Metadata, arch: &str) -> Result<usize, LoadError> {
     match metadata.array_length("tokenizer.ggml.tokens") {
         Some(tokens) => Ok(tokens),
         None => Ok(metadata.require::<u32>(&format!("{arch}.vocab_size"))? as usize),
-    }
-}
-
-/// `number`, the value of `key`, from 1 to `most`.
-fn in_range(metadata: &Metadata, key: &str, number: u32, most: usize) -> Result<usize, LoadError> {
-    match number as usize {
-        number if (1..=most).contains(&number) => Ok(number),
-        number => Err(LoadError::unexpected(metadata.file(), key, format_args!("1 to {most}"), number)),
     }
 }

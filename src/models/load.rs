@@ -5,7 +5,7 @@
 use crate::layers::{
     GatedMlp, HeadNorms, LatentAttention, LatentQuery, Linear, MixtureOfExperts, RmsNorm, SelfAttention,
 };
-use crate::ops::{Compute, Experts, HeadShape, Matrix, Tensor, Weight};
+use crate::ops::{Compute, Experts, HeadShape, LatentShape, Matrix, Tensor, Weight};
 use crate::weights::{LoadError, WeightName, Weights};
 
 use super::decoder::{Attention, Block, DecoderError, Layer};
@@ -152,11 +152,7 @@ impl Loader<'_> {
                 up: self.linear(&[(WeightName::QueryUp(layer), q)], rank, None)?,
             },
         };
-        let up =
-            self.weights.matrix(WeightName::LatentUp(layer), shape.heads * (shape.nope + shape.value), shape.rank)?;
-        let head = |head: usize| head * (shape.nope + shape.value);
-        let keys = (0..shape.heads).map(|number| up.slice(head(number), shape.nope).transposed()).collect();
-        let values = (0..shape.heads).map(|number| up.slice(head(number) + shape.nope, shape.value)).collect();
+        let (keys, values) = self.latent_up(layer, shape)?;
         Ok(LatentAttention {
             query,
             down: self.linear(&[(WeightName::LatentDown(layer), shape.width())], hidden, None)?,
@@ -168,6 +164,22 @@ impl Loader<'_> {
             shape,
             scale: self.spec.attention_scale,
         })
+    }
+
+    /// The up-projections of a latent, head by head: of keys `[rank, nope]`, transposed, and of values `[value, rank]`. Newer
+    /// GGUF files have them so, all other files in one matrix.
+    fn latent_up(&self, layer: u32, shape: LatentShape) -> Result<(Vec<Matrix>, Vec<Matrix>), DecoderError> {
+        let LatentShape { heads, rank, nope, value, .. } = shape;
+        let each = |matrix: Matrix, rows: usize| (0..heads).map(|head| matrix.slice(head * rows, rows)).collect();
+        if self.weights.has(WeightName::LatentKeys(layer)) {
+            let keys = self.weights.stack(WeightName::LatentKeys(layer), heads, rank, nope)?;
+            let values = self.weights.stack(WeightName::LatentValues(layer), heads, value, rank)?;
+            return Ok((each(keys, rank), each(values, value)));
+        }
+        let up = self.weights.matrix(WeightName::LatentUp(layer), heads * (nope + value), rank)?;
+        let both: Vec<Matrix> = each(up, nope + value);
+        let keys = both.iter().map(|head| head.slice(0, nope).transposed()).collect();
+        Ok((keys, both.iter().map(|head| head.slice(nope, value)).collect()))
     }
 
     /// The matrices `[rows, columns]` as one layer, with their biases as one where there are any.

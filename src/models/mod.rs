@@ -7,6 +7,7 @@ mod deepseek;
 mod dimensions;
 mod fields;
 mod generation;
+mod keys;
 mod llama;
 mod load;
 mod qwen;

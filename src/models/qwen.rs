@@ -6,6 +6,7 @@
 
 use super::dimensions;
 use super::fields::Fields;
+use super::keys::{ExpertDefaults, Keys};
 use super::rope::RopeLayout;
 use super::spec::{self, DecoderSpec, ExpertsSpec, MAX_CONTEXT};
 use crate::ops::{RouteParams, Scoring};
@@ -93,6 +94,25 @@ pub fn qwen2_from_gguf(weights: &Weights, metadata: &Metadata) -> Result<Decoder
 /// GGUF architecture `qwen3`.
 pub fn qwen3_from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, LoadError> {
     Ok(DecoderSpec { qk_norm: true, ..dimensions::from_gguf(weights, metadata, "qwen3", RopeLayout::Halves)? })
+}
+
+/// GGUF architecture `qwen2moe`: experts in every layer, and a block behind a gate that all tokens go through.
+pub fn qwen2_moe_from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, LoadError> {
+    let keys = Keys { metadata, arch: "qwen2moe" };
+    let spec = dimensions::heads_from_gguf(weights, keys, RopeLayout::Halves)?;
+    let shared = keys.optional_size("expert_shared_feed_forward_length", spec::MAX_FFN)?.unwrap_or(spec.ffn);
+    let defaults = ExpertDefaults { normalize: false, shared_ffn: Some(shared), shared_gate: true, correction: false };
+    let experts = keys.experts(spec.layers, defaults)?;
+    DecoderSpec { experts: Some(experts), ..spec }.check(metadata.file())
+}
+
+/// GGUF architecture `qwen3moe`: experts in every layer, whose weights add up to 1.
+pub fn qwen3_moe_from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, LoadError> {
+    let keys = Keys { metadata, arch: "qwen3moe" };
+    let spec = dimensions::heads_from_gguf(weights, keys, RopeLayout::Halves)?;
+    let defaults = ExpertDefaults { normalize: true, shared_ffn: None, shared_gate: false, correction: false };
+    let experts = keys.experts(spec.layers, defaults)?;
+    DecoderSpec { qk_norm: true, experts: Some(experts), ..spec }.check(metadata.file())
 }
 
 /// The window of each layer. `use_sliding_window` switches all of them; which layers have one stands in `layer_types`, or

@@ -23,19 +23,32 @@ const CONFIG: [(&str, FromConfig); 8] = [
 ];
 
 /// Names in GGUF's `general.architecture`.
-const GGUF: [(&str, FromGguf); 3] =
-    [("llama", llama::from_gguf), ("qwen2", qwen::qwen2_from_gguf), ("qwen3", qwen::qwen3_from_gguf)];
+const GGUF: [(&str, FromGguf); 6] = [
+    ("llama", llama::from_gguf),
+    ("qwen2", qwen::qwen2_from_gguf),
+    ("qwen3", qwen::qwen3_from_gguf),
+    ("qwen2moe", qwen::qwen2_moe_from_gguf),
+    ("qwen3moe", qwen::qwen3_moe_from_gguf),
+    ("deepseek2", deepseek::from_gguf),
+];
 
-/// Architectures of either naming that a later version is meant to run.
-const PLANNED: [&str; 8] = [
+/// Architectures of either naming that are known and that this version does not run: newer models of these families, whose
+/// attention is another, and their kin.
+const PLANNED: [&str; 14] = [
     "DeepseekV32ForCausalLM",
+    "DeepseekV4ForCausalLM",
+    "Llama4ForCausalLM",
     "MixtralForCausalLM",
     "Qwen3NextForCausalLM",
-    "deepseek2",
-    "qwen2moe",
-    "qwen3moe",
-    "qwen3next",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen4ExpForCausalLM",
+    "deepseek",
+    "deepseek32",
+    "llama4",
     "qwen35",
+    "qwen35moe",
+    "qwen3next",
 ];
 
 /// The spec of a config.json.

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use super::spec::LatentSpec;
 use super::*;
+use crate::ops::{LatentShape, RouteGroups, Scoring};
 use crate::weights::{GgufBuilder, LoadError};
 
 const FILE: &str = "folder/config.json";
@@ -119,8 +121,9 @@ fn wrong_configurations_are_refused_by_key() {
             config("GPT2LMHeadModel", json!({})),
             "architecture GPT2LMHeadModel is not supported: expected one of LlamaForCausalLM, Mistral",
         ),
-        (config("DeepseekV3ForCausalLM", json!({})), "architecture DeepseekV3ForCausalLM is not supported yet"),
-        (config("Qwen3MoeForCausalLM", json!({})), "is not supported yet"),
+        (config("DeepseekV32ForCausalLM", json!({})), "architecture DeepseekV32ForCausalLM is not supported yet"),
+        (config("Qwen3NextForCausalLM", json!({})), "architecture Qwen3NextForCausalLM is not supported yet"),
+        (config("Qwen3_5MoeForCausalLM", json!({})), "is not supported yet"),
         (llama(json!({"architectures": []})), "architectures: expected a list of one architecture"),
         (llama(json!({"architectures": null})), "architectures is missing"),
         (llama(json!({"hidden_size": null})), "hidden_size is missing"),
@@ -177,6 +180,20 @@ fn gguf(arch: &str) -> GgufBuilder {
         .u32("tokenizer.ggml.eos_token_id", 3)
 }
 
+/// Six experts of 32, of which a token goes to two.
+fn experts(builder: GgufBuilder, arch: &str) -> GgufBuilder {
+    let key = |name: &str| format!("{arch}.{name}");
+    builder.u32(&key("expert_count"), 6).u32(&key("expert_used_count"), 2).u32(&key("expert_feed_forward_length"), 32)
+}
+
+/// A latent of 32 for keys and values, as files of 2024 describe it.
+fn latent(builder: GgufBuilder) -> GgufBuilder {
+    builder
+        .u32("deepseek2.attention.key_length", 48)
+        .u32("deepseek2.attention.value_length", 24)
+        .u32("deepseek2.attention.kv_lora_rank", 32)
+}
+
 fn open_gguf(builder: &GgufBuilder) -> Result<ModelSource, LoadError> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("tiny.gguf");
@@ -215,6 +232,58 @@ fn gguf_models_of_each_architecture() {
 }
 
 #[test]
+fn gguf_models_of_experts() {
+    let spec = |builder: GgufBuilder| open_gguf(&builder).expect("it is right").spec;
+    let dense_before = |spec: &DecoderSpec| spec.experts.as_ref().map(|experts| experts.layers.clone());
+
+    let qwen2 = spec(experts(gguf("qwen2moe"), "qwen2moe").u32("qwen2moe.expert_shared_feed_forward_length", 80));
+    let of_qwen2 = qwen2.experts.as_ref().expect("experts");
+    assert_eq!((of_qwen2.count, of_qwen2.ffn, of_qwen2.shared_ffn, of_qwen2.shared_gate), (6, 32, Some(80), true));
+    assert_eq!((of_qwen2.routing.top_k, of_qwen2.routing.normalize, of_qwen2.routing.scale), (2, false, 1.0));
+    assert_eq!(dense_before(&qwen2), Some(vec![true, true]));
+
+    let qwen3 = spec(experts(gguf("qwen3moe"), "qwen3moe"));
+    let of_qwen3 = qwen3.experts.as_ref().expect("experts");
+    assert!(qwen3.qk_norm && of_qwen3.routing.normalize && of_qwen3.shared_ffn.is_none());
+
+    let old = latent(experts(gguf("deepseek2"), "deepseek2"))
+        .u32("deepseek2.rope.dimension_count", 16)
+        .u32("deepseek2.leading_dense_block_count", 1)
+        .u32("deepseek2.expert_shared_count", 2);
+    let old = spec(old);
+    let shape = LatentShape { heads: 4, rank: 32, rope: 16, nope: 32, value: 24 };
+    assert_eq!(old.latent, Some(LatentSpec { shape, query_rank: None }));
+    assert_eq!((old.rope.layout, old.rope.rotary_dim), (RopeLayout::Interleaved, 16));
+    assert_eq!(dense_before(&old), Some(vec![false, true]));
+    let of_old = old.experts.as_ref().expect("experts");
+    assert_eq!((of_old.shared_ffn, of_old.correction, of_old.routing.groups), (Some(64), false, None));
+
+    // Sizes of the latent where those of a head were; yarn; a layer behind the others that predicts further tokens.
+    let new = latent(experts(gguf("deepseek2"), "deepseek2"))
+        .u32("deepseek2.rope.dimension_count", 16)
+        .u32("deepseek2.attention.key_length_mla", 40)
+        .u32("deepseek2.attention.value_length_mla", 8)
+        .u32("deepseek2.attention.q_lora_rank", 20)
+        .u32("deepseek2.expert_gating_func", 2)
+        .u32("deepseek2.expert_group_count", 3)
+        .u32("deepseek2.expert_group_used_count", 2)
+        .f32("deepseek2.expert_weights_scale", 2.5)
+        .u32("deepseek2.nextn_predict_layers", 1)
+        .text("deepseek2.rope.scaling.type", "yarn")
+        .f32("deepseek2.rope.scaling.factor", 40.0)
+        .f32("deepseek2.rope.scaling.yarn_log_multiplier", 0.1);
+    let new = spec(new);
+    let shape = LatentShape { nope: 24, value: 8, ..shape };
+    assert_eq!((new.latent, new.layers), (Some(LatentSpec { shape, query_rank: Some(20) }), 1));
+    let routing = new.experts.as_ref().expect("experts").routing;
+    let groups = RouteGroups { groups: 3, top_groups: 2, best: 2 };
+    assert_eq!((routing.scoring, routing.groups, routing.scale), (Scoring::Sigmoid, Some(groups), 2.5));
+    let magnitude = 0.1 * 40_f32.ln() + 1.0;
+    assert!((new.attention_scale * 40_f32.sqrt() / (magnitude * magnitude) - 1.0).abs() < 1e-6);
+    assert!(matches!(new.rope.scaling, RopeScaling::Yarn { attention_factor: 1.0, .. }));
+}
+
+#[test]
 fn gguf_scalings() {
     let factors = [1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0];
     let scaling =
@@ -238,7 +307,27 @@ fn gguf_scalings() {
 fn wrong_gguf_models_are_refused_by_key() {
     let cases = [
         (gguf("mamba"), "architecture mamba is not supported: expected one of llama, qwen2, qwen3"),
-        (gguf("deepseek2"), "architecture deepseek2 is not supported yet"),
+        (gguf("qwen3next"), "architecture qwen3next is not supported yet"),
+        (gguf("deepseek2"), "deepseek2.attention.key_length is missing: expected 1 to 1024"),
+        (
+            experts(gguf("qwen3moe"), "qwen3moe").u32("qwen3moe.expert_group_count", 3),
+            "expert_group_used_count is missing",
+        ),
+        (
+            experts(gguf("qwen2moe"), "qwen2moe").u32("qwen2moe.expert_gating_func", 3),
+            "qwen2moe.expert_gating_func: expected up to 2, found 3",
+        ),
+        (gguf("qwen2moe").u32("qwen2moe.expert_count", 1 << 20), "qwen2moe.expert_count: expected 1 to 4096"),
+        (
+            latent(gguf("deepseek2")).u32("deepseek2.rope.dimension_count", 48),
+            "deepseek2.rope.dimension_count: expected less than the head's 48, found 48",
+        ),
+        (
+            latent(gguf("deepseek2"))
+                .u32("deepseek2.rope.dimension_count", 16)
+                .u32("deepseek2.nextn_predict_layers", 2),
+            "deepseek2.nextn_predict_layers: expected up to 1, found 2",
+        ),
         (gguf("llama").u32("llama.expert_count", 8), "llama.expert_count: expected a dense model, found 8"),
         (
             gguf("llama").u32("llama.attention.key_length", 4_000_000_000),
@@ -385,11 +474,16 @@ fn golden_models_say_the_same_in_both_forms() {
         assert_eq!(model.spec, classic, "{}", folder.display());
         let (spec, weights) = (&model.spec, &model.weights);
         for layer in 0..spec.layers as u32 {
+            if let Some(LatentSpec { shape, .. }) = spec.latent {
+                let down = crate::weights::WeightName::LatentDown(layer);
+                assert!(weights.matrix(down, shape.width(), spec.hidden).is_ok(), "{}", folder.display());
+                continue;
+            }
             let q = weights.matrix(crate::weights::WeightName::Q(layer), spec.q_heads * spec.head_dim, spec.hidden);
             let bias = weights.has(crate::weights::WeightName::QBias(layer));
             assert!(q.is_ok() && bias == spec.qkv_bias, "{}", folder.display());
         }
         seen += 1;
     }
-    assert!(seen >= 9, "only {seen} golden models");
+    assert!(seen >= 19, "only {seen} golden models");
 }

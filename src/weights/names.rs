@@ -82,6 +82,10 @@ pub enum WeightName {
     LatentNorm(u32),
     /// From the latent to the heads of keys and values: [q_heads * (nope + value), rank].
     LatentUp(u32),
+    /// The part of keys of [`Self::LatentUp`], transposed: [q_heads, rank, nope]; newer GGUF files only.
+    LatentKeys(u32),
+    /// The part of values of [`Self::LatentUp`]: [q_heads, value, rank]; newer GGUF files only.
+    LatentValues(u32),
 }
 
 /// Whose names a file uses.
@@ -166,6 +170,8 @@ impl WeightName {
             Self::LatentDown(l) => (Some(l), "attn_kv_a_mqa.weight", "self_attn.kv_a_proj_with_mqa.weight"),
             Self::LatentNorm(l) => (Some(l), "attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight"),
             Self::LatentUp(l) => (Some(l), "attn_kv_b.weight", "self_attn.kv_b_proj.weight"),
+            Self::LatentKeys(l) => (Some(l), "attn_k_b.weight", "self_attn.k_b_proj.weight"),
+            Self::LatentValues(l) => (Some(l), "attn_v_b.weight", "self_attn.v_b_proj.weight"),
         }
     }
 }
@@ -183,6 +189,22 @@ mod tests {
             (WeightName::KNorm(31), "blk.31.attn_k_norm.weight", "model.layers.31.self_attn.k_norm.weight"),
             (WeightName::FfnNorm(7), "blk.7.ffn_norm.weight", "model.layers.7.post_attention_layernorm.weight"),
             (WeightName::VBias(2), "blk.2.attn_v.bias", "model.layers.2.self_attn.v_proj.bias"),
+            (WeightName::ExpertUp(3, 9), "blk.3.ffn_up_exps.weight", "model.layers.3.mlp.experts.9.up_proj.weight"),
+            (
+                WeightName::RouterCorrection(1),
+                "blk.1.exp_probs_b.bias",
+                "model.layers.1.mlp.gate.e_score_correction_bias",
+            ),
+            (
+                WeightName::SharedDown(1),
+                "blk.1.ffn_down_shexp.weight",
+                "model.layers.1.mlp.shared_experts.down_proj.weight",
+            ),
+            (
+                WeightName::LatentDown(0),
+                "blk.0.attn_kv_a_mqa.weight",
+                "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
+            ),
         ];
         for (name, gguf, hugging_face) in cases {
             assert_eq!(name.in_file(Naming::Gguf), gguf);

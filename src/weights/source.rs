@@ -178,11 +178,18 @@ impl Weights {
     ) -> Result<Matrix, LoadError> {
         match name.expert() {
             Some(expert) if self.naming == Naming::Gguf && self.random.is_none() => {
-                let stack = self.stored(name, &[experts, rows, columns], experts * rows, columns)?;
-                Ok(stack.slice(expert as usize * rows, rows))
+                Ok(self.stack(name, experts, rows, columns)?.slice(expert as usize * rows, rows))
             }
             _ => self.matrix(name, rows, columns),
         }
+    }
+
+    /// Matrices `[rows, columns]` that the file keeps in one tensor `[count, rows, columns]`, one above the other.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn stack(&self, name: WeightName, count: usize, rows: usize, columns: usize) -> Result<Matrix, LoadError> {
+        self.stored(name, &[count, rows, columns], count * rows, columns)
     }
 
     /// Bytes of all tensors, as stored.
