@@ -93,12 +93,31 @@ __device__ void add_bias(T* x, const float* bias, int width) {
     }
 }
 
+// x[t] *= sigmoid(gates[t]): x [T, width], gates [T]. Grid: (T, blocks over the row). 4 bytes an element.
+template <typename T>
+__device__ void scale_by_sigmoid(T* x, const T* gates, int width) {
+    float scale = 1.f / (1.f + __expf(-to_float(gates[blockIdx.x])));
+    T* row = x + size_t(blockIdx.x) * width;
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < width; i += gridDim.y * blockDim.x) {
+        row[i] = from_float<T>(to_float(row[i]) * scale);
+    }
+}
+
+// x[t, i] = 0: x [T, width] of 2 bytes an element. Grid: (T, blocks over the row).
+extern "C" __global__ void clear(uint16_t* x, int width) {
+    uint16_t* row = x + size_t(blockIdx.x) * width;
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < width; i += gridDim.y * blockDim.x) row[i] = 0;
+}
+
 #define ROWS(T)                                                                                                       \
     extern "C" __global__ void embed_##T(                                                                             \
         float* residual, const T* table, const uint32_t* ids, const uint32_t* last_tokens, int width, int vocab,      \
         int slots                                                                                                     \
     ) {                                                                                                               \
         embed<T>(residual, table, ids, last_tokens, width, vocab, slots);                                             \
+    }                                                                                                                 \
+    extern "C" __global__ void scale_by_sigmoid_##T(T* x, const T* gates, int width) {                                \
+        scale_by_sigmoid<T>(x, gates, width);                                                                         \
     }                                                                                                                 \
     extern "C" __global__ void silu_mul_##T(T* dst, const T* gate_up, int width) { silu_mul<T>(dst, gate_up, width); } \
     extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }

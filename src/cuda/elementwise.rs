@@ -22,6 +22,8 @@ pub struct ElementwiseKernels {
     add_rms_norm: Typed,
     gather_add_rms_norm: Typed,
     silu_mul: Typed,
+    scale_by_sigmoid: Typed,
+    clear: Kernel,
     add_bias: Typed,
     fill_random: Typed,
     fill_random_f32: Kernel,
@@ -71,6 +73,8 @@ impl ElementwiseKernels {
             add_rms_norm: Typed::load(gpu, "norm", "add_rms_norm")?,
             gather_add_rms_norm: Typed::load(gpu, "norm", "gather_add_rms_norm")?,
             silu_mul: Typed::load(gpu, "rows", "silu_mul")?,
+            scale_by_sigmoid: Typed::load(gpu, "rows", "scale_by_sigmoid")?,
+            clear: gpu.kernel("rows", "clear")?,
             add_bias: Typed::load(gpu, "rows", "add_bias")?,
             fill_random: Typed::load(gpu, "random", "fill_random")?,
             fill_random_f32: gpu.kernel("random", "fill_random_f32")?,
@@ -193,6 +197,30 @@ impl ElementwiseKernels {
         let arguments = Arguments::new().tensor(dst).tensor(gate_up).size(width);
         // SAFETY: shapes were checked.
         unsafe { gpu.launch(self.silu_mul.of(OP, dst.dtype())?, row_grid(rows, width.div_ceil(PACK)), arguments) }
+    }
+
+    /// `x[t] *= sigmoid(gates[t])` in place: `x [t, n]` and `gates [t, 1]` of T.
+    ///
+    /// # Errors
+    /// If shapes or dtypes do not fit.
+    pub fn scale_by_sigmoid(&self, gpu: &Gpu, x: &DeviceTensor, gates: &DeviceTensor) -> Result<(), CudaError> {
+        const OP: &str = "scale_by_sigmoid";
+        expect(OP, "gates", gates, x.dtype(), x.rows(), 1)?;
+        let arguments = Arguments::new().tensor(x).tensor(gates).size(x.columns());
+        let grid = row_grid(x.rows(), x.columns().div_ceil(PACK));
+        // SAFETY: shapes were checked.
+        unsafe { gpu.launch(self.scale_by_sigmoid.of(OP, x.dtype())?, grid, arguments) }
+    }
+
+    /// `x[t, i] = 0`: `x [t, n]` of T.
+    ///
+    /// # Errors
+    /// If the dtype does not fit.
+    pub fn clear(&self, gpu: &Gpu, x: &DeviceTensor) -> Result<(), CudaError> {
+        require("clear", matches!(x.dtype(), DType::Bf16 | DType::F16), || format!("{x:?} is no activation"))?;
+        let arguments = Arguments::new().tensor(x).size(x.columns());
+        // SAFETY: the kernel writes the tensor's own elements alone.
+        unsafe { gpu.launch(self.clear, row_grid(x.rows(), x.columns().div_ceil(PACK)), arguments) }
     }
 
     /// `x[t, i] += bias[i]` in place: `x [t, n]` of T, `bias` f32 `[1, n]`.

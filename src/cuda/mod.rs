@@ -11,23 +11,19 @@ mod ceilings;
 mod check;
 mod elementwise;
 mod error;
-#[allow(dead_code)] // until a model calls it
 mod experts;
 mod few_rows;
 mod gemm;
 mod gemv;
 mod gpu;
 mod graph;
-#[allow(dead_code)] // until a model calls it
 mod heads;
 mod kernel;
-#[allow(dead_code)] // until a model calls it
 mod latent;
 mod library;
 mod probe;
 mod quant;
 mod rope;
-#[allow(dead_code)] // until a model calls it
 mod route;
 mod sampling;
 mod tensor;
@@ -45,22 +41,20 @@ pub use blocks::{BlockFormat, BlockMatrix, TILE_ROWS};
 pub use ceilings::{CardRates, card_rates};
 pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
-#[allow(unused_imports)] // as above
-pub use experts::{ExpertBuffers, ExpertKernels, ExpertMatrices, ExpertsWay};
+#[cfg(test)]
+pub use experts::ExpertsWay;
+pub use experts::{ExpertBuffers, ExpertKernels, ExpertMatrices};
 pub use gemm::{Gemm, Product};
 pub use gemv::GEMV_ROWS;
 pub use gpu::Gpu;
 pub use graph::{Event, Graph};
-#[allow(unused_imports)] // as above
 pub use heads::{HeadKernels, HeadPart};
 pub use kernel::{Arguments, Grid, Kernel};
-#[allow(unused_imports)] // as above
-pub use latent::{LATENT_DIM, LATENT_WIDTH, LatentHeads, LatentKernels, LatentRope};
+pub use latent::{LATENT_DIM, LATENT_ROTARY_DIM, LATENT_WIDTH, LatentHeads, LatentKernels, LatentRope};
 pub use library::open_driver;
 pub use probe::{FoundGpu, IMAGES, NO_DEVICE, ProbeError, driver_version, gpus, probe, start};
 pub use quant::{DrawnBlocks, QuantKernels};
 pub use rope::{RopeKernels, RopeShape, RopeWeights};
-#[allow(unused_imports)] // as above
-pub use route::{ExpertGroups, RouteKernels, RouteShape};
+pub use route::{ExpertGroups, MAX_EXPERTS, MAX_TOP_K, RouteKernels, RouteShape};
 pub use sampling::{SampleOutput, SampleRow, Sampling, SamplingNeeds};
 pub use tensor::{DType, DeviceTensor, PinnedMemory};

@@ -204,17 +204,13 @@ impl Decoder {
         }
         let dense = || layers().filter_map(Layer::dense);
         if let Some((_, width)) = dense().next() {
-            let (gate_up, product) = tokens.block(width)?;
+            let (gate_up, inner) = tokens.block(width)?;
             products.push(product(
                 &tokens.normed,
                 dense().map(|(mlp, _)| mlp.linears()[0].weight()).collect(),
                 &gate_up,
             ));
-            products.push(product(
-                &product,
-                dense().map(|(mlp, _)| mlp.linears()[1].weight()).collect(),
-                &tokens.update,
-            ));
+            products.push(product(&inner, dense().map(|(mlp, _)| mlp.linears()[1].weight()).collect(), &tokens.update));
         }
         products.push(product(&logits.normed, vec![self.output.weight()], &logits.logits));
         Ok(products)

@@ -2,6 +2,8 @@
 
 use candle_core::{Result, bail};
 
+#[cfg(feature = "cuda")]
+use super::on_cuda::{GpuExperts, GpuRoutes};
 use super::{Compute, Matrix, RouteParams, Tensor, on_cpu};
 
 /// Which experts each token of a step goes to, and with what weight.
@@ -9,6 +11,9 @@ use super::{Compute, Matrix, RouteParams, Tensor, on_cpu};
 pub enum Routes {
     /// In host memory.
     Cpu(on_cpu::Routes),
+    /// In GPU memory.
+    #[cfg(feature = "cuda")]
+    Gpu(GpuRoutes),
 }
 
 impl Routes {
@@ -20,7 +25,7 @@ impl Routes {
         match compute {
             Compute::Cpu(_) => Ok(Self::Cpu(on_cpu::Routes::new(tokens, top_k))),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(_) => bail!("experts on a GPU"),
+            Compute::Gpu(gpu) => gpu.routes(tokens, top_k).map(Self::Gpu),
         }
     }
 }
@@ -30,6 +35,9 @@ impl Routes {
 pub enum Experts {
     /// As stored, mapped.
     Cpu(on_cpu::Experts),
+    /// In GPU memory, dense.
+    #[cfg(feature = "cuda")]
+    Gpu(GpuExperts),
 }
 
 impl Experts {
@@ -50,7 +58,7 @@ impl Experts {
         match compute {
             Compute::Cpu(_) => Ok(Self::Cpu(on_cpu::Experts { experts })),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(_) => bail!("experts on a GPU"),
+            Compute::Gpu(gpu) => gpu.upload_experts(&experts).map(Self::Gpu),
         }
     }
 }
@@ -86,6 +94,8 @@ pub fn route(
             on_cpu::route(cpu, logits.cpu()?, correction, params, routes)
         }
         #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), Routes::Gpu(routes)) => gpu.route(logits, correction, params, routes),
+        #[cfg(feature = "cuda")]
         _ => super::tensor::elsewhere("route"),
     }
 }
@@ -110,6 +120,8 @@ pub fn experts(
             on_cpu::experts(cpu, x.cpu()?, experts, routes, buffers, dst.cpu()?)
         }
         #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), Experts::Gpu(experts), Routes::Gpu(routes)) => gpu.experts(x, experts, routes, dst),
+        #[cfg(feature = "cuda")]
         _ => super::tensor::elsewhere("experts"),
     }
 }
@@ -122,7 +134,7 @@ pub fn scale_by_sigmoid(compute: &Compute, x: &Tensor, gates: &Tensor) -> Result
     match compute {
         Compute::Cpu(cpu) => on_cpu::scale_by_sigmoid(cpu, x.cpu()?, gates.cpu()?),
         #[cfg(feature = "cuda")]
-        Compute::Gpu(_) => super::tensor::elsewhere("scale_by_sigmoid"),
+        Compute::Gpu(gpu) => gpu.scale_by_sigmoid(x, gates),
     }
 }
 
@@ -134,6 +146,6 @@ pub fn clear(compute: &Compute, x: &Tensor) -> Result<()> {
     match compute {
         Compute::Cpu(_) => on_cpu::clear(x.cpu()?),
         #[cfg(feature = "cuda")]
-        Compute::Gpu(_) => super::tensor::elsewhere("clear"),
+        Compute::Gpu(gpu) => gpu.clear(x),
     }
 }

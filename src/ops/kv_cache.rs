@@ -22,9 +22,11 @@ pub enum KvLayer {
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<KvLayer>,
-    /// `[layer][K, V][block]`, one row a block.
+    /// `[layer][plane][block]`, one row a block, and the planes of all layers.
     #[cfg(feature = "cuda")]
     whole: Option<DeviceTensor>,
+    #[cfg(feature = "cuda")]
+    planes: usize,
 }
 
 impl KvCache {
@@ -40,12 +42,15 @@ impl KvCache {
                     layers: (0..layers).map(layer).collect::<Result<_>>()?,
                     #[cfg(feature = "cuda")]
                     whole: None,
+                    #[cfg(feature = "cuda")]
+                    planes: layers * layout.planes.count(),
                 })
             }
             #[cfg(feature = "cuda")]
             Compute::Gpu(gpu) => {
+                let planes = layers * layout.planes.count();
                 let (whole, layers) = gpu.kv_cache(layers, layout, blocks)?;
-                Ok(Self { layers: layers.into_iter().map(KvLayer::Gpu).collect(), whole: Some(whole) })
+                Ok(Self { layers: layers.into_iter().map(KvLayer::Gpu).collect(), whole: Some(whole), planes })
             }
         }
     }
@@ -70,7 +75,13 @@ impl KvCache {
         Ok(())
     }
 
-    /// The whole cache in GPU memory: `[layer][K, V][block]`, one row a block.
+    /// Planes of all layers: K and V of each, or its latents.
+    #[cfg(feature = "cuda")]
+    pub fn planes(&self) -> usize {
+        self.planes
+    }
+
+    /// The whole cache in GPU memory: `[layer][plane][block]`, one row a block.
     #[cfg(feature = "cuda")]
     pub fn gpu(&self) -> Option<&DeviceTensor> {
         self.whole.as_ref()

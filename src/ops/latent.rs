@@ -39,6 +39,10 @@ pub fn latent_cache(
             on_cpu::latent_cache(cpu, q.cpu()?, latent.cpu()?, shape, norm.cpu()?, eps, tokens, rope.table()?, kv)
         }
         #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), StepInputs::Gpu(inputs), KvLayer::Gpu(kv)) => {
+            gpu.latent_cache(q, latent, inputs, params, kv)
+        }
+        #[cfg(feature = "cuda")]
         _ => super::tensor::elsewhere("latent_cache"),
     }
 }
@@ -52,7 +56,7 @@ pub fn absorb_queries(compute: &Compute, q: &Tensor, weight: &Weight, shape: Lat
     match compute {
         Compute::Cpu(cpu) => on_cpu::absorb_queries(cpu, q.cpu()?, weight.parts()?, shape, dst.cpu()?),
         #[cfg(feature = "cuda")]
-        Compute::Gpu(_) => super::tensor::elsewhere("absorb_queries"),
+        Compute::Gpu(gpu) => gpu.absorb_queries(q, weight, shape, dst),
     }
 }
 
@@ -78,6 +82,10 @@ pub fn latent_attention(
             on_cpu::latent_attention(cpu, q.cpu()?, shape, kv, attention, scale, dst.cpu()?)
         }
         #[cfg(feature = "cuda")]
+        (Compute::Gpu(gpu), StepInputs::Gpu(inputs), KvLayer::Gpu(kv)) => {
+            gpu.latent_attention(q, inputs, shape, scale, kv, dst)
+        }
+        #[cfg(feature = "cuda")]
         _ => super::tensor::elsewhere("latent_attention"),
     }
 }
@@ -97,6 +105,6 @@ pub fn expand_values(
     match compute {
         Compute::Cpu(cpu) => on_cpu::expand_values(cpu, latents.cpu()?, weight.parts()?, shape, dst.cpu()?),
         #[cfg(feature = "cuda")]
-        Compute::Gpu(_) => super::tensor::elsewhere("expand_values"),
+        Compute::Gpu(gpu) => gpu.expand_values(latents, weight, shape, dst),
     }
 }

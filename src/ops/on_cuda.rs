@@ -2,20 +2,23 @@
 //!
 //! Knows what each tensor is for; the wrappers in `cuda` check what they are given.
 
+mod experts;
+mod latent;
 mod weights;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Error, Result, bail};
+pub use experts::{GpuExperts, GpuRoutes};
 pub use weights::GpuWeight;
 
-use super::{AttentionParams, HeadShape, KvCache, KvLayout, QkvParams, Rope, RopeLayout, Tensor, Weight};
+use super::{AttentionParams, HeadShape, KvCache, KvLayout, KvPlanes, QkvParams, Rope, RopeLayout, Tensor, Weight};
 use crate::config::KvDType;
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, Gemm, Gpu, QuantKernels, RopeKernels, RopeShape, RopeWeights,
-    tile_queries,
+    DType, DeviceTensor, ElementwiseKernels, ExpertBuffers, ExpertKernels, Gemm, Gpu, HeadKernels, LatentKernels,
+    QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels, tile_queries,
 };
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.
@@ -30,6 +33,12 @@ pub struct GpuCompute {
     quant: QuantKernels,
     /// Room for weights in block formats made dense, for products of many rows.
     dense: DeviceTensor,
+    route: RouteKernels,
+    experts: ExpertKernels,
+    /// Where a model has experts.
+    expert_buffers: Option<ExpertBuffers>,
+    heads: HeadKernels,
+    latent: LatentKernels,
 }
 
 /// The tokens of a step in GPU memory.
@@ -52,7 +61,7 @@ pub struct GpuInputs {
     pub tiles: usize,
 }
 
-/// K and V of one layer in GPU memory, each `[blocks * kv_heads * 16, head_dim]`.
+/// K and V of one layer in GPU memory, each `[blocks * kv_heads * 16, head_dim]`; of latents, which are both, the same.
 #[derive(Clone, Debug)]
 pub struct GpuKvLayer {
     keys: DeviceTensor,
@@ -60,7 +69,8 @@ pub struct GpuKvLayer {
 }
 
 impl GpuCompute {
-    /// Kernels on `gpu` for a model of `dtype`, with room for `dense_bytes` of weights in block formats made dense.
+    /// Kernels on `gpu` for a model of `dtype`, with room for `dense_bytes` of weights in block formats made dense, and
+    /// for what experts hand to each other.
     ///
     /// # Errors
     /// [`CudaError::NoKernel`], [`CudaError::OutOfMemory`].
@@ -70,11 +80,30 @@ impl GpuCompute {
         gemm: Gemm,
         scratch: AttentionScratch,
         dense_bytes: usize,
+        expert_buffers: Option<ExpertBuffers>,
     ) -> std::result::Result<Self, CudaError> {
         let (elementwise, attention) = (ElementwiseKernels::load(&gpu)?, AttentionKernels::load(&gpu)?);
         let (rope, quant) = (RopeKernels::load(&gpu)?, QuantKernels::load(&gpu)?);
         let dense = gpu.empty(1, dense_bytes / dtype.size(), dtype, "weights made dense")?;
-        Ok(Self { gpu, dtype, elementwise, attention, scratch, rope, gemm, quant, dense })
+        let route = RouteKernels::load(&gpu)?;
+        let (heads, latent) = (HeadKernels::load(&gpu)?, LatentKernels::load(&gpu)?);
+        let experts = ExpertKernels::load(&gpu, route)?;
+        Ok(Self {
+            gpu,
+            dtype,
+            elementwise,
+            attention,
+            scratch,
+            rope,
+            gemm,
+            quant,
+            dense,
+            route,
+            experts,
+            expert_buffers,
+            heads,
+            latent,
+        })
     }
 
     /// The GPU.
@@ -95,7 +124,7 @@ impl GpuCompute {
         Ok(tensor)
     }
 
-    /// The whole cache `[layer][K, V][block]`, one row a block, zeroed, and its layers.
+    /// The whole cache `[layer][plane][block]`, one row a block, zeroed, and its layers.
     pub(super) fn kv_cache(
         &self,
         layers: usize,
@@ -107,12 +136,16 @@ impl GpuCompute {
         let dtype = match layout.dtype {
             KvDType::Bf16 => DType::Bf16,
             KvDType::F16 => DType::F16,
+            KvDType::Fp8 if layout.planes == KvPlanes::Latent => {
+                bail!("a cache of fp8 is for keys and values; a latent is kept in its model's own type")
+            }
             KvDType::Fp8 => DType::Fp8,
             other => bail!("a cache of {other} is for the CPU; on a GPU there are its model's own type and fp8"),
         };
-        let whole = self.gpu.zeros(layers * 2 * blocks, block, dtype, "the KV cache").map_err(Error::wrap)?;
+        let planes = layout.planes.count();
+        let whole = self.gpu.zeros(layers * planes * blocks, block, dtype, "the KV cache").map_err(Error::wrap)?;
         let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, dtype);
-        let layer = |layer: usize| GpuKvLayer { keys: half(2 * layer), values: half(2 * layer + 1) };
+        let layer = |layer: usize| GpuKvLayer { keys: half(planes * layer), values: half(planes * layer + planes - 1) };
         let layers = (0..layers).map(layer).collect();
         Ok((whole, layers))
     }
@@ -120,7 +153,7 @@ impl GpuCompute {
     /// Queues the copies of whole blocks, `[1, 2 count]` of from and to, in every layer.
     pub fn copy_blocks(&self, kv: &KvCache, copies: &DeviceTensor) -> std::result::Result<(), CudaError> {
         let Some(whole) = kv.gpu() else { return Ok(()) };
-        let planes = 2 * kv.layers().len();
+        let planes = kv.planes();
         let block_bytes = whole.columns() * whole.dtype().size();
         let planes = CachePlanes { planes, blocks: whole.rows() / planes, block_bytes };
         self.elementwise.copy_blocks(&self.gpu, whole, planes, copies, copies.columns() / 2)

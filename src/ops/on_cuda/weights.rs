@@ -92,7 +92,7 @@ impl GpuCompute {
         Ok(whole)
     }
 
-    fn upload_matrix(&self, matrix: &Matrix, target: &DeviceTensor) -> Result<()> {
+    pub(super) fn upload_matrix(&self, matrix: &Matrix, target: &DeviceTensor) -> Result<()> {
         if let Some(random) = matrix.drawn_from() {
             return self.elementwise.fill_random(&self.gpu, target, random.seed, random.deviation).map_err(Error::wrap);
         }

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use crate::config::{EngineConfig, StepSizes};
 use crate::cuda::{
-    AttentionPlan, AttentionScratch, AttentionShape, Blas, CudaError, DType, Gemm, Gpu, HEAD_DIMS, MAX_GROUP, Sampling,
+    AttentionPlan, AttentionScratch, AttentionShape, Blas, CudaError, DType, ExpertBuffers, Gemm, Gpu, HEAD_DIMS,
+    LATENT_DIM, LATENT_ROTARY_DIM, MAX_EXPERTS, MAX_GROUP, MAX_TOP_K, Sampling,
 };
 use crate::models::{Decoder, DecoderSpec, ModelSource, Workspace};
-use crate::ops::{Compute, GpuCompute, KvCache};
+use crate::ops::{Compute, GpuCompute, KvCache, LatentShape};
 use crate::runner::batch::InputBatch;
 use crate::runner::load::{LoadedModel, ModelError, loaded};
 use crate::runner::plan::{GpuMemory, GpuWeights, MemoryPlan, StepLimits, plan_for_gpu, usable_bytes};
@@ -39,7 +40,7 @@ pub(in crate::runner) fn load(
     target: &GpuTarget,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
     let started = Instant::now();
-    check(&source.spec)?;
+    check(&source.spec, &source.weights.main_format().to_string())?;
     let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
     let free_bytes = usable_bytes(free_bytes as u64, config.gpu_memory_limit_bytes);
@@ -79,16 +80,31 @@ pub(super) fn record(runner: &mut GpuRunner) -> Result<u64, RunnerError> {
     Ok(allocated + graph_bytes)
 }
 
-/// Whether the kernels are made for a model's shapes.
-fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
+/// Whether the kernels are made for a model's shapes, and for experts and latents stored as `format`.
+fn check(spec: &DecoderSpec, format: &str) -> Result<(), ModelError> {
     let refuse = |what: String| Err(ModelError::NotForGpus(what));
-    if spec.experts.is_some() {
-        return refuse("mixtures of experts".to_owned());
+    let is_dense = matches!(format, "F32" | "F16" | "BF16");
+    if (spec.experts.is_some() || spec.latent.is_some()) && !is_dense {
+        return refuse(format!("experts or latent attention in {format}: dense weights are"));
     }
-    if spec.latent.is_some() {
-        return refuse("latent attention".to_owned());
+    if let Some(experts) = &spec.experts {
+        let (count, top_k) = (experts.count, experts.routing.top_k);
+        if count > MAX_EXPERTS || top_k > MAX_TOP_K {
+            return refuse(format!("{top_k} of {count} experts: up to {MAX_TOP_K} of {MAX_EXPERTS} are"));
+        }
+        if !experts.ffn.is_multiple_of(8) || !experts.shared_ffn.unwrap_or(0).is_multiple_of(8) {
+            return refuse(format!("experts of {} numbers: multiples of 8 are", experts.ffn));
+        }
     }
-    if !HEAD_DIMS.contains(&spec.head_dim) {
+    if let Some(latent) = &spec.latent {
+        let LatentShape { rank, rope, nope, value, .. } = latent.shape;
+        if (rank, rope) != (LATENT_DIM, LATENT_ROTARY_DIM) {
+            return refuse(format!("latents of {rank} and {rope} numbers: {LATENT_DIM} and {LATENT_ROTARY_DIM} are"));
+        }
+        if [nope, value, latent.query_rank.unwrap_or(8)].iter().any(|size| !size.is_multiple_of(8)) {
+            return refuse(format!("heads of {nope} and {value} numbers: multiples of 8 are"));
+        }
+    } else if !HEAD_DIMS.contains(&spec.head_dim) {
         return refuse(format!("heads of {} numbers: {HEAD_DIMS:?} are", spec.head_dim));
     }
     if spec.q_heads / spec.kv_heads > MAX_GROUP {
@@ -104,6 +120,10 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
 /// The shape of any layer's attention: they differ in their windows alone, and memory does not depend on those.
 fn attention_shape(spec: &DecoderSpec) -> AttentionShape {
     let DecoderSpec { q_heads, kv_heads, head_dim, attention_scale: scale, .. } = *spec;
+    if spec.latent.is_some() {
+        // What its chunks hand to each other is as large as that of heads of a latent that share a key.
+        return AttentionShape { q_heads, kv_heads: 1, head_dim: LATENT_DIM, scale, sliding_window: None };
+    }
     AttentionShape { q_heads, kv_heads, head_dim, scale, sliding_window: None }
 }
 
@@ -130,7 +150,15 @@ pub(super) fn compute_for(
 ) -> Result<Arc<GpuCompute>, CudaError> {
     let StepLimits { items, sequences, .. } = layout.limits;
     let scratch = AttentionScratch::new(&gpu, items, sequences, &attention_shape(&source.spec))?;
-    Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch, GpuWeights::of(source).dense_bytes as usize)?))
+    let experts = match &source.spec.experts {
+        None => None,
+        Some(experts) => {
+            let pairs = layout.limits.tokens * experts.routing.top_k;
+            Some(ExpertBuffers::new(&gpu, pairs, experts.count, source.spec.hidden, experts.ffn, dtype)?)
+        }
+    };
+    let dense_bytes = GpuWeights::of(source).dense_bytes as usize;
+    Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch, dense_bytes, experts)?))
 }
 
 /// Allocates everything that a runner has besides the weights.

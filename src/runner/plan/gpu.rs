@@ -194,19 +194,31 @@ impl StepLimits {
     }
 }
 
-/// Bytes of rotary tables, attention's scratch memory, the state that draws tokens, and a step's inputs and results.
+/// Bytes of rotary tables, attention's scratch memory, what experts hand to each other, the state that draws tokens, and a step's inputs and results.
 pub(crate) fn kernel_bytes(spec: &DecoderSpec, sizes: StepSizes, context: usize) -> u64 {
     let limits = StepLimits::new(sizes, context);
     let rope = 4 * context * spec.rope.rotary_dim;
     let attention = attention_bytes(spec, limits);
     let sampling = sampling_bytes(limits.sequences, spec.vocab);
-    (rope + attention + sampling + step_input_bytes(limits)) as u64
+    (rope + attention + sampling + step_input_bytes(limits) + expert_bytes(spec, limits)) as u64
 }
 
 /// Bytes of `cuda::AttentionScratch`.
 fn attention_bytes(spec: &DecoderSpec, limits: StepLimits) -> usize {
+    if let Some(latent) = &spec.latent {
+        let heads = latent.shape.heads;
+        return 4 * (limits.items * heads * (latent.shape.rank + 4) + limits.sequences * heads.div_ceil(8));
+    }
     let head_tiles = (spec.q_heads / spec.kv_heads).div_ceil(8);
     4 * (limits.items * spec.q_heads * (spec.head_dim + 4) + limits.sequences * spec.kv_heads * head_tiles)
+}
+
+/// Bytes of `cuda::ExpertBuffers`.
+fn expert_bytes(spec: &DecoderSpec, limits: StepLimits) -> usize {
+    spec.experts.as_ref().map_or(0, |experts| {
+        let pairs = limits.tokens * experts.routing.top_k;
+        pairs * (2 * (spec.hidden + experts.ffn) + 4) + 4 * (experts.count + 1)
+    })
 }
 
 /// Bytes of `cuda::Sampling`: for each sequence counts and changed logits of a vocabulary, and some lists.

@@ -1,0 +1,95 @@
+//! Mixtures of experts on a GPU.
+
+use candle_core::{Error, Result, bail};
+
+use super::GpuCompute;
+use crate::cuda::{DType, DeviceTensor, ExpertGroups, ExpertMatrices, RouteShape};
+use crate::ops::{Matrix, RouteGroups, RouteParams, Scoring, Tensor};
+
+/// Which experts each token of a step goes to, `[tokens, top_k]` u32, and with what weight, f32.
+#[derive(Clone, Debug)]
+pub struct GpuRoutes {
+    ids: DeviceTensor,
+    weights: DeviceTensor,
+}
+
+/// The weights of one layer's experts, dense.
+#[derive(Clone, Debug)]
+pub struct GpuExperts {
+    count: usize,
+    /// `[count * 2 f, h]`.
+    gate_up: DeviceTensor,
+    /// `[count * h, f]`.
+    down: DeviceTensor,
+}
+
+impl GpuCompute {
+    /// Room for the routes of `tokens` tokens.
+    pub(in crate::ops) fn routes(&self, tokens: usize, top_k: usize) -> Result<GpuRoutes> {
+        let zeros = |dtype| self.gpu.zeros(tokens, top_k, dtype, "the step's buffers").map_err(Error::wrap);
+        Ok(GpuRoutes { ids: zeros(DType::U32)?, weights: zeros(DType::F32)? })
+    }
+
+    /// Gate `[f, h]`, up `[f, h]` and down `[h, f]` of each expert.
+    pub(in crate::ops) fn upload_experts(&self, experts: &[[Matrix; 3]]) -> Result<GpuExperts> {
+        let Some([gate, _, _]) = experts.first() else { bail!("a mixture of no experts") };
+        let (count, f, h) = (experts.len(), gate.rows(), gate.columns());
+        let empty = |rows, columns| self.gpu.empty(rows, columns, self.dtype, "the weights").map_err(Error::wrap);
+        let (gate_up, down) = (empty(count * 2 * f, h)?, empty(count * h, f)?);
+        for (index, [gate, up, own_down]) in experts.iter().enumerate() {
+            self.upload_matrix(gate, &gate_up.slice(2 * index * f, f))?;
+            self.upload_matrix(up, &gate_up.slice((2 * index + 1) * f, f))?;
+            self.upload_matrix(own_down, &down.slice(index * h, h))?;
+        }
+        Ok(GpuExperts { count, gate_up, down })
+    }
+
+    pub(in crate::ops) fn route(
+        &self,
+        logits: &Tensor,
+        correction: Option<&Tensor>,
+        params: &RouteParams,
+        routes: &GpuRoutes,
+    ) -> Result<()> {
+        let groups = |RouteGroups { groups, top_groups, best }: RouteGroups| ExpertGroups {
+            count: groups,
+            chosen: top_groups,
+            by_best_two: best == 2,
+        };
+        let shape = RouteShape {
+            top_k: params.top_k,
+            sigmoid: matches!(params.scoring, Scoring::Sigmoid),
+            normalize: params.normalize,
+            scale: params.scale,
+            groups: params.groups.map(groups),
+            even: false,
+        };
+        let logits = logits.gpu()?;
+        let correction = correction.map(Tensor::gpu).transpose()?;
+        let (ids, weights) = (routes.ids.slice(0, logits.rows()), routes.weights.slice(0, logits.rows()));
+        self.route.route(&self.gpu, logits, correction, shape, &ids, &weights).map_err(Error::wrap)
+    }
+
+    pub(in crate::ops) fn experts(
+        &self,
+        x: &Tensor,
+        experts: &GpuExperts,
+        routes: &GpuRoutes,
+        dst: &Tensor,
+    ) -> Result<()> {
+        let Some(buffers) = &self.expert_buffers else { bail!("no room was made for experts") };
+        let x = x.gpu()?;
+        let GpuExperts { count, gate_up, down } = experts;
+        let matrices = ExpertMatrices { count: *count, gate_up, down };
+        let (ids, weights) = (routes.ids.slice(0, x.rows()), routes.weights.slice(0, x.rows()));
+        self.experts.experts(&self.gpu, x, matrices, &ids, &weights, buffers, dst.gpu()?).map_err(Error::wrap)
+    }
+
+    pub(in crate::ops) fn scale_by_sigmoid(&self, x: &Tensor, gates: &Tensor) -> Result<()> {
+        self.elementwise.scale_by_sigmoid(&self.gpu, x.gpu()?, gates.gpu()?).map_err(Error::wrap)
+    }
+
+    pub(in crate::ops) fn clear(&self, x: &Tensor) -> Result<()> {
+        self.elementwise.clear(&self.gpu, x.gpu()?).map_err(Error::wrap)
+    }
+}
