@@ -102,6 +102,13 @@ __host__ __device__ constexpr float excess() {
     return C::FLOAT ? 0.f : C::BITS == 8 ? -128.f : std::is_same_v<T, bf16> ? 128.f : 1024.f;
 }
 
+// (x & mask) | base in one instruction; with two constants the compiler takes two.
+__device__ __forceinline__ uint32_t masked(uint32_t x, uint32_t mask, uint32_t base) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(base));
+    return y;
+}
+
 __device__ __forceinline__ uint32_t shifted(uint32_t x, int right) { return right >= 0 ? x >> right : x << -right; }
 
 // The signed bytes 0 and 2 of a word as two elements.
@@ -109,7 +116,7 @@ template <typename T>
 __device__ __forceinline__ uint32_t signed_pair(uint32_t x) {
     if constexpr (std::is_same_v<T, bf16>) {
         // 128 + the lower seven bits, less 128, or 256 where the sign is set.
-        uint32_t low = (x & 0x007f007f) | 0x43004300, less = (x & 0x00800080) | 0x43004300;
+        uint32_t low = masked(x, 0x007f007f, 0x43004300), less = masked(x, 0x00800080, 0x43004300);
         __nv_bfloat162 y = __hsub2(*reinterpret_cast<__nv_bfloat162*>(&low), *reinterpret_cast<__nv_bfloat162*>(&less));
         return *reinterpret_cast<uint32_t*>(&y);
     } else {
@@ -165,7 +172,7 @@ struct Unit {
         } else if constexpr (C::BITS >= 4) {
             int index = 2 * group + row;
             uint32_t word = index == 0 ? low[0].x : index == 1 ? low[0].y : index == 2 ? low[0].z : low[0].w;
-            uint32_t both = ((word >> (4 * pair)) & 0x000f000f) | BASE;
+            uint32_t both = masked(word >> (4 * pair), 0x000f000f, BASE);
             if constexpr (C::BITS == 5) both |= shifted(high.x, 4 * index + pair - 4) & 0x00100010;
             if constexpr (C::BITS == 6) {
                 both |= shifted(group == 0 ? high.x : high.y, 8 * row + 2 * pair - 4) & 0x00300030;
@@ -173,7 +180,7 @@ struct Unit {
             return both;
         } else {
             uint32_t word = group == 0 ? low[0].x : low[0].y;
-            uint32_t both = ((word >> (8 * row + 2 * pair)) & 0x00030003) | BASE;
+            uint32_t both = masked(word >> (8 * row + 2 * pair), 0x00030003, BASE);
             if constexpr (C::BITS == 3) both |= shifted(high.x, 4 * (2 * group + row) + pair - 2) & 0x00040004;
             return both;
         }
@@ -193,9 +200,9 @@ __device__ __forceinline__ float byte_of(uint32_t word, int byte) { return float
 // [groups * HALVES][16 rows]. A warp calls it; barriers of the warp are the caller's. For f16, FLOAT quants are 256 times
 // too small.
 template <typename C>
-__device__ __forceinline__ void read_scales(float2* table, const char* scales, int units, int group, int kind, float excess,
-                                            float factor) {
-    int lane = threadIdx.x & 31, row = lane & 15, part = lane >> 4;
+__device__ __forceinline__ void read_scales(float2* table, const char* scales, int units, int group, int kind, int lane,
+                                            float excess, float factor) {
+    int row = lane & 15, part = lane >> 4;
     if constexpr (!C::IS_K) {
         for (int i = part; i < 2 * units; i += 2) {
             int at = i / (group / 32) * TILE_ROWS + row;

@@ -5,11 +5,12 @@
 // exact small floats, summed over a group, and the sums scaled. What a group's offset adds is the offset times the sum of
 // x over the group, which a product with ones gives in the same lanes.
 //
-// A block computes 16 * TILES outputs of 8 * COLUMNS rows of x. Its warps share K: warp i takes records i, i + warps ...;
-// their sums are added in the order of the warps. A warp's records arrive in a ring of its own by asynchronous copies, two
+// A warp computes 16 * TILES outputs of 8 * COLUMNS rows of x. A block's warps are `teams` side by side, which read the
+// same x and find it in the L1 cache; those of a team share K: the i-th takes records i, i + warps of a team ...; their
+// sums are added in the order of the warps. A warp's records arrive in a ring of its own by asynchronous copies, two
 // at a time; x comes through the L1 cache, a group ahead. How K is shared depends on N, K and the card alone.
 //
-// Grid: [ceil(M / (8 * COLUMNS)), tiles of rows]; shared memory of each warp: `warp_bytes`, which the host works out.
+// Grid: [ceil(M / (8 * COLUMNS)), ceil(N / (16 * TILES * teams))]; shared memory of each warp: `warp_bytes`, which the host works out.
 // Cost: the bytes of the weights once for each 8 * COLUMNS rows, the repetitions from L2; some three instructions a weight.
 #pragma once
 
@@ -20,7 +21,7 @@ constexpr int STAGES = 2;
 
 // What a product is asked for, besides x and the weights.
 struct QuantShape {
-    int M, N, K, stride, group, scales, warp_bytes;
+    int M, N, K, stride, group, scales, warp_bytes, teams;
 };
 
 template <typename T, typename C, int COLUMNS, int TILES>
@@ -31,19 +32,20 @@ struct QuantProduct {
     // Sums of this warp's records into its part of `memory`, as floats [8 * COLUMNS][PITCH]; then a barrier.
     static __device__ __forceinline__ void accumulate(char* memory, const T* x, const char* const (&tiles)[TILES],
                                                       const QuantShape& shape) {
-        int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-        int g = lane >> 2, t = lane & 3;
+        int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+        int warp = (threadIdx.x >> 5) / shape.teams, warps = (blockDim.x >> 5) / shape.teams;  // of the team
         Records<C> records(shape.K, shape.group, shape.scales);
         int pitch = records.pitch();
-        char* ring = memory + warp * shape.warp_bytes;
+        char* ring = memory + (threadIdx.x >> 5) * shape.warp_bytes;
         float2* table = reinterpret_cast<float2*>(ring + STAGES * TILES * pitch);
         uint32_t ring_address = shared_address(ring);
-        const T* x_rows[COLUMNS];
+        // This lane's values of x in the record whose x is loaded next.
+        const T* at[COLUMNS];
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
             // Rows past the last one repeat it: what they give is not written.
             int row = min((int)(blockIdx.x * COLUMNS + n) * 8 + g, shape.M - 1);
-            x_rows[n] = x + (int64_t)row * shape.K + 4 * t;
+            at[n] = x + (int64_t)row * shape.K + 4 * t + (warp < records.count ? warp * WIDTH : 0);
         }
         auto issue = [&](int slot, int index) {
             if (index < records.count) {
@@ -60,16 +62,14 @@ struct QuantProduct {
 #pragma unroll
         for (int stage = 0; stage < STAGES; ++stage) issue(stage, warp + stage * warps);
         uint2 next[COLUMNS][2];
-        auto load_x = [&](int k) {
-            // Past K the weights are zeros, and x is any.
-            int from = k < shape.K ? k : 0;
+        auto load_x = [&](int offset) {
 #pragma unroll
             for (int n = 0; n < COLUMNS; ++n) {
-                next[n][0] = *reinterpret_cast<const uint2*>(x_rows[n] + from);
-                next[n][1] = *reinterpret_cast<const uint2*>(x_rows[n] + from + 16);
+                next[n][0] = *reinterpret_cast<const uint2*>(at[n] + offset);
+                next[n][1] = *reinterpret_cast<const uint2*>(at[n] + offset + 16);
             }
         };
-        load_x(warp * WIDTH);
+        load_x(0);
         float total[TILES][COLUMNS][4] = {};
         int slot = 0;
         constexpr float FACTOR = C::FLOAT && std::is_same_v<T, f16> ? 256.f : 1.f;
@@ -81,10 +81,13 @@ struct QuantProduct {
 #pragma unroll
             for (int i = 0; i < TILES; ++i) {
                 read_scales<C>(table + i * TABLE, slots + i * pitch + units * Records<C>::PLANES, units, shape.group,
-                               shape.scales, excess<T, C>(), FACTOR);
+                               shape.scales, lane, excess<T, C>(), FACTOR);
             }
             __syncwarp();
-            for (int unit = 0; unit < units; ++unit) {
+            // Past K the weights are zeros, and x is any.
+            int last_group = C::IS_K ? WIDTH : shape.K - 32 - index * WIDTH;
+            int to_next = index + warps < records.count ? warps * WIDTH : 0;
+            auto add_unit = [&](int unit) {
                 Unit<T, C> quants[TILES];
 #pragma unroll
                 for (int i = 0; i < TILES; ++i) quants[i].load(slots + i * pitch, units, unit, lane);
@@ -93,11 +96,23 @@ struct QuantProduct {
                     uint2 now[COLUMNS][2];
 #pragma unroll
                     for (int n = 0; n < COLUMNS; ++n) now[n][0] = next[n][0], now[n][1] = next[n][1];
-                    bool last = group == 1 && unit == units - 1;
-                    load_x(last ? (index + warps) * WIDTH : index * WIDTH + unit * UNIT + 32 * group + 32);
+                    if (group == 1 && unit == units - 1) {
+#pragma unroll
+                        for (int n = 0; n < COLUMNS; ++n) at[n] += to_next;
+                        load_x(0);
+                    } else {
+                        int offset = unit * UNIT + 32 * group + 32;
+                        load_x(C::IS_K ? offset : min(offset, last_group));
+                    }
                     const float2* scales = table + (2 * unit + group) * GROUP_SCALES + g;
                     add_group(total, quants, group, now, scales);
                 }
+            };
+            if ((C::IS_K || COLUMNS == 1) && units == C::UNITS) {
+#pragma unroll
+                for (int unit = 0; unit < C::UNITS; ++unit) add_unit(unit);
+            } else {
+                for (int unit = 0; unit < units; ++unit) add_unit(unit);
             }
             __syncwarp();
             issue(slot, index + STAGES * warps);
@@ -164,11 +179,11 @@ struct QuantProduct {
         }
     }
 
-    // The sum over the warps of output `n` of row `m` of the block.
-    static __device__ __forceinline__ float whole(const char* memory, int warp_bytes, int m, int n) {
+    // The sum over the warps of team `team` of their output `n` of row `m` of the block.
+    static __device__ __forceinline__ float whole(const char* memory, const QuantShape& shape, int team, int m, int n) {
         float sum = 0.f;
-        for (int warp = 0; warp < (int)(blockDim.x >> 5); ++warp) {
-            sum += reinterpret_cast<const float*>(memory + warp * warp_bytes)[m * PITCH + n];
+        for (int warp = team; warp < (int)(blockDim.x >> 5); warp += shape.teams) {
+            sum += reinterpret_cast<const float*>(memory + warp * shape.warp_bytes)[m * PITCH + n];
         }
         return sum;
     }
@@ -185,14 +200,18 @@ struct QuantProduct {
         int last_tile = (shape.N - 1) / TILE_ROWS;
         const char* tiles[TILES];
 #pragma unroll
-        for (int i = 0; i < TILES; ++i) tiles[i] = tile_at(w, min((int)blockIdx.y * TILES + i, last_tile), shape);
+        for (int i = 0; i < TILES; ++i) {
+            int tile = (blockIdx.y * shape.teams + (threadIdx.x >> 5) % shape.teams) * TILES + i;
+            tiles[i] = tile_at(w, min(tile, last_tile), shape);
+        }
         accumulate(memory, x, tiles, shape);
-        int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * 16 * TILES;
+        int width = 16 * TILES * shape.teams;
+        int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * width;
         int rows = min(8 * COLUMNS, shape.M - first_row);
-        for (int place = threadIdx.x; place < rows * 16 * TILES; place += blockDim.x) {
-            int m = place / (16 * TILES), n = place % (16 * TILES);
+        for (int place = threadIdx.x; place < rows * width; place += blockDim.x) {
+            int m = place / width, n = place % width;
             if (first + n >= shape.N) continue;
-            float sum = whole(memory, shape.warp_bytes, m, n);
+            float sum = whole(memory, shape, n / (16 * TILES), m, n % (16 * TILES));
             int64_t at = (int64_t)(first_row + m) * shape.stride + first + n;
             if (y_is_f32) {
                 static_cast<float*>(y)[at] = sum;
@@ -202,39 +221,46 @@ struct QuantProduct {
         }
     }
 
-    // y [M, N] = silu(x * gate^T) * (x * up^T), gate and up [N, K].
+    // y [M, N] = silu(x * gate^T) * (x * up^T), gate and up [N, K]: a team each.
     static __device__ __forceinline__ void multiply_silu(T* y, const T* x, const char* gate, const char* up,
                                                          const QuantShape& shape) {
-        static_assert(TILES == 2, "a tile of gate, a tile of up");
+        static_assert(TILES == 1, "a tile of gate, a tile of up");
         extern __shared__ __align__(16) char memory[];
-        const char* tiles[2] = {tile_at(gate, blockIdx.y, shape), tile_at(up, blockIdx.y, shape)};
+        const char* tiles[1] = {tile_at((threadIdx.x >> 5) & 1 ? up : gate, blockIdx.y, shape)};
         accumulate(memory, x, tiles, shape);
         int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * 16;
         int rows = min(8 * COLUMNS, shape.M - first_row);
         for (int place = threadIdx.x; place < rows * 16; place += blockDim.x) {
             int m = place / 16, n = place % 16;
             if (first + n >= shape.N) continue;
-            float left = whole(memory, shape.warp_bytes, m, n), right = whole(memory, shape.warp_bytes, m, 16 + n);
+            float left = whole(memory, shape, 0, m, n), right = whole(memory, shape, 1, m, n);
             y[(int64_t)(first_row + m) * shape.stride + first + n] = from_float<T>(left / (1.f + __expf(-left)) * right);
         }
     }
 };
 
-// Few: up to 8 rows, 16 outputs a block. Silu: up to 8 rows, gate and up. Many: 32 rows a block, 32 outputs.
+// Few: up to 8 rows, 16 outputs a block. Silu: up to 8 rows, 16 outputs of gate and of up. Many: 32 rows a block, 32 outputs
+// a team; narrow: 16 outputs a block, for matrices of few rows.
 #define QUANT_PRODUCTS(C, T)                                                                                              \
     extern "C" __global__ void __launch_bounds__(512, 2)                                                                  \
         quant_few_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group, int scales,   \
                             int warp_bytes, int y_is_f32) {                                                               \
-        QuantProduct<T, C, 1, 1>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes}, y_is_f32);    \
+        QuantProduct<T, C, 1, 1>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes, 1}, y_is_f32); \
     }                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
+    extern "C" __global__ void __launch_bounds__(512, 2)                                                                  \
         quant_silu_##C##_##T(T* y, const T* x, const char* gate, const char* up, int M, int N, int K, int stride,         \
                              int group, int scales, int warp_bytes) {                                                     \
-        QuantShape shape{M, N, K, stride, group, scales, warp_bytes};                                                     \
-        QuantProduct<T, C, 1, 2>::multiply_silu(y, x, gate, up, shape);                                                   \
+        QuantShape shape{M, N, K, stride, group, scales, warp_bytes, 2};                                                  \
+        QuantProduct<T, C, 1, 1>::multiply_silu(y, x, gate, up, shape);                                                   \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
         quant_many_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group, int scales,  \
-                             int warp_bytes, int y_is_f32) {                                                              \
-        QuantProduct<T, C, 4, 2>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes}, y_is_f32);    \
+                             int warp_bytes, int y_is_f32, int teams) {                                                   \
+        QuantShape shape{M, N, K, stride, group, scales, warp_bytes, teams};                                              \
+        QuantProduct<T, C, 4, 2>::multiply(y, x, w, shape, y_is_f32);                                                     \
+    }                                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
+        quant_narrow_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group,            \
+                               int scales, int warp_bytes, int y_is_f32) {                                                \
+        QuantProduct<T, C, 4, 1>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes, 1}, y_is_f32); \
     }

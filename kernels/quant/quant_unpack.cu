@@ -27,7 +27,7 @@ __device__ __forceinline__ void unpack_record(const char* tile, int index, int K
     }
     __syncwarp();
     // Quants as they are, so that a weight is rounded once, as on the CPU.
-    read_scales<C>(table, own + units * Records<C>::PLANES, units, group, scales,
+    read_scales<C>(table, own + units * Records<C>::PLANES, units, group, scales, lane,
                    C::BITS == 8 ? excess<f16, C>() : 0.f, C::FLOAT ? 256.f : 1.f);
     __syncwarp();
     for (int unit = 0; unit < units; ++unit) {

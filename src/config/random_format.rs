@@ -14,6 +14,8 @@ pub enum RandomFormat {
     Q4_0,
     /// 8 bits.
     Q8_0,
+    /// 4 bits around a zero, groups of 128, as GPTQ and AWQ have them; the output layer is bf16.
+    Int4,
     /// 4 bits in blocks of 256.
     Q4K,
     /// 6 bits in blocks of 256.
@@ -24,7 +26,7 @@ pub enum RandomFormat {
 
 /// Why a text is no format of random weights.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no format that random weights are drawn in; there are bf16, q4_0, q8_0, q4_k, q6_k and q4_k_m")]
+#[error("`{0}` is no format that random weights are drawn in; there are bf16, q4_0, q8_0, int4, q4_k, q6_k and q4_k_m")]
 pub struct RandomFormatError(String);
 
 impl FromStr for RandomFormat {
@@ -35,6 +37,7 @@ impl FromStr for RandomFormat {
             "bf16" => Ok(Self::Bf16),
             "q4_0" => Ok(Self::Q4_0),
             "q8_0" => Ok(Self::Q8_0),
+            "int4" => Ok(Self::Int4),
             "q4_k" => Ok(Self::Q4K),
             "q6_k" => Ok(Self::Q6K),
             "q4_k_m" => Ok(Self::Q4KM),

@@ -23,6 +23,7 @@ struct Kernels {
     few: Typed,
     silu: Typed,
     many: Typed,
+    narrow: Typed,
     unpack: Typed,
     embed: Kernel,
 }
@@ -33,17 +34,24 @@ pub struct QuantKernels {
     draw: Kernel,
 }
 
-/// A kernel's tile: tiles of sixteen rows of weights, rows of x, warps at most.
-#[derive(Clone, Copy)]
+/// How a kernel cuts a product: what a team of warps computes, and how many warps a block has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
+    /// Tiles of sixteen rows of weights of a team.
     tiles: usize,
+    /// Rows of x of a block.
     rows: usize,
-    most_warps: usize,
+    /// Teams of a block.
+    teams: usize,
+    /// Warps of a block, at least and at most.
+    warps: (usize, usize),
 }
 
-const FEW: Shape = Shape { tiles: 1, rows: FEW_ROWS, most_warps: 16 };
-const SILU: Shape = Shape { tiles: 2, rows: FEW_ROWS, most_warps: 8 };
-const MANY: Shape = Shape { tiles: 2, rows: MANY_ROWS, most_warps: 8 };
+const FEW: Shape = Shape { tiles: 1, rows: FEW_ROWS, teams: 1, warps: (8, 16) };
+/// A team for gate and one for up.
+const SILU: Shape = Shape { tiles: 1, rows: FEW_ROWS, teams: 2, warps: (8, 16) };
+const MANY: Shape = Shape { tiles: 2, rows: MANY_ROWS, teams: 1, warps: (8, 8) };
+const NARROW: Shape = Shape { tiles: 1, rows: MANY_ROWS, teams: 1, warps: (8, 8) };
 
 /// Random blocks: what is put over their random bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,6 +85,7 @@ impl QuantKernels {
                 few: product("few")?,
                 silu: product("silu")?,
                 many: product("many")?,
+                narrow: product("narrow")?,
                 unpack: Typed::load(gpu, "quant_unpack", &format!("quant_unpack_{code:?}"))?,
                 embed: gpu.kernel("quant_unpack", &format!("quant_embed_{code:?}"))?,
             };
@@ -146,7 +155,7 @@ impl QuantKernels {
     }
 
     /// Queues columns `first ..` of y = x `[M, K]` · w `[N, K]`^T, for any M: x bf16 or f16, y of its type or f32, sums in
-    /// f32. What a row gives depends on whether M is above 8, not else on M.
+    /// f32. What a row gives depends on whether M is above 8, and above 32, not else on M.
     ///
     /// # Errors
     /// If shapes or dtypes don't fit.
@@ -167,15 +176,18 @@ impl QuantKernels {
         if x.rows() == 0 {
             return Ok(());
         }
-        let (kernels, shape) = match x.rows() {
-            0..=FEW_ROWS => (&self.of(w.format()).few, FEW),
-            _ => (&self.of(w.format()).many, MANY),
+        let (kernels, shape) =
+            (self.of(w.format()), shape(gpu.limits().multiprocessors, x.rows(), w.format(), w.rows()));
+        let kernels = match shape {
+            FEW => &kernels.few,
+            NARROW => &kernels.narrow,
+            _ => &kernels.many,
         };
-        let (grid, warp_bytes) = grid(gpu, shape, x.rows(), w.rows().div_ceil(shape.tiles * TILE_ROWS), w);
+        let (grid, warp_bytes) = grid(gpu, shape, x.rows(), w.rows(), w);
         let target = y.view(first * y.dtype().size(), 1, 1, y.dtype());
         let arguments = Arguments::new().tensor(&target).tensor(x).tensor(w.tiles());
         let arguments = arguments.size(x.rows()).size(w.rows()).size(x.columns()).size(y.columns());
-        let arguments = plain(arguments, w.format()).size(warp_bytes).size(usize::from(is_f32));
+        let arguments = plain(arguments, w.format()).size(warp_bytes).size(usize::from(is_f32)).size(shape.teams);
         // SAFETY: shapes, dtypes and alignment are checked above; rows of y are `y.columns()` apart.
         unsafe { gpu.launch(kernels.of(OP, x.dtype())?, grid, arguments) }
     }
@@ -201,7 +213,7 @@ impl QuantKernels {
         if x.rows() == 0 {
             return Ok(());
         }
-        let (grid, warp_bytes) = grid(gpu, SILU, x.rows(), gate.rows().div_ceil(TILE_ROWS), gate);
+        let (grid, warp_bytes) = grid(gpu, SILU, x.rows(), 2 * gate.rows(), gate);
         let arguments = Arguments::new().tensor(y).tensor(x).tensor(gate.tiles()).tensor(up.tiles());
         let arguments = arguments.size(x.rows()).size(gate.rows()).size(x.columns()).size(y.columns());
         let kernel = self.of(gate.format()).silu.of(OP, x.dtype())?;
@@ -263,13 +275,31 @@ fn unpack_grid(w: &BlockMatrix, count: usize) -> Grid {
     grid
 }
 
-/// The grid of a product with `tiles` tiles of blocks, and the shared memory of each warp.
-fn grid(gpu: &Gpu, shape: Shape, rows: usize, tiles: usize, w: &BlockMatrix) -> (Grid, usize) {
+/// The way of a product of `rows` rows with `outputs` rows of weights. Narrow tiles for one block of rows, where there are
+/// not enough others for all multiprocessors; teams that share x where there are plenty, but for 4-bit K, which an H100
+/// computes no faster so.
+fn shape(multiprocessors: usize, rows: usize, format: BlockFormat, outputs: usize) -> Shape {
+    let tiles = outputs.div_ceil(MANY.tiles * TILE_ROWS);
+    if rows <= FEW_ROWS {
+        return FEW;
+    }
+    if tiles <= multiprocessors && rows <= MANY_ROWS {
+        return NARROW;
+    }
+    if format.row().code == Code::K4 {
+        return MANY;
+    }
+    let teams = if 8 * warp_bytes(MANY, format) <= SHARED_BYTES { 4 } else { 2 };
+    if tiles < 4 * multiprocessors { MANY } else { Shape { teams, warps: (2 * teams, 2 * teams), ..MANY } }
+}
+
+/// The grid of a product with `outputs` rows of weights, and the shared memory of each warp.
+fn grid(gpu: &Gpu, shape: Shape, rows: usize, outputs: usize, w: &BlockMatrix) -> (Grid, usize) {
     let warp_bytes = warp_bytes(shape, w.format());
-    let multiprocessors = gpu.limits().multiprocessors;
-    let warps = warps(multiprocessors, tiles, w.format().records(w.columns()), shape.most_warps, warp_bytes);
+    let warps = warps(gpu.limits().multiprocessors, shape, outputs, w.format().records(w.columns()), warp_bytes);
+    let blocks = outputs.div_ceil(shape.tiles * shape.teams * TILE_ROWS);
     let grid = Grid {
-        blocks: [rows.div_ceil(shape.rows) as u32, tiles as u32, 1],
+        blocks: [rows.div_ceil(shape.rows) as u32, blocks as u32, 1],
         threads: [32 * warps as u32, 1, 1],
         shared_bytes: (warps * warp_bytes) as u32,
     };
@@ -283,16 +313,18 @@ fn warp_bytes(shape: Shape, format: BlockFormat) -> usize {
     ring.max(sums).next_multiple_of(16)
 }
 
-/// Warps of a block that share `records`: enough for the whole card to be busy, and then the number that leaves the fewest
-/// idle in the last round. Where the card holds that many warps, each has one record, so that all are read at once. Not a
-/// matter of how many rows there are, for it decides the order of the sums.
-fn warps(multiprocessors: usize, tiles: usize, records: usize, most: usize, warp_bytes: usize) -> usize {
-    let most = most.min(records).min(SHARED_BYTES / warp_bytes).max(1);
-    if records <= most && tiles * records <= 64 * multiprocessors {
-        return records;
+/// Warps of a block. Those of a team share `records`: enough for the whole card to be busy, and then the number that leaves
+/// the fewest idle in the last round. Where the card holds that many warps, each has one record, so that all are read at
+/// once. Not a matter of how many rows there are, for it decides the order of the sums.
+fn warps(multiprocessors: usize, shape: Shape, outputs: usize, records: usize, warp_bytes: usize) -> usize {
+    let Shape { tiles, teams, warps: (least, most), .. } = shape;
+    let of_teams = outputs.div_ceil(tiles * TILE_ROWS).max(1);
+    let most = (most.min(SHARED_BYTES / warp_bytes) / teams).min(records).max(1);
+    if records <= most && of_teams * records <= 64 * multiprocessors {
+        return teams * records;
     }
-    let wanted = (multiprocessors * WARPS_PER_MULTIPROCESSOR).div_ceil(tiles.max(1)).max(4).min(most);
-    (wanted..=most).min_by_key(|warps| records.div_ceil(*warps) * warps).unwrap_or(most)
+    let wanted = (multiprocessors * WARPS_PER_MULTIPROCESSOR).div_ceil(of_teams).max(least / teams).min(most);
+    teams * (wanted..=most).min_by_key(|warps| records.div_ceil(*warps) * warps).unwrap_or(most)
 }
 
 #[cfg(test)]
@@ -303,20 +335,27 @@ mod tests {
     fn blocks_fit_their_shared_memory_and_share_k_evenly() {
         let warps_of = |shape: Shape, format: BlockFormat, outputs: usize, inputs: usize| {
             let bytes = warp_bytes(shape, format);
-            let tiles = outputs.div_ceil(shape.tiles * TILE_ROWS);
-            let warps = warps(132, tiles, format.records(inputs), shape.most_warps, bytes);
+            let warps = warps(132, shape, outputs, format.records(inputs), bytes);
             assert!(warps >= 1 && warps * bytes <= SHARED_BYTES, "{format:?}: {warps} warps of {bytes} bytes");
+            assert!(warps.is_multiple_of(shape.teams) && warps <= shape.warps.1, "{format:?}: {warps} of {shape:?}");
             warps
         };
-        for format in [BlockFormat::Q4K, BlockFormat::Q6K, BlockFormat::Int8(32), BlockFormat::Q5_1, BlockFormat::Q2K] {
-            for shape in [FEW, SILU, MANY] {
-                for (outputs, inputs) in [(16, 256), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)] {
+        let int8 = BlockFormat::Int8(32);
+        for format in [BlockFormat::Q4K, BlockFormat::Q6K, int8, BlockFormat::Q5_1, BlockFormat::Q2K, BlockFormat::Q5K]
+        {
+            for (outputs, inputs) in [(16, 256), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)] {
+                for shape in [FEW, SILU, NARROW, shape(132, 70, format, outputs), MANY] {
                     warps_of(shape, format, outputs, inputs);
                 }
             }
         }
-        assert_eq!(warps_of(FEW, BlockFormat::Q4K, 4096, 4096), 16);
-        assert_eq!(warps_of(FEW, BlockFormat::Q4K, 28_672, 4096), 4);
-        assert_eq!(warps_of(FEW, BlockFormat::Q4K, 4096, 14_336), 8);
+        let q4 = BlockFormat::Q4K;
+        assert_eq!(warps_of(FEW, q4, 4096, 4096), 16);
+        assert_eq!(warps_of(FEW, q4, 28_672, 4096), 8);
+        assert_eq!(warps_of(FEW, q4, 4096, 14_336), 8);
+        assert_eq!(warps_of(SILU, q4, 28_672, 4096), 8);
+        assert_eq!([shape(132, 32, q4, 4096), shape(132, 33, q4, 4096), shape(132, 9, q4, 6144)], [NARROW, MANY, MANY]);
+        assert_eq!(shape(132, 9, BlockFormat::Q4_0, 28_672).teams, 4);
+        assert_eq!(shape(132, 9, BlockFormat::Q6K, 28_672).teams, 2);
     }
 }

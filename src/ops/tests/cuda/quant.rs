@@ -13,7 +13,7 @@ fn kernels() -> &'static QuantKernels {
 }
 
 /// Each format of files that the GPU reads, and where f16 numbers stand in its blocks.
-const FORMATS: [(Format, BlockFormat, &[usize]); 10] = [
+const FORMATS: [(Format, BlockFormat, &[usize]); 17] = [
     (Format::Q4_0, BlockFormat::Q4_0, &[0]),
     (Format::Q4_1, BlockFormat::Q4_1, &[0, 2]),
     (Format::Q5_0, BlockFormat::Q5_0, &[0]),
@@ -24,6 +24,13 @@ const FORMATS: [(Format, BlockFormat, &[usize]); 10] = [
     (Format::Q4K, BlockFormat::Q4K, &[0, 2]),
     (Format::Q5K, BlockFormat::Q5K, &[0, 2]),
     (Format::Q6K, BlockFormat::Q6K, &[208]),
+    (Format::Int4x32, BlockFormat::Int4(32), &[0]),
+    (Format::Int4x64, BlockFormat::Int4(64), &[0]),
+    (Format::Int4x128, BlockFormat::Int4(128), &[0]),
+    (Format::Int8x32, BlockFormat::Int8(32), &[0]),
+    (Format::Int8x128, BlockFormat::Int8(128), &[0]),
+    (Format::Fp8x32, BlockFormat::Fp8(32), &[]),
+    (Format::Fp8x128, BlockFormat::Fp8(128), &[]),
 ];
 
 /// Random blocks of small weights, as a file has them.
@@ -35,6 +42,15 @@ fn blocks(format: Format, scales: &[usize], rows: usize, columns: usize, seed: u
         for (at, sign) in scales.iter().zip([1.0, -1.0]) {
             let scale = half::f16::from_f32(0.001 * sign * (0.6 + 0.4 * number));
             block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+        match format.name().as_bytes() {
+            [b'I', ..] => block[2..4].copy_from_slice(&half::f16::from_f32(7.0).to_le_bytes()),
+            [b'F', ..] => {
+                block[..4].copy_from_slice(&(0.001 * number).to_le_bytes());
+                // What is no number is not in a file.
+                block[4..].iter_mut().filter(|byte| **byte & 0x7F == 0x7F).for_each(|byte| *byte ^= 1);
+            }
+            _ => {}
         }
     }
     let range = 0..bytes.len();
@@ -121,7 +137,7 @@ fn cuda_products_with_blocks_are_those_of_the_host() -> Result<(), CudaError> {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_race_products_with_blocks() -> Result<(), CudaError> {
-    for (format, block_format, scales) in [FORMATS[0], FORMATS[9]] {
+    for (format, block_format, scales) in [FORMATS[0], FORMATS[9], FORMATS[12]] {
         let matrix = blocks(format, scales, 40, 512, 4);
         let wrong = compare(&matrix, &upload(&matrix, block_format)?, DType::Bf16)?;
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -198,7 +214,7 @@ fn cuda_gated_products_with_blocks_are_those_of_the_host() -> Result<(), CudaErr
     Ok(())
 }
 
-/// What a row gives does not depend on how many rows the product has, up to eight, and beyond.
+/// What a row gives does not depend on how many rows the product has: up to 8, up to 32, and beyond.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_rows_with_blocks_are_the_same_bits_alone_and_together() -> Result<(), CudaError> {
@@ -215,7 +231,8 @@ fn cuda_rows_with_blocks_are_the_same_bits_alone_and_together() -> Result<(), Cu
     for at in [0, 3, 7] {
         assert!(of(at, 1)? == few[at * row..][..row], "row {at} alone");
     }
-    assert!(of(40, 9)? == many[40 * row..][..9 * row], "nine rows of many");
+    assert!(of(3, 40)? == many[3 * row..][..40 * row], "forty rows of many");
+    assert!(of(3, 9)? == of(0, 32)?[3 * row..][..9 * row], "nine rows of 32");
     assert!(of(0, 70)? == many, "again");
     Ok(())
 }
