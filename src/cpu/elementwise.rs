@@ -87,7 +87,11 @@ impl Cpu {
             for (row, &id) in ids.iter().enumerate().take(to).skip(from) {
                 // SAFETY: each row belongs to one task.
                 let out = unsafe { out.slice(row * width, width) };
-                dispatch(self.simd, DecodeRow { table, row: id as usize, out });
+                dispatch(self.simd, DecodeRow { table, row: id as usize, out: &mut *out });
+                if let Some(order) = table.input_order() {
+                    let columns = out.to_vec();
+                    order.iter().zip(columns).for_each(|(input, value)| out[*input as usize] = value);
+                }
             }
         });
         Ok(())

@@ -39,6 +39,8 @@ struct Piece<'a> {
     to: usize,
     /// Where output 0 of the part stands in a row of `out`.
     offset: usize,
+    /// Which of the parts.
+    index: usize,
 }
 
 /// Rows that lie apart: row `t` is `row_len` elements from `offset + t * stride` on.
@@ -85,12 +87,15 @@ impl Cpu {
         assert!(parts.iter().all(|part| part.columns() == columns), "weights have as many columns as x");
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "bias is [n]");
         let (x, out) = (&x[x_place.offset.min(x.len())..], SharedMut::new(&mut out[place.offset..]));
+        let ordered: Vec<Option<Vec<f32>>> =
+            parts.iter().map(|part| in_order(x, (rows, x_place.stride), part)).collect();
         if rows == 1 {
             let x = &x[..columns];
             let chunk = (outputs / (8 * self.threads())).next_multiple_of(4).clamp(16, 256);
             let pieces = cut(parts, chunk);
             let one = |task: usize, _: usize| {
                 let piece = pieces[task];
+                let x = ordered[piece.index].as_deref().unwrap_or(x);
                 dispatch(self.simd, Gemv { x, piece, bias, out });
             };
             self.share(columns * outputs, pieces.len(), &one);
@@ -107,6 +112,11 @@ impl Cpu {
                 let (from, to) = (from.min(rows), (from + block).min(rows));
                 let mut scratch = self.scratch(thread);
                 let scratch = scratch.floats(SCRATCH);
+                // Rows that were put in order lie one after the other.
+                let (x, strides) = match &ordered[piece.index] {
+                    Some(ordered) => (ordered.as_slice(), (columns, strides.1)),
+                    None => (x, strides),
+                };
                 dispatch(self.simd, Gemm { x, columns, rows: (from, to), strides, piece, bias, out, scratch });
             };
             self.share(columns * outputs * rows, pieces.len() * row_blocks, &one);
@@ -119,13 +129,20 @@ impl Cpu {
     }
 }
 
+/// The rows of `x`, `stride` apart, in the order of the columns of `part`, where that is another.
+fn in_order(x: &[f32], (rows, stride): (usize, usize), part: &MatrixRef<'_>) -> Option<Vec<f32>> {
+    let order = part.input_order()?;
+    let inputs = (0..rows).flat_map(|row| order.iter().map(move |input| x[row * stride + *input as usize]));
+    Some(inputs.collect())
+}
+
 /// Pieces of at most `chunk` outputs; none straddles two parts.
 fn cut<'a>(parts: &[MatrixRef<'a>], chunk: usize) -> Vec<Piece<'a>> {
     let mut pieces = Vec::new();
     let mut offset = 0;
-    for &part in parts {
+    for (index, &part) in parts.iter().enumerate() {
         for from in (0..part.rows()).step_by(chunk) {
-            pieces.push(Piece { part, from, to: (from + chunk).min(part.rows()), offset });
+            pieces.push(Piece { part, from, to: (from + chunk).min(part.rows()), offset, index });
         }
         offset += part.rows();
     }

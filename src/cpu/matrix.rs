@@ -12,6 +12,7 @@ pub struct MatrixRef<'a> {
     columns: usize,
     row_bytes: usize,
     data: &'a [u8],
+    input_order: Option<&'a [u32]>,
 }
 
 impl<'a> MatrixRef<'a> {
@@ -26,7 +27,21 @@ impl<'a> MatrixRef<'a> {
         if data.len() != expected {
             return Err(CpuError::MatrixBytes { format, rows, columns, expected, found: data.len() });
         }
-        Ok(Self { format, rows, columns, row_bytes, data })
+        Ok(Self { format, rows, columns, row_bytes, data, input_order: None })
+    }
+
+    /// The same matrix, whose column `j` is multiplied with input `order[j]`.
+    ///
+    /// # Panics
+    /// If the order has another length than a row.
+    pub fn with_input_order(self, order: Option<&'a [u32]>) -> Self {
+        assert!(order.is_none_or(|order| order.len() == self.columns), "an input for each column");
+        Self { input_order: order, ..self }
+    }
+
+    /// The input that each column is multiplied with; `None`: its own.
+    pub fn input_order(&self) -> Option<&'a [u32]> {
+        self.input_order
     }
 
     /// Element format.

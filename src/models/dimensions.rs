@@ -13,7 +13,7 @@ const NORM_EPS: std::ops::RangeInclusive<f64> = 1e-12..=1.0;
 
 /// A decoder as config.json describes it; `head_dim` is the family's default where it has one.
 pub fn from_config(config: Fields, architecture: &str, head_dim: Option<usize>) -> Result<DecoderSpec, LoadError> {
-    check_weights_and_activation(config)?;
+    check_activation(config)?;
     let hidden = config.size("hidden_size", 1..=spec::MAX_HIDDEN)?;
     let q_heads = config.size("num_attention_heads", 1..=spec::MAX_HEADS)?;
     let kv_heads =
@@ -37,17 +37,13 @@ pub fn latent_from_config(
     head_dim: usize,
     rotary_dim: usize,
 ) -> Result<DecoderSpec, LoadError> {
-    check_weights_and_activation(config)?;
+    check_activation(config)?;
     let q_heads = config.size("num_attention_heads", 1..=spec::MAX_HEADS)?;
     build(config, architecture, Heads { q_heads, kv_heads: q_heads, head_dim, rotary_dim })
 }
 
 /// Refuses what no family has.
-fn check_weights_and_activation(config: Fields) -> Result<(), LoadError> {
-    if config.value("quantization_config").is_some() {
-        let expected = "weights in F32, F16 or BF16 (quantised models come as GGUF)";
-        return Err(config.unexpected("quantization_config", expected, "weights quantised by another program"));
-    }
+fn check_activation(config: Fields) -> Result<(), LoadError> {
     match config.text("hidden_act")? {
         None | Some("silu") => {}
         Some(other) => return Err(config.unexpected("hidden_act", "silu", other)),

@@ -145,10 +145,6 @@ fn wrong_configurations_are_refused_by_key() {
         (llama(json!({"max_position_embeddings": 1e30})), "max_position_embeddings: expected a whole number"),
         (llama(json!({"rms_norm_eps": -1.0})), "rms_norm_eps: expected a number from"),
         (llama(json!({"hidden_act": "gelu"})), "hidden_act: expected silu"),
-        (
-            llama(json!({"quantization_config": {"quant_method": "gptq"}})),
-            "quantization_config: expected weights in F32",
-        ),
         (llama(json!({"tie_word_embeddings": "yes"})), "tie_word_embeddings: expected true or false"),
         (
             config("Qwen2ForCausalLM", json!({"use_sliding_window": true, "layer_types": ["full_attention"]})),

@@ -18,6 +18,9 @@ pub enum MatrixError {
     /// The bytes do not fit the shape.
     #[error(transparent)]
     Shape(#[from] CpuError),
+    /// An order of inputs that does not name each once.
+    #[error("an order of inputs that does not name each of {0} once")]
+    Order(usize),
     /// The range lies outside the bytes.
     #[error("bytes {start}..{end} are outside the {len} that are there")]
     Range {
@@ -40,6 +43,8 @@ pub struct Matrix {
     range: Range<usize>,
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // the CPU reads the bytes
     random: Option<Random>,
+    /// The input that each column is multiplied with; `None`: its own.
+    input_order: Option<Arc<[u32]>>,
 }
 
 /// What random weights are drawn from, so that a GPU can draw them itself.
@@ -68,7 +73,7 @@ impl Matrix {
         let bytes = (*data).as_ref();
         let outside = MatrixError::Range { start: range.start, end: range.end, len: bytes.len() };
         MatrixRef::new(format, rows, columns, bytes.get(range.clone()).ok_or(outside)?)?;
-        Ok(Self { format, rows, columns, data, range, random: None })
+        Ok(Self { format, rows, columns, data, range, random: None, input_order: None })
     }
 
     /// A matrix of random numbers in `format`, whose bytes `data` draws when they are read.
@@ -77,7 +82,26 @@ impl Matrix {
     /// If the columns are no whole blocks.
     pub fn random(format: Format, rows: usize, columns: usize, data: Bytes, random: Random) -> Self {
         let row_bytes = format.row_bytes(columns).expect("whole blocks");
-        Self { format, rows, columns, data, range: 0..rows * row_bytes, random: Some(random) }
+        Self { format, rows, columns, data, range: 0..rows * row_bytes, random: Some(random), input_order: None }
+    }
+
+    /// The same matrix, whose column `j` is multiplied with input `order[j]`.
+    ///
+    /// # Errors
+    /// If `order` does not name each input once.
+    pub fn with_input_order(self, order: Vec<u32>) -> Result<Self, MatrixError> {
+        let mut seen = vec![false; self.columns];
+        let once = |input: &u32| seen.get_mut(*input as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+        if order.len() != self.columns || !order.iter().all(once) {
+            return Err(MatrixError::Order(self.columns));
+        }
+        Ok(Self { input_order: Some(order.into()), ..self })
+    }
+
+    /// The input that each column is multiplied with, where that is not its own.
+    #[cfg(feature = "cuda")]
+    pub fn input_order(&self) -> Option<&[u32]> {
+        self.input_order.as_deref()
     }
 
     /// Rows `from..from + count`, which share the bytes.
@@ -103,7 +127,7 @@ impl Matrix {
             _ => (Format::F32, (0..count).flat_map(|i| at(i).to_le_bytes()).collect()),
         };
         let range = 0..bytes.len();
-        Self { format, rows: columns, columns: rows, data: Arc::new(bytes), range, random: None }
+        Self { format, rows: columns, columns: rows, data: Arc::new(bytes), range, random: None, input_order: None }
     }
 
     /// What its numbers are drawn from, where they are random.
@@ -149,7 +173,8 @@ impl Matrix {
     /// # Panics
     /// If the owner of the bytes has given others than when the matrix was made.
     pub fn as_matrix_ref(&self) -> MatrixRef<'_> {
-        MatrixRef::new(self.format, self.rows, self.columns, self.bytes()).expect("checked when it was made")
+        let matrix = MatrixRef::new(self.format, self.rows, self.columns, self.bytes());
+        matrix.expect("checked when it was made").with_input_order(self.input_order.as_deref())
     }
 
     /// All elements as f32 `[rows, columns]`. For vectors and tests: matrices are computed with as they are stored.

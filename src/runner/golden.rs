@@ -45,7 +45,8 @@ pub(super) struct Fixture {
 /// Folders of safetensors for every family, and GGUF files that mix tensor types as people's files do.
 pub(super) fn fixtures() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let entries = ["golden", "gguf"].map(|kind| std::fs::read_dir(root.join(kind)).expect("the fixtures are here"));
+    let entries =
+        ["golden", "gguf", "quantized"].map(|kind| std::fs::read_dir(root.join(kind)).expect("the fixtures are here"));
     let mut fixtures: Vec<Fixture> = entries
         .into_iter()
         .flatten()

@@ -7,6 +7,7 @@ mod gguf;
 mod json;
 mod mmap;
 mod names;
+mod quantized;
 mod random;
 mod safetensors;
 mod source;

@@ -2,10 +2,14 @@
 //!
 //! Knows no layers: the decoder decides which weights there are.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::names::Naming;
+use super::quantized::{self, Packed, Scheme};
 use super::random::{self, RandomWeights};
 use super::safetensors::Index;
 use super::{LoadError, Metadata, StoredFormat, Tensor, WeightName, gguf, mmap, safetensors};
@@ -25,14 +29,16 @@ pub struct Weights {
     naming: Naming,
     files: Vec<OpenFile>,
     tensors: HashMap<String, Tensor>,
+    /// Matrices that another program has quantised, by the name that their `weight` would have.
+    packed: HashMap<String, Packed>,
     metadata: Option<Metadata>,
     /// Where there are no files and every tensor is random.
     random: Option<RandomWeights>,
 }
 
 impl Weights {
-    /// Opens a `.gguf` file, a `.safetensors` file, or a folder with `model.safetensors`, with an index of shards, or with
-    /// exactly one `.gguf` file. Reads headers only.
+    /// Opens a `.gguf` file (any part of a model in several), a `.safetensors` file, or a folder with `model.safetensors`,
+    /// with an index of shards, or with exactly one model in `.gguf`. Reads headers only.
     ///
     /// # Errors
     /// There is no such file, or its header is not valid.
@@ -40,15 +46,24 @@ impl Weights {
         if !path.is_dir() {
             return Self::open_file(path);
         }
+        let scheme = quantized::read(path)?;
         let single = path.join("model.safetensors");
         let index = path.join("model.safetensors.index.json");
         if single.is_file() {
-            Self::open_file(&single)
+            Self::open_file(&single)?.gathered(scheme)
         } else if index.is_file() {
-            Self::open_shards(path, &index)
+            Self::open_shards(path, &index)?.gathered(scheme)
         } else {
             Self::open_file(&only_gguf(path)?)
         }
+    }
+
+    /// The same, with the tensors of quantised layers as matrices.
+    fn gathered(mut self, scheme: Option<Scheme>) -> Result<Self, LoadError> {
+        if let Some(scheme) = scheme {
+            self.packed = quantized::gather(&self.path, scheme, &mut self.tensors)?;
+        }
+        Ok(self)
     }
 
     fn open_file(path: &Path) -> Result<Self, LoadError> {
@@ -63,23 +78,49 @@ impl Weights {
     /// A GGUF file, whose content is `data`.
     pub(super) fn from_gguf(path: &Path, data: Bytes) -> Result<Self, LoadError> {
         let (metadata, tensors) = gguf::read(path, &data, 0)?;
-        if let Some(parts) = metadata.get::<u32>("split.count")?.filter(|parts| *parts > 1) {
-            return Err(LoadError::unexpected(
-                path,
-                "split.count",
-                "a model in one GGUF file",
-                format_args!("{parts} parts"),
-            ));
+        if let Some(parts) = gguf::split::parts(path, &metadata)? {
+            return Self::open_parts(&parts);
         }
         let files = vec![OpenFile { path: path.to_owned(), data }];
-        Ok(Self { path: path.to_owned(), naming: Naming::Gguf, files, tensors, metadata: Some(metadata), random: None })
+        Ok(Self {
+            path: path.to_owned(),
+            naming: Naming::Gguf,
+            files,
+            tensors,
+            packed: HashMap::new(),
+            metadata: Some(metadata),
+            random: None,
+        })
+    }
+
+    /// A model in several GGUF files.
+    fn open_parts(parts: &[PathBuf]) -> Result<Self, LoadError> {
+        let (mut files, mut tensors, mut first) = (Vec::new(), HashMap::new(), None);
+        for (index, path) in parts.iter().enumerate() {
+            let data: Bytes = mmap::map(path)?;
+            let (metadata, own) = gguf::read(path, &data, index)?;
+            gguf::split::check(&metadata, index, parts.len())?;
+            files.push(OpenFile { path: path.clone(), data });
+            merge(&mut tensors, own, &files)?;
+            first.get_or_insert(metadata);
+        }
+        let path = parts.first().cloned().unwrap_or_default();
+        Ok(Self { path, naming: Naming::Gguf, files, tensors, packed: HashMap::new(), metadata: first, random: None })
     }
 
     /// One safetensors file, whose content is `data`.
     pub(super) fn from_safetensors(path: &Path, data: Bytes) -> Result<Self, LoadError> {
         let tensors = safetensors::read(path, &data, 0)?;
         let files = vec![OpenFile { path: path.to_owned(), data }];
-        Ok(Self { path: path.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None, random: None })
+        Ok(Self {
+            path: path.to_owned(),
+            naming: Naming::HuggingFace,
+            files,
+            tensors,
+            packed: HashMap::new(),
+            metadata: None,
+            random: None,
+        })
     }
 
     fn open_shards(folder: &Path, index: &Path) -> Result<Self, LoadError> {
@@ -90,18 +131,18 @@ impl Weights {
             let data: Bytes = mmap::map(path)?;
             let shard = safetensors::read(path, &data, files.len())?;
             index.check(path, &shard)?;
-            for (name, tensor) in shard {
-                if let Some(other) = tensors.insert(name.clone(), tensor) {
-                    let found = format!(
-                        "it in {} as well",
-                        files.get(other.file).map_or(path, |file: &OpenFile| &file.path).display()
-                    );
-                    return Err(LoadError::unexpected(path, format_args!("tensor {name}"), "each tensor once", found));
-                }
-            }
             files.push(OpenFile { path: path.to_owned(), data });
+            merge(&mut tensors, shard, &files)?;
         }
-        Ok(Self { path: folder.to_owned(), naming: Naming::HuggingFace, files, tensors, metadata: None, random: None })
+        Ok(Self {
+            path: folder.to_owned(),
+            naming: Naming::HuggingFace,
+            files,
+            tensors,
+            packed: HashMap::new(),
+            metadata: None,
+            random: None,
+        })
     }
 
     /// Random weights of whatever shapes are asked for, of a model of `layers` layers and together `parameters` elements;
@@ -109,7 +150,15 @@ impl Weights {
     pub fn random(path: &Path, format: RandomFormat, layers: usize, parameters: u64) -> Self {
         let (files, tensors) = (Vec::new(), HashMap::new());
         let (path, random) = (path.to_owned(), RandomWeights { format, layers, parameters });
-        Self { path, naming: Naming::HuggingFace, files, tensors, metadata: None, random: Some(random) }
+        Self {
+            path,
+            naming: Naming::HuggingFace,
+            files,
+            tensors,
+            packed: HashMap::new(),
+            metadata: None,
+            random: Some(random),
+        }
     }
 
     /// A matrix of [rows, columns], row-major, in its stored format; the bytes stay mapped.
@@ -139,7 +188,11 @@ impl Weights {
         if let Some(random) = &self.random {
             return Some(random.format_of(name, columns));
         }
-        match &self.tensors.get(&self.stored_name(name))?.format {
+        let name = self.stored_name(name);
+        if let Some(packed) = self.packed.get(&name) {
+            return Some(packed.format);
+        }
+        match &self.tensors.get(&name)?.format {
             StoredFormat::Known(format) => Some(*format),
             StoredFormat::Other(_) => None,
         }
@@ -155,13 +208,18 @@ impl Weights {
 
     /// Whether the file has this weight.
     pub fn has(&self, name: WeightName) -> bool {
-        self.tensors.contains_key(&self.stored_name(name))
+        let name = self.stored_name(name);
+        self.holds(&name)
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.packed.contains_key(name)
     }
 
     /// What the file calls a weight.
     fn stored_name(&self, name: WeightName) -> String {
         let own = name.in_file(self.naming);
-        let alias = name.alias().filter(|alias| self.naming == Naming::HuggingFace && self.tensors.contains_key(alias));
+        let alias = name.alias().filter(|alias| self.naming == Naming::HuggingFace && self.holds(alias));
         alias.unwrap_or(own)
     }
 
@@ -192,13 +250,14 @@ impl Weights {
         self.stored(name, &[count, rows, columns], count * rows, columns)
     }
 
-    /// Bytes of all tensors, as stored.
+    /// Bytes of all tensors, as they are held.
     pub fn total_bytes(&self) -> u64 {
         if let Some(random) = &self.random {
             let format = random.format_of(WeightName::Gate(0), 256);
             return random.parameters * format.block_bytes() as u64 / format.block_len() as u64;
         }
-        self.tensors.values().map(|tensor| tensor.range.len() as u64).sum()
+        let packed: u64 = self.packed.values().map(|packed| packed.bytes() as u64).sum();
+        packed + self.tensors.values().map(|tensor| tensor.range.len() as u64).sum::<u64>()
     }
 
     /// Elements of all tensors, at most `u64::MAX`.
@@ -209,7 +268,8 @@ impl Weights {
         // Readers have checked each product; a sum of hostile shapes may still overflow.
         let elements =
             self.tensors.values().map(|tensor| tensor.shape.iter().map(|size| *size as u64).product::<u64>());
-        elements.fold(0, u64::saturating_add)
+        let packed: u64 = self.packed.values().map(|packed| (packed.rows * packed.columns) as u64).sum();
+        elements.fold(packed, u64::saturating_add)
     }
 
     /// The format that most bytes are in; "mixed" where a file holds none that we compute with.
@@ -222,6 +282,9 @@ impl Weights {
             if let StoredFormat::Known(format) = &tensor.format {
                 *bytes.entry(format.name()).or_default() += tensor.range.len();
             }
+        }
+        for packed in self.packed.values() {
+            *bytes.entry(packed.format.name()).or_default() += packed.bytes();
         }
         bytes.into_iter().max_by_key(|(name, bytes)| (*bytes, *name)).map_or("mixed", |(name, _)| name)
     }
@@ -239,6 +302,9 @@ impl Weights {
     /// The tensor of this name, whose shape in the file must be `shape`, as a matrix of [rows, columns].
     fn stored(&self, name: WeightName, shape: &[usize], rows: usize, columns: usize) -> Result<Matrix, LoadError> {
         let stored_name = self.stored_name(name);
+        if let Some(packed) = self.packed.get(&stored_name) {
+            return self.repacked(packed, stored_name, shape);
+        }
         let Some(tensor) = self.tensors.get(&stored_name) else {
             let expected = format!("shape {shape:?}");
             return Err(LoadError::MissingTensor { file: self.path.clone(), tensor: stored_name, expected });
@@ -265,6 +331,39 @@ impl Weights {
             LoadError::unexpected(&file.path, format_args!("tensor {stored_name}"), expected, error)
         })
     }
+
+    /// A matrix that another program has quantised, in memory of its own.
+    fn repacked(&self, packed: &Packed, name: String, shape: &[usize]) -> Result<Matrix, LoadError> {
+        let Packed { format, rows, columns, .. } = *packed;
+        if shape != [rows, columns] {
+            let (expected, found) = (shape.to_vec(), vec![rows, columns]);
+            return Err(LoadError::Shape { file: self.path.clone(), tensor: name, expected, found });
+        }
+        let refuse = |error: &dyn std::fmt::Display| {
+            LoadError::unexpected(&self.path, format_args!("tensor {name}"), "quantised weights", error)
+        };
+        let bytes = |tensor: &Tensor| &(*self.files[tensor.file].data).as_ref()[tensor.range.clone()];
+        let quantized::Repacked { bytes, input_order } = packed.repack(bytes).map_err(|error| refuse(&error))?;
+        let range = 0..bytes.len();
+        let matrix = Matrix::new(format, rows, columns, std::sync::Arc::new(bytes), range);
+        let matrix = matrix.map_err(|error| refuse(&error))?;
+        match input_order {
+            None => Ok(matrix),
+            Some(order) => matrix.with_input_order(order).map_err(|error| refuse(&error)),
+        }
+    }
+}
+
+/// Adds the tensors of the last of `files` to those of the others.
+fn merge(all: &mut HashMap<String, Tensor>, own: HashMap<String, Tensor>, files: &[OpenFile]) -> Result<(), LoadError> {
+    for (name, tensor) in own {
+        let path = &files[tensor.file].path;
+        if let Some(other) = all.insert(name.clone(), tensor) {
+            let found = format!("it in {} as well", files[other.file].path.display());
+            return Err(LoadError::unexpected(path, format_args!("tensor {name}"), "each tensor once", found));
+        }
+    }
+    Ok(())
 }
 
 /// The one `.gguf` file of a folder.
@@ -277,6 +376,9 @@ fn only_gguf(folder: &Path) -> Result<PathBuf, LoadError> {
             found.push(path);
         }
     }
+    // The parts of one model count as one.
+    found.sort();
+    found.dedup_by(|next, kept| gguf::split::stem(next).is_some_and(|stem| gguf::split::stem(kept) == Some(stem)));
     match (found.pop(), found.len()) {
         (Some(file), 0) => Ok(file),
         (Some(_), others) => {

@@ -64,7 +64,9 @@ impl GpuCompute {
     pub(in crate::ops) fn upload_weights(&self, parts: &[Matrix]) -> Result<GpuWeight> {
         let columns = parts.first().map_or(0, Matrix::columns);
         let shapes: Vec<_> = parts.iter().map(|part| (part.format(), part.rows())).collect();
-        let Some(runs) = block_runs(&shapes) else { return self.upload_dense(parts, columns).map(GpuWeight::Dense) };
+        // Kernels read inputs as they lie: where columns were sorted, weights are made dense.
+        let runs = if parts.iter().any(|part| part.input_order().is_some()) { None } else { block_runs(&shapes) };
+        let Some(runs) = runs else { return self.upload_dense(parts, columns).map(GpuWeight::Dense) };
         let (mut matrices, mut rest) = (Vec::new(), parts);
         for run in runs {
             let Some(format) = block_format(run.format) else { bail!("the GPU has no kernels for {}", run.format) };

@@ -10,6 +10,7 @@ pub mod builder;
 mod cursor;
 mod kind;
 mod metadata;
+pub mod split;
 #[cfg(test)]
 pub(in crate::weights) mod tests;
 mod value;

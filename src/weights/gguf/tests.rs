@@ -108,7 +108,7 @@ fn wrong_structures_are_refused() {
         (with("x", 9, &array(4, 1 << 62, &[])), "expected a count of at most"),
         (with("x", 9, &array(0, u64::MAX, &[])), "expected a count of at most"),
         (with("x", 9, &nested), "arrays within each other"),
-        (with("split.count", 2, &[3, 0]), "split.count: expected a model in one GGUF file, found 3 parts"),
+        (with("split.count", 2, &[3, 0]), "a name that ends in -00001-of-00003.gguf, for a model in 3 files"),
         (sample().f32_tensor("token_embd.weight", &[1], &[1.0]).build(), "expected each tensor once"),
         (sample().f32_tensor("x", &[0, 4], &[]).build(), "tensor x at byte"),
         (sample().f32_tensor("x", &[], &[]).build(), "expected 1 to 4 dimensions, found 0"),
@@ -240,4 +240,42 @@ fn texts_keep_their_bytes() {
         weights.metadata().and_then(|metadata| metadata.get::<String>("k").ok()).flatten().as_deref(),
         Some("\u{e9}\u{1f56f}")
     );
+}
+
+/// A model cut in two, and its pieces in the wrong places.
+#[test]
+fn a_model_in_several_files_is_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let part = |number: u32, count: u32| {
+        let file = GgufBuilder::new(3).u32("split.no", number).u32("split.count", count);
+        match number {
+            0 => file.text("general.architecture", "llama").f32_tensor("output_norm.weight", &[2], &[1.5, -2.0]),
+            _ => file.f32_tensor("token_embd.weight", &[2, 1], &[3.0, 4.0]),
+        }
+    };
+    let path = |number: u32| folder.path().join(format!("m-0000{number}-of-00002.gguf"));
+    let write = |number: u32, file: GgufBuilder| std::fs::write(path(number), file.build()).expect("it can be written");
+    write(1, part(0, 2));
+    let error = Weights::open(&path(1)).err().expect("the second is missing").to_string();
+    assert!(error.contains("m-00002-of-00002.gguf"), "{error}");
+    write(2, part(1, 2));
+    for opened in [path(1), path(2), folder.path().to_owned()] {
+        let weights = Weights::open(&opened).expect("it is right");
+        let metadata = weights.metadata().expect("GGUF has metadata");
+        assert_eq!(metadata.require::<String>("general.architecture").ok().as_deref(), Some("llama"));
+        assert_eq!(weights.vector(WeightName::OutputNorm, 2).ok(), Some(vec![1.5, -2.0]));
+        let embedding = weights.matrix(WeightName::TokenEmbedding, 1, 2).expect("it is in the second");
+        assert_eq!(embedding.dequantize(), [3.0, 4.0]);
+        assert_eq!(weights.files().count(), 2);
+    }
+    for (wrong, expected) in
+        [(part(0, 2), "split.no: expected 1, found 0"), (part(1, 3), "split.count: expected 2, found 3")]
+    {
+        write(2, wrong);
+        let error = Weights::open(&path(1)).err().expect("the parts do not fit").to_string();
+        assert!(error.contains(expected), "{error} should say: {expected}");
+    }
+    write(2, part(1, 2).f32_tensor("output_norm.weight", &[2], &[1.0, 1.0]));
+    let error = Weights::open(&path(1)).err().expect("it is there twice").to_string();
+    assert!(error.contains("expected each tensor once"), "{error}");
 }
