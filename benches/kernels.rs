@@ -3,11 +3,21 @@
 //! `cargo bench --bench kernels -- [--json] [--threads N] [--only TEXT]`; fixed seeds, medians with the extremes beside
 //! them. The shapes are SmolLM2-135M's (a prompt of 512 tokens, and one token) and one layer of an 8B model.
 
+#[allow(dead_code, unused_imports)] // what the kernels' room names of the settings
+#[path = "../src/config/kv_dtype.rs"]
+mod kv_dtype;
+mod config {
+    pub use super::kv_dtype::KvDType;
+}
+
 #[allow(dead_code, unused_imports)] // the kernels' room as it is, without the library around it
 #[path = "../src/cpu/mod.rs"]
 mod cpu;
 
-use cpu::{AttentionRef, Cpu, Format, HeadShape, KvLayerMut, KvLayerRef, KvLayout, MatrixRef, RopeLayout, RopeTable};
+use config::KvDType;
+use cpu::{
+    AttentionRef, Cpu, Format, HeadShape, KvLayerMut, KvLayerRef, KvLayout, KvPlanes, MatrixRef, RopeLayout, RopeTable,
+};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
@@ -150,9 +160,12 @@ impl Bench {
         for (name, sequences, new, context) in
             [("prompt", 1, 512, 512), ("decode", 1, 1, 512), ("decode", 16, 1, 512), ("decode", 1, 1, 8192)]
         {
-            let layout = KvLayout { kv_heads: 3, head_dim: 64 };
+            let layout = KvLayout { kv_heads: 3, head_dim: 64, dtype: KvDType::F32, planes: KvPlanes::KeysAndValues };
             let blocks = context / KvLayout::BLOCK_SIZE * sequences;
-            let (keys, values) = (random(blocks * layout.block_len()), random(blocks * layout.block_len()));
+            let plane = || -> Vec<u8> {
+                random(blocks * layout.block_bytes() / 4).iter().flat_map(|value| value.to_le_bytes()).collect()
+            };
+            let (keys, values) = (plane(), plane());
             let kv = KvLayerRef { layout, keys: &keys, values: &values };
             let qkv = random(sequences * new * heads.row_len());
             let mut out = vec![0.0; sequences * new * heads.q_heads * heads.head_dim];
@@ -192,8 +205,8 @@ impl Bench {
                 cpu.silu_mul(&gate_up, 1536, &mut out);
             });
             let heads = HeadShape { q_heads: 9, kv_heads: 3, head_dim: 64 };
-            let layout = KvLayout { kv_heads: 3, head_dim: 64 };
-            let (mut keys, mut values) = (vec![0.0; 32 * layout.block_len()], vec![0.0; 32 * layout.block_len()]);
+            let layout = KvLayout { kv_heads: 3, head_dim: 64, dtype: KvDType::F32, planes: KvPlanes::KeysAndValues };
+            let (mut keys, mut values) = (vec![0; 32 * layout.block_bytes()], vec![0; 32 * layout.block_bytes()]);
             let rope = RopeTable::new(RopeLayout::Halves, 64, vec![0.6; 32 * 512], vec![0.8; 32 * 512]).expect("fits");
             let mut qkv = random(rows * heads.row_len());
             let numbers: Vec<u32> = (0..rows as u32).collect();

@@ -58,7 +58,7 @@ mod weights;
 
 pub use llm::{
     Answer, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Llm,
-    LlmBuilder, LoadError, Message, ModelInfo, Prompt, SamplingOptions, TokenCost,
+    LlmBuilder, LoadError, Message, ModelInfo, Prompt, SamplingOptions, TokenCost, plan_preview,
 };
-pub use runner::{ModelError, PlanError, RunnerError};
+pub use runner::{MemoryToPlan, ModelError, PlanError, PlanPreview, RunnerError, WeightFormat};
 pub use weights::LoadError as FileError;

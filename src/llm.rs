@@ -20,6 +20,4 @@ pub use handle::Llm;
 #[cfg(test)]
 pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
-pub use load::LoadError;
-#[cfg(feature = "server")]
-pub(crate) use load::plan_preview;
+pub use load::{LoadError, plan_preview};

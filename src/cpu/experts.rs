@@ -110,7 +110,7 @@ impl Cpu {
     ) {
         assert!(top_k > 0 && ids.len() == weights.len() && ids.len().is_multiple_of(top_k), "routes are [t, top_k]");
         let tokens = ids.len() / top_k;
-        let hidden = if tokens == 0 { return } else { x.len() / tokens };
+        let Some(hidden) = x.len().checked_div(tokens) else { return };
         assert!(x.len() == tokens * hidden && out.len() == x.len(), "x and out are [t, h]");
         // By expert, and by token inside.
         let mut order: Vec<(u32, usize)> = ids.iter().copied().zip(0..).collect();
@@ -139,7 +139,7 @@ impl Cpu {
     /// # Panics
     /// If lengths do not fit together.
     pub fn scale_by_sigmoid(&self, x: &mut [f32], gates: &[f32]) {
-        let width = if gates.is_empty() { return } else { x.len() / gates.len() };
+        let Some(width) = x.len().checked_div(gates.len()) else { return };
         assert_eq!(x.len(), gates.len() * width, "x is [t, h]");
         for (row, gate) in x.chunks_exact_mut(width).zip(gates) {
             let factor = sigmoid(*gate);

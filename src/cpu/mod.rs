@@ -117,7 +117,7 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
-    fn as_ptr(self) -> *mut T {
+    fn as_ptr(&self) -> *mut T {
         self.start
     }
 

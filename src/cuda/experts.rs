@@ -89,12 +89,9 @@ impl ExpertsWay {
         if tokens <= MOST_UNSORTED_TOKENS {
             return Self::Pairs;
         }
-        match pairs / experts {
-            ..=MOST_FEW_PAIRS => Self::Few,
-            ..=48 => Self::Flat,
-            ..=80 => Self::Short,
-            _ => Self::Tall,
-        }
+        let each = pairs / experts;
+        let ways = [(MOST_FEW_PAIRS, Self::Few), (48, Self::Flat), (80, Self::Short)];
+        ways.into_iter().find(|(most, _)| each <= *most).map_or(Self::Tall, |(_, way)| way)
     }
 }
 

@@ -63,8 +63,11 @@ pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Resul
 }
 
 /// What the model in `path`, a folder, a GGUF file or a config.json alone, would take of `memory`, without loading it.
-#[cfg(feature = "server")]
-pub(crate) fn plan_preview(
+///
+/// # Errors
+/// [`LoadError`]: the settings contradict each other, or the files cannot be read. A model that does not fit is no error:
+/// the preview says so.
+pub fn plan_preview(
     path: &Path,
     is_config: bool,
     config: &EngineConfig,

@@ -34,6 +34,7 @@ pub(super) struct Layer {
 }
 
 /// How a layer looks back.
+#[allow(clippy::large_enum_variant)] // one a layer, in a list that does not move
 pub(super) enum Attention {
     /// At keys and values of each head.
     Heads(SelfAttention),
@@ -42,6 +43,7 @@ pub(super) enum Attention {
 }
 
 /// A layer's feed-forward block.
+#[allow(clippy::large_enum_variant)] // as above
 pub(super) enum Block {
     /// One block, of this width.
     Dense(GatedMlp, usize),

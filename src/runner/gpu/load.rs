@@ -40,7 +40,7 @@ pub(in crate::runner) fn load(
     target: &GpuTarget,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
     let started = Instant::now();
-    check(&source.spec, &source.weights.main_format().to_string())?;
+    check(&source.spec, source.weights.main_format())?;
     let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
     let free_bytes = usable_bytes(free_bytes as u64, config.gpu_memory_limit_bytes);

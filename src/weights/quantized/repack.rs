@@ -104,7 +104,7 @@ impl<'a> Source<'a> {
             }
         }
         let zeros = if float { Vec::new() } else { zeros(packed, packed.zeros.as_ref().map(&data)) };
-        let groups = packed.groups.as_ref().map(|groups| data(groups));
+        let groups = packed.groups.as_ref().map(&data);
         let (groups, order) = match groups {
             None => (Vec::new(), None),
             Some(bytes) => sorted(packed, bytes)?,

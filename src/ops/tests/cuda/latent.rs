@@ -190,7 +190,7 @@ fn cuda_latents_are_normed_rotated_and_cached() -> Result<(), CudaError> {
     for interleaved in [false, true] {
         let turn = |x: &[f32], position: u32, i: usize| {
             let (pair, first, a, b) = if interleaved {
-                (i / 2, i % 2 == 0, x[i / 2 * 2], x[i / 2 * 2 + 1])
+                (i / 2, i.is_multiple_of(2), x[i / 2 * 2], x[i / 2 * 2 + 1])
             } else {
                 (i % 32, i < 32, x[i % 32], x[i % 32 + 32])
             };
