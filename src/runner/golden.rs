@@ -111,7 +111,7 @@ impl Rig {
     }
 
     /// With a cache of `kv_dtype`.
-    fn with_kv(folder: &Path, context: u32, threads: usize, kv_dtype: KvDType) -> Self {
+    pub(super) fn with_kv(folder: &Path, context: u32, threads: usize, kv_dtype: KvDType) -> Self {
         let source = ModelSource::open(folder).expect("the fixture loads");
         let compute = Compute::cpu(NonZeroUsize::new(threads));
         let decoder = Decoder::load(&compute, source.spec, &source.weights, context).expect("the weights load");
