@@ -21,3 +21,5 @@ pub use handle::Llm;
 pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
 pub use load::{LoadError, plan_preview};
+
+pub use crate::tokenizer::{AnswerParser, Part, ToolCall};

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::engine::EngineHandle;
 use crate::request::{Request, StopConditions, TokenId};
-use crate::tokenizer::{ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
+use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
 
 use super::builder::LlmBuilder;
 use super::generate::{Chat, GenerateError, GenerateRequest, Message, Prompt, SamplingOptions};
@@ -17,6 +17,9 @@ use super::info::ModelInfo;
 
 /// Stands for the text of a message that the answer continues; from the private use area, where no text is.
 const CONTINUED: &str = "\u{F5A3C}continued\u{F5A3C}";
+
+/// Tokens at the end of a prompt that may open thoughts, white space behind them counted.
+const OPENING_TOKENS: usize = 16;
 
 /// Bytes of text for each byte of the longest token that normalisation may take away, at most.
 const NORMALISED_AWAY: usize = 4;
@@ -109,6 +112,23 @@ impl Llm {
                 self.parts.tokenizer.encode(&text, false).map_err(|error| GenerateError::Prompt(error.into()))
             }
         }
+    }
+
+    /// What takes an answer to `prompt` apart: thoughts where the model has them, calls where tools were given to it.
+    /// `None`: there is nothing but text.
+    pub fn answer_parser(&self, prompt: &[TokenId], with_tools: bool) -> Option<AnswerParser> {
+        let template = &self.parts.template;
+        let calls = with_tools.then(|| template.call_format());
+        if !template.thinks() && calls.is_none() {
+            return None;
+        }
+        // Some templates open the thoughts themselves.
+        let mut decoder = IncrementalDecoder::continuing(&self.parts.tokenizer, false);
+        let last = &prompt[prompt.len().saturating_sub(OPENING_TOKENS)..];
+        let mut text: String = last.iter().map(|token| decoder.push(*token)).collect();
+        text.push_str(&decoder.finish());
+        let opened = template.thinks() && text.trim_end().ends_with("<think>");
+        Some(AnswerParser::new(template.thinks(), opened, calls))
     }
 
     /// Refuses what cannot fit, before the work of encoding it.

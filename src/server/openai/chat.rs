@@ -1,7 +1,6 @@
 //! `/v1/chat/completions`: the request.
 //!
-//! Knows no template: the messages go to the model's own. Tools go there too; what a model writes to call one comes
-//! back as plain content, since reading calls out of answers is not there yet.
+//! Knows no template: the messages go to the model's own, and so do tools.
 
 use std::sync::Arc;
 
@@ -21,6 +20,7 @@ use crate::server::state::App;
 use crate::server::{body, sse, tenant};
 
 use super::chat_form::{ChatStream, whole};
+use super::chat_parts::Parts;
 use super::fields::Fields;
 use super::messages::{ChatMessage, translate};
 use super::refused::Refused;
@@ -38,6 +38,8 @@ struct ChatBody {
     add_generation_prompt: Option<bool>,
     continue_final_message: Option<bool>,
     echo: Option<bool>,
+    parallel_tool_calls: Option<bool>,
+    reasoning_effort: Option<String>,
 }
 
 pub(super) async fn create(
@@ -52,20 +54,23 @@ pub(super) async fn create(
     drop(bytes);
     app.check_model(&fields.model)?;
     let wants_logprobs = chat.logprobs.unwrap_or(false);
+    let one_call = chat.parallel_tool_calls == Some(false);
     let generate = translate_body(&fields, chat, tenant)?;
+    let with_tools = matches!(&generate.prompt, Prompt::Chat(chat) if chat.tools.is_some());
     let run = Run::start(&app, record, vec![generate], true).await.map_err(|error| error.naming_prompt("messages"))?;
+    let prompts = run.prompts();
+    let parser = app.llm.answer_parser(&prompts[0], with_tools);
+    let parts = (0..run.choices_per_prompt()).map(|_| Parts::new(parser.clone(), one_call)).collect();
     if fields.is_stream() {
         let envelope = Envelope::new(&app, "chatcmpl", "chat.completion.chunk", fields.model.clone());
-        let choices = run.choices_per_prompt();
-        let form = ChatStream::new(&app, envelope, fields.stream_usage(), wants_logprobs, choices);
+        let form = ChatStream::new(&app, envelope, fields.stream_usage(), wants_logprobs, parts);
         return Ok(sse::respond(&app, run, form));
     }
     let envelope = Envelope::new(&app, "chatcmpl", "chat.completion", fields.model.clone());
-    let prompts = run.prompts();
     let all = run.whole().await?;
     let prompt_logprobs =
         fields.prompt_logprobs.map(|_| logprobs::prompt(&app.llm, &prompts[0], &all.prompt_logprobs[0]));
-    Ok(whole(&app, &envelope, all, wants_logprobs, prompt_logprobs))
+    Ok(whole(&app, &envelope, all, parts, wants_logprobs, prompt_logprobs))
 }
 
 fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
@@ -85,12 +90,14 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<Gen
         _ => {}
     }
     let tools = tools(body.tools, body.tool_choice.as_ref())?;
-    let chat = Chat {
-        messages: translate(body.messages)?,
-        tools,
-        template_variables: body.chat_template_kwargs.unwrap_or_default(),
-        continue_final_message,
-    };
+    let mut template_variables = body.chat_template_kwargs.unwrap_or_default();
+    if body.reasoning_effort.as_deref() == Some("none") {
+        // Qwen's templates and DeepSeek's call it differently.
+        for name in ["enable_thinking", "thinking"] {
+            template_variables.entry(name).or_insert(Value::Bool(false));
+        }
+    }
+    let chat = Chat { messages: translate(body.messages)?, tools, template_variables, continue_final_message };
     let mut request = fields.request(Prompt::Chat(chat), tenant)?;
     request.sampling.logprobs = match (body.logprobs.unwrap_or(false), body.top_logprobs) {
         (true, top) => Some(top.unwrap_or(0)),

@@ -9,10 +9,12 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::llm::Part;
 use crate::server::run::{RunEvent, Usage, Whole};
 use crate::server::sse::{Chunks, to_json};
 use crate::server::state::App;
 
+use super::chat_parts::{Call, Parts};
 use super::fields::StreamUsage;
 use super::logprobs::{self, ChatLogprobs};
 use super::{Answer, Envelope};
@@ -28,8 +30,12 @@ struct Choice {
 #[derive(Serialize)]
 struct AnswerMessage {
     role: &'static str,
-    content: String,
+    content: Option<String>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
 }
 
 #[derive(Serialize)]
@@ -46,6 +52,10 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
 }
 
 #[derive(Serialize)]
@@ -56,22 +66,39 @@ struct WithPromptLogprobs<'a> {
     prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
 }
 
-/// The whole answer. `prompt_logprobs` stands beside the choices, as vLLM has it.
+/// The whole answer, whose choices `parts` takes apart. `prompt_logprobs` stands beside them, as vLLM has it.
 pub(super) fn whole(
     app: &App,
     envelope: &Envelope,
     all: Whole,
+    mut parts: Vec<Parts>,
     wants_logprobs: bool,
     prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
 ) -> Response {
-    let choices = all.choices.into_iter().enumerate().map(|(index, choice)| Choice {
+    let choices = all.choices.into_iter().zip(&mut parts).enumerate().map(|(index, (choice, parts))| Choice {
         index,
         logprobs: wants_logprobs.then(|| logprobs::chat(&app.llm, &choice.tokens)),
-        finish_reason: choice.reason.map(|reason| reason.as_str()),
-        message: AnswerMessage { role: "assistant", content: choice.text, refusal: None },
+        message: message(app, choice.text, parts),
+        finish_reason: choice.reason.map(|reason| parts.finish_reason(reason)),
     });
     let answer = Answer { envelope, choices: choices.collect(), usage: Some(Some(all.usage)) };
     Json(WithPromptLogprobs { answer, prompt_logprobs }).into_response()
+}
+
+fn message(app: &App, text: String, parts: &mut Parts) -> AnswerMessage {
+    let mut all = parts.push(text);
+    all.extend(parts.finish());
+    let (mut content, mut reasoning, mut tool_calls) = (String::new(), String::new(), Vec::new());
+    for part in all {
+        match part {
+            Part::Text(text) => content.push_str(&text),
+            Part::Reasoning(text) => reasoning.push_str(&text),
+            Part::Call(call) => tool_calls.push(Call::new(app, None, call)),
+        }
+    }
+    let content = (!content.is_empty() || tool_calls.is_empty()).then_some(content);
+    let reasoning_content = (!reasoning.is_empty()).then_some(reasoning);
+    AnswerMessage { role: "assistant", content, refusal: None, reasoning_content, tool_calls }
 }
 
 /// The answer in chunks.
@@ -80,12 +107,47 @@ pub(super) struct ChatStream {
     envelope: Envelope,
     usage: StreamUsage,
     wants_logprobs: bool,
-    choices: usize,
+    choices: Vec<Parts>,
 }
 
 impl ChatStream {
-    pub(super) fn new(app: &App, envelope: Envelope, usage: StreamUsage, wants_logprobs: bool, choices: usize) -> Self {
+    pub(super) fn new(
+        app: &App,
+        envelope: Envelope,
+        usage: StreamUsage,
+        wants_logprobs: bool,
+        choices: Vec<Parts>,
+    ) -> Self {
         Self { app: app.clone(), envelope, usage, wants_logprobs, choices }
+    }
+
+    /// A chunk for each part; `logprobs` stand in the first, or in one of their own.
+    fn push(
+        &self,
+        index: usize,
+        first_call: usize,
+        parts: Vec<Part>,
+        mut logprobs: Option<ChatLogprobs>,
+        usage: &Usage,
+        out: &mut VecDeque<String>,
+    ) {
+        let blank = || ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None };
+        if parts.is_empty() && logprobs.is_some() {
+            let delta = Delta { content: Some(String::new()), ..Delta::default() };
+            out.push_back(self.chunk(ChunkChoice { delta, logprobs, ..blank() }, usage));
+            return;
+        }
+        let mut calls = first_call..;
+        for part in parts {
+            let delta = match part {
+                Part::Text(text) => Delta { content: Some(text), ..Delta::default() },
+                Part::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
+                Part::Call(call) => {
+                    Delta { tool_calls: vec![Call::new(&self.app, calls.next(), call)], ..Delta::default() }
+                }
+            };
+            out.push_back(self.chunk(ChunkChoice { delta, logprobs: logprobs.take(), ..blank() }, usage));
+        }
     }
 
     fn chunk(&self, choice: ChunkChoice, usage: &Usage) -> String {
@@ -99,20 +161,24 @@ impl Chunks for ChatStream {
         let blank = |index| ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None };
         match event {
             RunEvent::Started { .. } => {
-                for index in 0..self.choices {
-                    let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+                for index in 0..self.choices.len() {
+                    let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
                     out.push_back(self.chunk(ChunkChoice { delta, ..blank(index) }, usage));
                 }
             }
-            // A token that completes no character has nothing to tell, unless its probability is asked for.
-            RunEvent::Delta { text, tokens, .. } if text.is_empty() && (tokens.is_empty() || !self.wants_logprobs) => {}
             RunEvent::Delta { choice, text, tokens } => {
-                let logprobs = self.wants_logprobs.then(|| logprobs::chat(&self.app.llm, &tokens));
-                let delta = Delta { role: None, content: Some(text) };
-                out.push_back(self.chunk(ChunkChoice { delta, logprobs, ..blank(choice) }, usage));
+                // A token that completes no character has nothing to tell, unless its probability is asked for.
+                let wanted = self.wants_logprobs && !(text.is_empty() && tokens.is_empty());
+                let logprobs = wanted.then(|| logprobs::chat(&self.app.llm, &tokens));
+                let first_call = self.choices[choice].calls();
+                let parts = self.choices[choice].push(text);
+                self.push(choice, first_call, parts, logprobs, usage, out);
             }
             RunEvent::Finished { choice, reason } => {
-                let finish_reason = Some(reason.as_str());
+                let first_call = self.choices[choice].calls();
+                let parts = self.choices[choice].finish();
+                self.push(choice, first_call, parts, None, usage, out);
+                let finish_reason = Some(self.choices[choice].finish_reason(reason));
                 out.push_back(self.chunk(ChunkChoice { finish_reason, ..blank(choice) }, usage));
             }
         }

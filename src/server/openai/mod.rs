@@ -5,6 +5,7 @@
 
 mod chat;
 mod chat_form;
+mod chat_parts;
 mod completion_form;
 mod completions;
 mod fields;

@@ -136,3 +136,57 @@ async fn a_key_or_an_address_is_the_tenant() {
     let tenant = requests.recv().expect("one").tenant.to_string();
     assert!(tenant.starts_with("key-") && !tenant.contains("sk-1"), "{tenant}");
 }
+
+fn tool() -> Value {
+    json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}])
+}
+
+#[tokio::test]
+async fn calls_of_tools_are_told_as_calls() {
+    let (router, _requests) = saying(r#"{"name": "f", "parameters": {"x": 1}}; {"name": "g", "parameters": {}}"#);
+    let body = post(&router, "/v1/chat/completions", chat_body(json!({"tools": tool()}))).await.json();
+    let choice = &body["choices"][0];
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+    let calls = choice["message"]["tool_calls"].as_array().expect("calls");
+    let seen: Vec<_> = calls.iter().map(|call| (&call["type"], &call["function"])).collect();
+    let (f, g) = (json!({"name": "f", "arguments": "{\"x\":1}"}), json!({"name": "g", "arguments": "{}"}));
+    assert_eq!(seen, [(&json!("function"), &f), (&json!("function"), &g)]);
+    assert_ne!(calls[0]["id"], calls[1]["id"]);
+    let more = json!({"tools": tool(), "parallel_tool_calls": false});
+    let one = post(&router, "/v1/chat/completions", chat_body(more)).await.json();
+    assert_eq!(one["choices"][0]["message"]["tool_calls"].as_array().map(Vec::len), Some(1));
+    // Nobody gave it tools: it is what the model says.
+    let plain = post(&router, "/v1/chat/completions", chat_body(json!({"tools": []}))).await.json();
+    assert!(plain["choices"][0]["message"]["content"].as_str().expect("text").starts_with(r#"{"name": "f""#));
+    assert_eq!(plain["choices"][0]["finish_reason"], "stop");
+    assert!(plain["choices"][0]["message"].get("tool_calls").is_none());
+}
+
+#[tokio::test]
+async fn calls_in_a_stream_have_an_index_and_a_reason_behind_them() {
+    let (router, _requests) = saying(r#"{"name": "f", "parameters": {}} {"name": "g", "parameters": {}}"#);
+    let more = json!({"tools": tool(), "stream": true});
+    let chunks = post(&router, "/v1/chat/completions", chat_body(more)).await.chunks();
+    let calls: Vec<_> = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].get(0)).collect();
+    let seen: Vec<_> = calls.iter().map(|call| (call["index"].as_u64(), call["function"]["name"].as_str())).collect();
+    assert_eq!(seen, [(Some(0), Some("f")), (Some(1), Some("g"))]);
+    let last = chunks.last().expect("chunks");
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[tokio::test]
+async fn thoughts_stand_beside_the_answer() {
+    let router = thinking("so</think>\n\nYes.");
+    let body = post(&router, "/v1/chat/completions", chat_body(json!({}))).await.json();
+    let message = &body["choices"][0]["message"];
+    assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("so"), &json!("Yes.")));
+    let chunks = post(&router, "/v1/chat/completions", chat_body(json!({"stream": true}))).await.chunks();
+    let told = |field: &str| -> String {
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"][field].as_str()).collect()
+    };
+    assert_eq!((told("reasoning_content"), told("content")), ("so".into(), "Yes.".into()));
+    let more = json!({"reasoning_effort": "none"});
+    let without = post(&router, "/v1/chat/completions", chat_body(more)).await.json();
+    // The template opens no thoughts then.
+    assert_eq!(without["choices"][0]["message"]["content"], "so</think>\n\nYes.");
+}

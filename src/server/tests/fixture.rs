@@ -29,6 +29,10 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{%
                         {% if tools %}tools: {{ tools | length }}\n{% endif %}\
                         {% if add_generation_prompt %}assistant: {% endif %}";
 
+/// Of a model that thinks unless it is told not to; the name of the mark that ends thoughts says so.
+const THINKING: &str = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}\
+                        {% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}";
+
 /// Ids 0 to 255 are bytes and 256 ends an answer.
 fn tokenizer() -> Tokenizer {
     let mut stand_ins = 256_u32..;
@@ -68,6 +72,10 @@ pub(super) fn llm(limits: EngineLimits, mut script: impl FnMut(Submission) + Sen
 
 /// A model on this engine.
 pub(super) fn over(engine: EngineHandle) -> Llm {
+    with_template(engine, TEMPLATE)
+}
+
+fn with_template(engine: EngineHandle, template: &str) -> Llm {
     let info = ModelInfo {
         name: MODEL.into(),
         architecture: "llama".into(),
@@ -90,7 +98,7 @@ pub(super) fn over(engine: EngineHandle) -> Llm {
     Llm::from_parts(LlmParts {
         info,
         tokenizer: tokenizer(),
-        template: ChatTemplate::new(TEMPLATE, None, Some("<|end|>")).expect("a valid template"),
+        template: ChatTemplate::new(template, None, Some("<|end|>")).expect("a valid template"),
         defaults: SamplingOptions::default(),
         eos_token_ids: [EOS].into(),
         engine,
@@ -106,6 +114,17 @@ pub(super) fn saying(text: &'static str) -> (Router, std::sync::mpsc::Receiver<R
         say(&submission, text);
     });
     (router(llm, config()), requests)
+}
+
+/// A router over a model that thinks, whose engine always says `text`.
+pub(super) fn thinking(text: &'static str) -> Router {
+    let (engine, mut inbox) = channel(limits());
+    std::thread::spawn(move || {
+        while let Some(Command::Submit(submission)) = inbox.wait() {
+            say(&submission, text);
+        }
+    });
+    router(with_template(engine, THINKING), config())
 }
 
 /// An engine that does nothing by itself: the test gets each submission.
