@@ -22,4 +22,5 @@ pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
 pub use load::{LoadError, plan_preview};
 
-pub use crate::tokenizer::{AnswerParser, Part, ToolCall};
+#[cfg(feature = "server")]
+pub(crate) use crate::tokenizer::{AnswerParser, Part, ToolCall};
