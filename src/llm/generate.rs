@@ -129,6 +129,8 @@ pub struct GenerateRequest {
     pub sampling: SamplingOptions,
     /// Most tokens an answer may have; `None`: as many as the context holds.
     pub max_tokens: Option<u32>,
+    /// Most tokens of prompt and answer together, where that is to be less than what the engine takes.
+    pub max_context: Option<u32>,
     /// No end token before this many tokens.
     pub min_tokens: u32,
     /// Texts that end an answer; they are not part of it.
@@ -153,6 +155,7 @@ impl GenerateRequest {
             n: 1,
             sampling: SamplingOptions::default(),
             max_tokens: None,
+            max_context: None,
             min_tokens: 0,
             stop: Vec::new(),
             include_stop: false,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, SubmitError};
 use crate::request::{Request, StopConditions, TokenId};
 use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
 
@@ -68,7 +68,11 @@ impl Llm {
         let stops = StopMatcher::new(&request.stop, request.include_stop)
             .map_err(|error| GenerateError::Stop(error.to_string()))?;
         let prompt: Arc<[TokenId]> = self.prompt_tokens(&request.prompt)?.into();
-        let room = (self.engine().limits().max_context as usize).saturating_sub(prompt.len());
+        let max_context = request.max_context.unwrap_or(u32::MAX).min(self.engine().limits().max_context);
+        if prompt.len() >= max_context as usize {
+            return Err(SubmitError::PromptTooLong { prompt_tokens: prompt.len(), max_context }.into());
+        }
+        let room = max_context as usize - prompt.len();
         let conditions = StopConditions {
             max_tokens: request.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX).max(1)),
             min_tokens: request.min_tokens,
@@ -129,6 +133,21 @@ impl Llm {
         text.push_str(&decoder.finish());
         let opened = template.thinks() && text.trim_end().ends_with("<think>");
         Some(AnswerParser::new(template.thinks(), opened, calls))
+    }
+
+    /// The chat template, in Jinja, as the model brought it.
+    pub fn chat_template(&self) -> &str {
+        self.parts.template.source()
+    }
+
+    /// Whether the model's chat template has a place for tools.
+    pub fn knows_tools(&self) -> bool {
+        self.parts.template.knows_tools()
+    }
+
+    /// Whether the model thinks before it answers.
+    pub fn thinks(&self) -> bool {
+        self.parts.template.thinks()
     }
 
     /// Refuses what cannot fit, before the work of encoding it.

@@ -142,6 +142,8 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // Whose API it is knows the guard, which gives the error that API's form.
+        response.extensions_mut().insert(self);
         response
     }
 }

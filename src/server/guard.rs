@@ -14,6 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures::FutureExt as _;
 use tracing::{Instrument as _, Span, debug, info, info_span};
 
+use super::dialect::Dialect;
 use super::error::ApiError;
 use super::state::App;
 
@@ -74,13 +75,15 @@ pub(super) async fn guard(State(app): State<App>, mut request: Request, next: Ne
         path = request.uri().path()
     );
     let record = RequestRecord::new(span.clone());
+    let dialect = Dialect::of(request.uri(), request.headers());
     request.extensions_mut().insert(record.clone());
-    let mut response = match check_headers(request.headers(), app.config.header_bytes) {
+    let response = match check_headers(request.headers(), app.config.header_bytes) {
         Err(error) => error.into_response(),
         Ok(()) => AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind().await.unwrap_or_else(|_| {
             ApiError::internal("this request met a defect of the server's and was ended; others go on").into_response()
         }),
     };
+    let mut response = dialect.speak(response);
     record.status.store(response.status().as_u16(), Relaxed);
     response.headers_mut().insert(REQUEST_ID, id);
     response

@@ -15,12 +15,13 @@ use super::state::App;
 
 /// 200 while requests are taken, else 503; the body says why, and where the model runs.
 pub(super) async fn health(State(app): State<App>) -> Response {
-    let (code, status, reason) = match app.llm.engine().status() {
+    let (code, status, reason) = match app.models.main().llm.engine().status() {
         EngineStatus::Ready => (StatusCode::OK, "ok", None),
         EngineStatus::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining", None),
         EngineStatus::Dead(reason) => (StatusCode::SERVICE_UNAVAILABLE, "dead", Some(reason)),
     };
-    let (info, engine) = (app.llm.info(), app.llm.engine().metrics().snapshot());
+    let llm = &app.models.main().llm;
+    let (info, engine) = (llm.info(), llm.engine().metrics().snapshot());
     let body = json!({
         "status": status,
         "reason": reason.as_deref(),
@@ -37,14 +38,15 @@ pub(super) async fn health(State(app): State<App>) -> Response {
         "queue": {
             "running": engine.running,
             "waiting": engine.waiting,
-            "max_waiting": app.llm.engine().limits().max_waiting,
+            "max_waiting": llm.engine().limits().max_waiting,
         },
     });
     (code, Json(body)).into_response()
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
-    let text = app.metrics.render(&app.llm).map_err(|error| ApiError::internal(error.to_string()))?;
+    let served = app.models.main();
+    let text = served.metrics.render(&served.llm).map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 

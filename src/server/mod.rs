@@ -9,18 +9,24 @@
 //! # }
 //! ```
 
+mod anthropic;
 mod body;
+mod chats;
+mod dialect;
 mod error;
 mod guard;
 mod health;
 mod limits;
 mod metrics;
+mod models;
+mod ollama;
 mod openai;
 mod origins;
+mod parts;
 mod run;
 mod serve;
-mod sse;
 mod state;
+mod stream;
 mod tenant;
 
 #[cfg(test)]
@@ -49,15 +55,16 @@ pub fn router(llm: Llm, config: ServerConfig) -> Router {
 }
 
 fn routes(app: App) -> Router {
-    let api = openai::routes();
+    let below_v1 = openai::routes().merge(anthropic::routes());
     let cors = origins::layer(&app.config.origins);
     Router::new()
         .route("/", get(health::root))
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/version", get(health::version))
-        .merge(api.clone())
-        .nest("/v1", api)
+        .merge(below_v1.clone())
+        .nest("/v1", below_v1)
+        .nest("/api", ollama::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .layer(from_fn_with_state(app.clone(), origins::refuse_others))
@@ -67,13 +74,7 @@ fn routes(app: App) -> Router {
 }
 
 async fn unknown_path(request: Request) -> ApiError {
-    let path = request.uri().path();
-    let hint = if path.starts_with("/api/") {
-        "; Ollama's API is not spoken yet: give your program the OpenAI API at /v1"
-    } else {
-        ""
-    };
-    let message = format!("there is nothing at `{} {path}`{hint}", request.method());
+    let message = format!("there is nothing at `{} {}`", request.method(), request.uri().path());
     ApiError::client(StatusCode::NOT_FOUND, Some("unknown_url"), message)
 }
 

@@ -10,13 +10,13 @@ use futures::stream::{BoxStream, SelectAll};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::engine::SubmitError;
 use crate::llm::{GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Prompt};
 use crate::request::{FinishReason, TokenId, TokenLogprobs};
 
 use super::error::ApiError;
 use super::guard::RequestRecord;
 use super::metrics::Meter;
+use super::models::Served;
 use super::state::{App, turned};
 
 /// Tokens of a request so far, in OpenAI's form.
@@ -40,8 +40,8 @@ pub(super) enum RunEvent {
     Started { prompt: usize, prompt_logprobs: Vec<TokenLogprobs> },
     /// More of one choice.
     Delta { choice: usize, text: String, tokens: Vec<GeneratedToken> },
-    /// One choice has ended.
-    Finished { choice: usize, reason: FinishReason },
+    /// One choice has ended; `stop` is the stop string that ended it, if one did.
+    Finished { choice: usize, reason: FinishReason, stop: Option<String> },
 }
 
 /// Everything about one choice.
@@ -50,6 +50,8 @@ pub(super) struct WholeChoice {
     pub(super) text: String,
     pub(super) tokens: Vec<GeneratedToken>,
     pub(super) reason: Option<FinishReason>,
+    /// The stop string that ended it, if one did.
+    pub(super) stop: Option<String>,
 }
 
 /// All of a request's answers.
@@ -58,6 +60,8 @@ pub(super) struct Whole {
     pub(super) prompt_logprobs: Vec<Vec<TokenLogprobs>>,
     pub(super) choices: Vec<WholeChoice>,
     pub(super) usage: Usage,
+    /// When the first prompt was computed.
+    pub(super) first_event: Option<Instant>,
 }
 
 type Tagged = (usize, Result<GenerationEvent, GenerateError>);
@@ -82,6 +86,7 @@ impl Run {
     /// The first error; none of the requests runs then.
     pub(super) async fn start(
         app: &App,
+        model: &Served,
         record: Arc<RequestRecord>,
         requests: Vec<GenerateRequest>,
         generates: bool,
@@ -90,12 +95,12 @@ impl Run {
         let n = requests.first().map_or(1, |request| request.n);
         let generations = if requests.iter().all(|request| matches!(request.prompt, Prompt::Tokens(_))) {
             // Nothing is to be encoded, and so nothing to wait for.
-            requests.into_iter().map(|request| app.llm.generate(request)).collect::<Result<Vec<_>, _>>()?
+            requests.into_iter().map(|request| model.llm.generate(request)).collect::<Result<Vec<_>, _>>()?
         } else {
-            Self::encode(app, requests).await?
+            Self::encode(app, model, requests).await?
         };
         let prompts: Arc<[_]> = generations.iter().map(|generation| generation.prompt_tokens().to_vec()).collect();
-        let meters = prompts.iter().map(|prompt| Meter::new(app.metrics.clone(), started, prompt.len(), n)).collect();
+        let meters = prompts.iter().map(|prompt| Meter::new(model.metrics.clone(), started, prompt.len(), n)).collect();
         let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
         let events = generations
             .into_iter()
@@ -109,22 +114,10 @@ impl Run {
     }
 
     /// Encodes and submits on a thread that may block, when it is this request's turn.
-    async fn encode(app: &App, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, ApiError> {
-        let place = app.encoding_queue.clone().try_acquire_owned().map_err(|_| {
-            let max_waiting = u32::try_from(app.config.max_encoding_waiting).unwrap_or(u32::MAX);
-            ApiError::from(SubmitError::Busy { max_waiting, retry_after_s: 1 })
-        })?;
-        let permit = app.encoding.clone().acquire_owned().await;
-        drop(place);
-        let llm = app.llm.clone();
-        let encode = move || {
-            let _permit = permit;
-            requests.into_iter().map(|request| llm.generate(request)).collect::<Result<Vec<_>, _>>()
-        };
-        let generations = tokio::task::spawn_blocking(encode)
-            .await
-            .map_err(|_| ApiError::internal("encoding the prompt met a defect of the server's"))?;
-        Ok(generations?)
+    async fn encode(app: &App, model: &Served, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, ApiError> {
+        let llm = model.llm.clone();
+        let generate = move || requests.into_iter().map(|request| llm.generate(request)).collect::<Result<Vec<_>, _>>();
+        Ok(app.encode(generate).await??)
     }
 
     /// The prompts as they were encoded.
@@ -179,10 +172,10 @@ impl Run {
                 self.record.set_tokens(self.usage.prompt_tokens, self.usage.completion_tokens);
                 RunEvent::Delta { choice: number(choice), text, tokens }
             }
-            GenerationEvent::Finished { choice, reason, .. } => {
+            GenerationEvent::Finished { choice, reason, stop } => {
                 self.meters[prompt].finished(reason);
                 let reason = if self.generates { reason } else { FinishReason::Length };
-                RunEvent::Finished { choice: number(choice), reason }
+                RunEvent::Finished { choice: number(choice), reason, stop }
             }
         }
     }
@@ -194,16 +187,22 @@ impl Run {
     pub(super) async fn whole(mut self) -> Result<Whole, ApiError> {
         let mut prompt_logprobs = vec![Vec::new(); self.prompts.len()];
         let mut choices = vec![WholeChoice::default(); self.prompts.len() * self.n];
+        let mut first_event = None;
         while let Some(event) = self.next().await {
             match event? {
-                RunEvent::Started { prompt, prompt_logprobs: logprobs } => prompt_logprobs[prompt] = logprobs,
+                RunEvent::Started { prompt, prompt_logprobs: logprobs } => {
+                    first_event.get_or_insert_with(Instant::now);
+                    prompt_logprobs[prompt] = logprobs;
+                }
                 RunEvent::Delta { choice, text, tokens } => {
                     choices[choice].text.push_str(&text);
                     choices[choice].tokens.extend(tokens);
                 }
-                RunEvent::Finished { choice, reason } => choices[choice].reason = Some(reason),
+                RunEvent::Finished { choice, reason, stop } => {
+                    (choices[choice].reason, choices[choice].stop) = (Some(reason), stop);
+                }
             }
         }
-        Ok(Whole { prompt_logprobs, choices, usage: self.usage })
+        Ok(Whole { prompt_logprobs, choices, usage: self.usage, first_event })
     }
 }

@@ -99,7 +99,7 @@ struct Server {
 impl Server {
     /// Accepts until `shutdown`, or until the engine has been dead for as long as it is told.
     async fn accept_until_end(&mut self, shutdown: impl Future<Output = ()>) -> End {
-        let (engine, notice) = (self.app.llm.engine().clone(), self.app.config.engine_death_notice);
+        let (engine, notice) = (self.app.models.main().llm.engine().clone(), self.app.config.engine_death_notice);
         let end = async {
             let mut shutdown = pin!(shutdown);
             let reason = tokio::select! {
@@ -139,7 +139,7 @@ impl Server {
 
     /// Goes on answering (503 to what is new) until no request runs, or cuts what still does.
     async fn drain(&mut self) -> End {
-        let engine = self.app.llm.engine().clone();
+        let engine = self.app.models.main().llm.engine().clone();
         engine.drain();
         info!(timeout_s = self.app.config.drain_timeout.as_secs(), "draining");
         let idle = tokio::time::timeout(self.app.config.drain_timeout, engine.idle());

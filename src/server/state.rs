@@ -7,22 +7,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::http::StatusCode;
 use tokio::sync::{Semaphore, watch};
 
+use crate::engine::SubmitError;
 use crate::llm::Llm;
 
 use super::error::ApiError;
-use super::metrics::Metrics;
+use super::models::Models;
 use crate::server::ServerConfig;
 
 /// Cheap to clone.
 pub(super) type App = Arc<AppState>;
 
 pub(super) struct AppState {
-    pub(super) llm: Llm,
+    pub(super) models: Models,
     pub(super) config: ServerConfig,
-    pub(super) metrics: Arc<Metrics>,
     /// Permits to encode a prompt.
     pub(super) encoding: Arc<Semaphore>,
     /// Permits to wait for one of those.
@@ -36,42 +35,42 @@ pub(super) struct AppState {
 impl AppState {
     pub(super) fn new(llm: Llm, config: ServerConfig) -> App {
         Arc::new(Self {
-            metrics: Arc::new(Metrics::new(&llm.info().name)),
+            models: Models::fixed(llm, config.model_aliases.clone()),
             encoding: Arc::new(Semaphore::new(config.max_encoding.max(1))),
             encoding_queue: Arc::new(Semaphore::new(config.max_encoding_waiting.max(1))),
             cut: watch::Sender::new(false),
             ids: RandomState::new(),
             next_id: AtomicU64::new(0),
-            llm,
             config,
         })
+    }
+
+    /// Runs `work`, which encodes a prompt, on a thread that may block, when it is its turn.
+    ///
+    /// # Errors
+    /// 429: too many wait. 500: `work` met a defect.
+    pub(super) async fn encode<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let place = self.encoding_queue.clone().try_acquire_owned().map_err(|_| {
+            let max_waiting = u32::try_from(self.config.max_encoding_waiting).unwrap_or(u32::MAX);
+            ApiError::from(SubmitError::Busy { max_waiting, retry_after_s: 1 })
+        })?;
+        let permit = self.encoding.clone().acquire_owned().await;
+        drop(place);
+        let work = move || {
+            let _permit = permit;
+            work()
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|_| ApiError::internal("encoding the prompt met a defect of the server's"))
     }
 
     /// 32 hexadecimal digits that nobody else has.
     pub(super) fn unique_id(&self) -> String {
         let number = self.next_id.fetch_add(1, Ordering::Relaxed);
         format!("{:016x}{:016x}", self.ids.hash_one((number, 0)), self.ids.hash_one((number, 1)))
-    }
-
-    /// Every name under which the model is served; its own is the first.
-    pub(super) fn model_names(&self) -> impl Iterator<Item = &str> {
-        let own = self.llm.info().name.as_str();
-        std::iter::once(own)
-            .chain(self.config.model_aliases.iter().map(String::as_str).filter(move |name| *name != own))
-    }
-
-    /// Whether `name` is served here.
-    ///
-    /// # Errors
-    /// 404, naming what is.
-    pub(super) fn check_model(&self, name: &str) -> Result<(), ApiError> {
-        if self.model_names().any(|served| served == name) {
-            return Ok(());
-        }
-        let served: Vec<_> = self.model_names().map(|served| format!("`{served}`")).collect();
-        let message = format!("the model `{name}` is not served here; served: {}", served.join(", "));
-        let error = ApiError::client(StatusCode::NOT_FOUND, Some("model_not_found"), message);
-        Err(ApiError { param: Some("model".into()), ..error })
     }
 }
 

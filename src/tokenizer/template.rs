@@ -52,6 +52,7 @@ pub enum TemplateError {
 /// A model's chat template, with the environment that Hugging Face transformers gives it.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    source: String,
     environment: Environment<'static>,
     bos: Option<String>,
     eos: Option<String>,
@@ -71,6 +72,7 @@ impl ChatTemplate {
         let mut environment = environment(MAX_TEMPLATE_STEPS).map_err(TemplateError::Failed)?;
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(TemplateError::Syntax)?;
         let mut template = ChatTemplate {
+            source: source.to_owned(),
             environment,
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
@@ -81,6 +83,11 @@ impl ChatTemplate {
         };
         template.expected = template.probe();
         Ok(template)
+    }
+
+    /// The template as the model brought it.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Whether the template shows tools at all.

@@ -15,12 +15,12 @@ use crate::request::Tenant;
 use crate::server::body::Object;
 use crate::server::error::ApiError;
 use crate::server::guard::RequestRecord;
+use crate::server::parts::Parts;
 use crate::server::run::Run;
 use crate::server::state::App;
-use crate::server::{body, sse, tenant};
+use crate::server::{body, chats, stream, tenant};
 
 use super::chat_form::{ChatStream, whole};
-use super::chat_parts::Parts;
 use super::fields::Fields;
 use super::messages::{ChatMessage, translate};
 use super::refused::Refused;
@@ -52,25 +52,27 @@ pub(super) async fn create(
     let (fields, chat): (Fields, ChatBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     body::parse::<Refused>(&bytes)?.check()?;
     drop(bytes);
-    app.check_model(&fields.model)?;
+    let model = app.models.get(&fields.model).await?;
     let wants_logprobs = chat.logprobs.unwrap_or(false);
     let one_call = chat.parallel_tool_calls == Some(false);
     let generate = translate_body(&fields, chat, tenant)?;
     let with_tools = matches!(&generate.prompt, Prompt::Chat(chat) if chat.tools.is_some());
-    let run = Run::start(&app, record, vec![generate], true).await.map_err(|error| error.naming_prompt("messages"))?;
+    let run = Run::start(&app, &model, record, vec![generate], true)
+        .await
+        .map_err(|error| error.naming_prompt("messages"))?;
     let prompts = run.prompts();
-    let parser = app.llm.answer_parser(&prompts[0], with_tools);
+    let parser = model.llm.answer_parser(&prompts[0], with_tools);
     let parts = (0..run.choices_per_prompt()).map(|_| Parts::new(parser.clone(), one_call)).collect();
     if fields.is_stream() {
         let envelope = Envelope::new(&app, "chatcmpl", "chat.completion.chunk", fields.model.clone());
-        let form = ChatStream::new(&app, envelope, fields.stream_usage(), wants_logprobs, parts);
-        return Ok(sse::respond(&app, run, form));
+        let form = ChatStream::new(&app, &model.llm, envelope, fields.stream_usage(), wants_logprobs, parts);
+        return Ok(stream::respond(&app, run, form));
     }
     let envelope = Envelope::new(&app, "chatcmpl", "chat.completion", fields.model.clone());
     let all = run.whole().await?;
     let prompt_logprobs =
-        fields.prompt_logprobs.map(|_| logprobs::prompt(&app.llm, &prompts[0], &all.prompt_logprobs[0]));
-    Ok(whole(&app, &envelope, all, parts, wants_logprobs, prompt_logprobs))
+        fields.prompt_logprobs.map(|_| logprobs::prompt(&model.llm, &prompts[0], &all.prompt_logprobs[0]));
+    Ok(whole(&app, &model.llm, &envelope, all, parts, wants_logprobs, prompt_logprobs))
 }
 
 fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
@@ -91,11 +93,8 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<Gen
     }
     let tools = tools(body.tools, body.tool_choice.as_ref())?;
     let mut template_variables = body.chat_template_kwargs.unwrap_or_default();
-    if body.reasoning_effort.as_deref() == Some("none") {
-        // Qwen's templates and DeepSeek's call it differently.
-        for name in ["enable_thinking", "thinking"] {
-            template_variables.entry(name).or_insert(Value::Bool(false));
-        }
+    if let Some(thinks) = thinks(body.reasoning_effort.as_deref(), &template_variables) {
+        chats::set_thinking(&mut template_variables, thinks);
     }
     let chat = Chat { messages: translate(body.messages)?, tools, template_variables, continue_final_message };
     let mut request = fields.request(Prompt::Chat(chat), tenant)?;
@@ -107,21 +106,15 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<Gen
     Ok(request)
 }
 
+/// Whether the model is to think first, where the request says so.
+fn thinks(effort: Option<&str>, variables: &Map<String, Value>) -> Option<bool> {
+    let told = variables.get("enable_thinking").or_else(|| variables.get("thinking")).and_then(Value::as_bool);
+    told.or_else(|| effort.map(|effort| effort != "none"))
+}
+
 /// What the template may show of the tools.
 fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<Option<Value>, ApiError> {
-    let tools = tools.unwrap_or_default();
-    for (index, tool) in tools.iter().enumerate() {
-        let kind = tool.get("type").and_then(Value::as_str);
-        if kind != Some("function") {
-            return Err(ApiError::unsupported(
-                format!("tools[{index}].type"),
-                "`function` is the one kind that is taken",
-            ));
-        }
-        if !tool.get("function").and_then(|function| function.get("name")).is_some_and(Value::is_string) {
-            return Err(ApiError::invalid(format!("tools[{index}].function"), "an object with a `name` is needed"));
-        }
-    }
+    let tools = chats::functions(tools)?;
     let shown = match choice {
         None => true,
         Some(Value::String(choice)) if choice == "auto" => true,
@@ -140,7 +133,7 @@ fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<Option<Val
         }
         Some(other) => return Err(ApiError::invalid("tool_choice", format!("{other} is not known"))),
     };
-    Ok((shown && !tools.is_empty()).then_some(Value::Array(tools)))
+    Ok(tools.filter(|_| shown))
 }
 
 #[cfg(test)]

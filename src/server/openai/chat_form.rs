@@ -2,19 +2,19 @@
 //!
 //! Knows no requests.
 
-use std::collections::VecDeque;
-
 use axum::Json;
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::llm::Part;
+use crate::llm::{Llm, Part};
+use crate::server::error::ApiError;
+use crate::server::parts::Parts;
 use crate::server::run::{RunEvent, Usage, Whole};
-use crate::server::sse::{Chunks, to_json};
 use crate::server::state::App;
+use crate::server::stream::{Chunks, Framing, Out};
 
-use super::chat_parts::{Call, Parts};
+use super::calls::{Call, finish_reason};
 use super::fields::StreamUsage;
 use super::logprobs::{self, ChatLogprobs};
 use super::{Answer, Envelope};
@@ -69,6 +69,7 @@ struct WithPromptLogprobs<'a> {
 /// The whole answer, whose choices `parts` takes apart. `prompt_logprobs` stands beside them, as vLLM has it.
 pub(super) fn whole(
     app: &App,
+    llm: &Llm,
     envelope: &Envelope,
     all: Whole,
     mut parts: Vec<Parts>,
@@ -77,33 +78,26 @@ pub(super) fn whole(
 ) -> Response {
     let choices = all.choices.into_iter().zip(&mut parts).enumerate().map(|(index, (choice, parts))| Choice {
         index,
-        logprobs: wants_logprobs.then(|| logprobs::chat(&app.llm, &choice.tokens)),
+        logprobs: wants_logprobs.then(|| logprobs::chat(llm, &choice.tokens)),
         message: message(app, choice.text, parts),
-        finish_reason: choice.reason.map(|reason| parts.finish_reason(reason)),
+        finish_reason: choice.reason.map(|reason| finish_reason(parts, reason)),
     });
     let answer = Answer { envelope, choices: choices.collect(), usage: Some(Some(all.usage)) };
     Json(WithPromptLogprobs { answer, prompt_logprobs }).into_response()
 }
 
 fn message(app: &App, text: String, parts: &mut Parts) -> AnswerMessage {
-    let mut all = parts.push(text);
-    all.extend(parts.finish());
-    let (mut content, mut reasoning, mut tool_calls) = (String::new(), String::new(), Vec::new());
-    for part in all {
-        match part {
-            Part::Text(text) => content.push_str(&text),
-            Part::Reasoning(text) => reasoning.push_str(&text),
-            Part::Call(call) => tool_calls.push(Call::new(app, None, call)),
-        }
-    }
-    let content = (!content.is_empty() || tool_calls.is_empty()).then_some(content);
-    let reasoning_content = (!reasoning.is_empty()).then_some(reasoning);
+    let all = parts.whole(text);
+    let tool_calls: Vec<_> = all.calls.into_iter().map(|call| Call::new(app, None, call)).collect();
+    let content = (!all.text.is_empty() || tool_calls.is_empty()).then_some(all.text);
+    let reasoning_content = (!all.reasoning.is_empty()).then_some(all.reasoning);
     AnswerMessage { role: "assistant", content, refusal: None, reasoning_content, tool_calls }
 }
 
 /// The answer in chunks.
 pub(super) struct ChatStream {
     app: App,
+    llm: Llm,
     envelope: Envelope,
     usage: StreamUsage,
     wants_logprobs: bool,
@@ -113,12 +107,13 @@ pub(super) struct ChatStream {
 impl ChatStream {
     pub(super) fn new(
         app: &App,
+        llm: &Llm,
         envelope: Envelope,
         usage: StreamUsage,
         wants_logprobs: bool,
         choices: Vec<Parts>,
     ) -> Self {
-        Self { app: app.clone(), envelope, usage, wants_logprobs, choices }
+        Self { app: app.clone(), llm: llm.clone(), envelope, usage, wants_logprobs, choices }
     }
 
     /// A chunk for each part; `logprobs` stand in the first, or in one of their own.
@@ -129,12 +124,12 @@ impl ChatStream {
         parts: Vec<Part>,
         mut logprobs: Option<ChatLogprobs>,
         usage: &Usage,
-        out: &mut VecDeque<String>,
+        out: &mut Out,
     ) {
         let blank = || ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None };
         if parts.is_empty() && logprobs.is_some() {
             let delta = Delta { content: Some(String::new()), ..Delta::default() };
-            out.push_back(self.chunk(ChunkChoice { delta, logprobs, ..blank() }, usage));
+            self.chunk(ChunkChoice { delta, logprobs, ..blank() }, usage, out);
             return;
         }
         let mut calls = first_call..;
@@ -146,48 +141,55 @@ impl ChatStream {
                     Delta { tool_calls: vec![Call::new(&self.app, calls.next(), call)], ..Delta::default() }
                 }
             };
-            out.push_back(self.chunk(ChunkChoice { delta, logprobs: logprobs.take(), ..blank() }, usage));
+            self.chunk(ChunkChoice { delta, logprobs: logprobs.take(), ..blank() }, usage, out);
         }
     }
 
-    fn chunk(&self, choice: ChunkChoice, usage: &Usage) -> String {
+    fn chunk(&self, choice: ChunkChoice, usage: &Usage, out: &mut Out) {
         let usage = self.usage.in_chunk(usage);
-        to_json(&Answer { envelope: &self.envelope, choices: vec![choice], usage })
+        out.data(&Answer { envelope: &self.envelope, choices: vec![choice], usage });
     }
 }
 
 impl Chunks for ChatStream {
-    fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut VecDeque<String>) {
+    const FRAMING: Framing = Framing::Events;
+
+    fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut Out) {
         let blank = |index| ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None };
         match event {
             RunEvent::Started { .. } => {
                 for index in 0..self.choices.len() {
                     let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
-                    out.push_back(self.chunk(ChunkChoice { delta, ..blank(index) }, usage));
+                    self.chunk(ChunkChoice { delta, ..blank(index) }, usage, out);
                 }
             }
             RunEvent::Delta { choice, text, tokens } => {
                 // A token that completes no character has nothing to tell, unless its probability is asked for.
                 let wanted = self.wants_logprobs && !(text.is_empty() && tokens.is_empty());
-                let logprobs = wanted.then(|| logprobs::chat(&self.app.llm, &tokens));
+                let logprobs = wanted.then(|| logprobs::chat(&self.llm, &tokens));
                 let first_call = self.choices[choice].calls();
                 let parts = self.choices[choice].push(text);
                 self.push(choice, first_call, parts, logprobs, usage, out);
             }
-            RunEvent::Finished { choice, reason } => {
+            RunEvent::Finished { choice, reason, .. } => {
                 let first_call = self.choices[choice].calls();
                 let parts = self.choices[choice].finish();
                 self.push(choice, first_call, parts, None, usage, out);
-                let finish_reason = Some(self.choices[choice].finish_reason(reason));
-                out.push_back(self.chunk(ChunkChoice { finish_reason, ..blank(choice) }, usage));
+                let finish_reason = Some(finish_reason(&self.choices[choice], reason));
+                self.chunk(ChunkChoice { finish_reason, ..blank(choice) }, usage, out);
             }
         }
     }
 
-    fn end(&mut self, usage: &Usage, out: &mut VecDeque<String>) {
+    fn end(&mut self, usage: &Usage, out: &mut Out) {
         if self.usage.at_end {
             let choices = Vec::<ChunkChoice>::new();
-            out.push_back(to_json(&Answer { envelope: &self.envelope, choices, usage: Some(Some(*usage)) }));
+            out.data(&Answer { envelope: &self.envelope, choices, usage: Some(Some(*usage)) });
         }
+        out.done();
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut Out) {
+        out.data(&error.body());
     }
 }

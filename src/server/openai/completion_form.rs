@@ -2,7 +2,6 @@
 //!
 //! Knows no requests.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::Json;
@@ -10,10 +9,11 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::llm::Llm;
 use crate::request::TokenId;
+use crate::server::error::ApiError;
 use crate::server::run::{RunEvent, Usage, Whole};
-use crate::server::sse::{Chunks, to_json};
-use crate::server::state::App;
+use crate::server::stream::{Chunks, Framing, Out};
 
 use super::fields::StreamUsage;
 use super::logprobs::{self, CompletionLogprobs};
@@ -31,7 +31,7 @@ struct Choice {
 
 /// What an answer needs besides what is generated.
 pub(super) struct CompletionForm {
-    pub(super) app: App,
+    pub(super) llm: Llm,
     pub(super) envelope: Envelope,
     pub(super) prompts: Arc<[Vec<TokenId>]>,
     pub(super) choices_per_prompt: usize,
@@ -44,7 +44,7 @@ pub(super) struct CompletionForm {
 impl CompletionForm {
     /// The whole answer.
     pub(super) fn whole(&self, all: Whole) -> Response {
-        let llm = &self.app.llm;
+        let llm = &self.llm;
         let choices = all.choices.into_iter().enumerate().map(|(index, choice)| {
             let prompt = index / self.choices_per_prompt;
             let of_prompt = &all.prompt_logprobs[prompt];
@@ -82,16 +82,18 @@ impl CompletionStream {
         Self { form, usage, offsets }
     }
 
-    fn chunk(&self, choice: Choice, usage: &Usage) -> String {
+    fn chunk(&self, choice: Choice, usage: &Usage, out: &mut Out) {
         let usage = self.usage.in_chunk(usage);
-        to_json(&Answer { envelope: &self.form.envelope, choices: vec![choice], usage })
+        out.data(&Answer { envelope: &self.form.envelope, choices: vec![choice], usage });
     }
 }
 
 impl Chunks for CompletionStream {
-    fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut VecDeque<String>) {
+    const FRAMING: Framing = Framing::Events;
+
+    fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut Out) {
         let blank = |index, text| Choice { index, text, logprobs: None, finish_reason: None, prompt_logprobs: None };
-        let app = self.form.app.clone();
+        let llm = self.form.llm.clone();
         match event {
             RunEvent::Started { prompt, prompt_logprobs } => {
                 let Some(text) = self.form.echoed.get(prompt).cloned() else {
@@ -103,10 +105,10 @@ impl Chunks for CompletionStream {
                     let logprobs = self.form.wants_logprobs.then(|| {
                         let mut logprobs = CompletionLogprobs::default();
                         let offset = &mut self.offsets[index];
-                        logprobs.push_prompt(&app.llm, &tokens[prompt], &prompt_logprobs, offset);
+                        logprobs.push_prompt(&llm, &tokens[prompt], &prompt_logprobs, offset);
                         logprobs
                     });
-                    out.push_back(self.chunk(Choice { logprobs, ..blank(index, text.clone()) }, usage));
+                    self.chunk(Choice { logprobs, ..blank(index, text.clone()) }, usage, out);
                 }
             }
             RunEvent::Delta { text, tokens, .. }
@@ -114,22 +116,27 @@ impl Chunks for CompletionStream {
             RunEvent::Delta { choice, text, tokens } => {
                 let logprobs = self.form.wants_logprobs.then(|| {
                     let mut logprobs = CompletionLogprobs::default();
-                    logprobs.push_generated(&app.llm, &tokens, &mut self.offsets[choice]);
+                    logprobs.push_generated(&llm, &tokens, &mut self.offsets[choice]);
                     logprobs
                 });
-                out.push_back(self.chunk(Choice { logprobs, ..blank(choice, text) }, usage));
+                self.chunk(Choice { logprobs, ..blank(choice, text) }, usage, out);
             }
-            RunEvent::Finished { choice, reason } => {
+            RunEvent::Finished { choice, reason, .. } => {
                 let finish_reason = Some(reason.as_str());
-                out.push_back(self.chunk(Choice { finish_reason, ..blank(choice, String::new()) }, usage));
+                self.chunk(Choice { finish_reason, ..blank(choice, String::new()) }, usage, out);
             }
         }
     }
 
-    fn end(&mut self, usage: &Usage, out: &mut VecDeque<String>) {
+    fn end(&mut self, usage: &Usage, out: &mut Out) {
         if self.usage.at_end {
             let choices = Vec::<Choice>::new();
-            out.push_back(to_json(&Answer { envelope: &self.form.envelope, choices, usage: Some(Some(*usage)) }));
+            out.data(&Answer { envelope: &self.form.envelope, choices, usage: Some(Some(*usage)) });
         }
+        out.done();
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut Out) {
+        out.data(&error.body());
     }
 }

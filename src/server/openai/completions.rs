@@ -9,13 +9,13 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
 
-use crate::llm::{GenerateRequest, Prompt};
+use crate::llm::{GenerateRequest, Llm, Prompt};
 use crate::request::TokenId;
 use crate::server::error::ApiError;
 use crate::server::guard::RequestRecord;
 use crate::server::run::Run;
 use crate::server::state::App;
-use crate::server::{body, sse, tenant};
+use crate::server::{body, stream, tenant};
 
 use super::Envelope;
 use super::completion_form::{CompletionForm, CompletionStream};
@@ -45,7 +45,7 @@ pub(super) async fn create(
     let (mut fields, body): (Fields, CompletionBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     body::parse::<Refused>(&bytes)?.check()?;
     drop(bytes);
-    app.check_model(&fields.model)?;
+    let model = app.models.get(&fields.model).await?;
     check_best_of(&fields, &body)?;
     let echo = body.echo.unwrap_or(false);
     let generates = !(echo && fields.max_tokens == Some(0));
@@ -56,7 +56,7 @@ pub(super) async fn create(
     if fields.max_completion_tokens.is_none() {
         fields.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS.max(fields.min_tokens()));
     }
-    let prompts = prompts(&app, body.prompt)?;
+    let prompts = prompts(&app, &model.llm, body.prompt)?;
     let texts: Vec<_> = prompts.iter().map(|prompt| if echo { shown(prompt) } else { None }).collect();
     let one = |prompt| {
         let mut request = fields.request(prompt, tenant.clone())?;
@@ -67,8 +67,8 @@ pub(super) async fn create(
         Ok(request)
     };
     let requests = prompts.into_iter().map(one).collect::<Result<Vec<GenerateRequest>, ApiError>>()?;
-    let run = Run::start(&app, record, requests, generates).await?;
-    let decoded = |(text, tokens): (Option<String>, &Vec<TokenId>)| text.unwrap_or_else(|| app.llm.decode(tokens));
+    let run = Run::start(&app, &model, record, requests, generates).await?;
+    let decoded = |(text, tokens): (Option<String>, &Vec<TokenId>)| text.unwrap_or_else(|| model.llm.decode(tokens));
     let echoed = if echo { texts.into_iter().zip(run.prompts().iter()).map(decoded).collect() } else { Vec::new() };
     let form = CompletionForm {
         envelope: Envelope::new(&app, "cmpl", "text_completion", fields.model.clone()),
@@ -77,10 +77,10 @@ pub(super) async fn create(
         echoed,
         wants_logprobs: body.logprobs.is_some(),
         wants_prompt_logprobs: fields.prompt_logprobs.is_some(),
-        app: app.clone(),
+        llm: model.llm.clone(),
     };
     if fields.is_stream() {
-        return Ok(sse::respond(&app, run, CompletionStream::new(form, fields.stream_usage())));
+        return Ok(stream::respond(&app, run, CompletionStream::new(form, fields.stream_usage())));
     }
     Ok(form.whole(run.whole().await?))
 }
@@ -95,12 +95,12 @@ fn check_best_of(fields: &Fields, body: &CompletionBody) -> Result<(), ApiError>
     }
 }
 
-fn prompts(app: &App, prompts: Option<Prompts>) -> Result<Vec<Prompt>, ApiError> {
+fn prompts(app: &App, llm: &Llm, prompts: Option<Prompts>) -> Result<Vec<Prompt>, ApiError> {
     let Some(Prompts(prompts)) = prompts else {
         return Err(ApiError::invalid("prompt", "it is missing"));
     };
     // A list longer than the engine's whole queue could never be taken, however often it is sent again.
-    let engine = app.llm.engine().limits();
+    let engine = llm.engine().limits();
     let most = app.config.max_prompts.min(engine.max_waiting as usize + engine.max_sequences as usize);
     match prompts.len() {
         0 => Err(ApiError::invalid("prompt", "the list is empty; at least one prompt is needed")),

@@ -3,9 +3,9 @@
 //! Knows no engine: it translates to [`crate::llm::GenerateRequest`] and back.
 //! Source: the OpenAI API reference; extensions as vLLM names them.
 
+mod calls;
 mod chat;
 mod chat_form;
-mod chat_parts;
 mod completion_form;
 mod completions;
 mod fields;

@@ -4,8 +4,12 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 
+use crate::server::anthropic;
+use crate::server::dialect::speaks_anthropic;
 use crate::server::error::ApiError;
 use crate::server::state::App;
 
@@ -27,7 +31,7 @@ pub(super) struct ModelList {
 }
 
 fn model(app: &App, id: &str) -> Model {
-    let info = app.llm.info();
+    let info = app.models.main().llm.info();
     Model {
         id: id.to_owned(),
         object: "model",
@@ -38,12 +42,23 @@ fn model(app: &App, id: &str) -> Model {
     }
 }
 
-pub(super) async fn list(State(app): State<App>) -> Json<ModelList> {
-    let data = app.model_names().map(|id| model(&app, id)).collect();
-    Json(ModelList { object: "list", data })
+/// In the form that the client's headers ask for: Anthropic's clients read the same path.
+pub(super) async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
+    if speaks_anthropic(&headers) {
+        return anthropic::models::list(&app).into_response();
+    }
+    let data = app.models.names().map(|id| model(&app, id)).collect();
+    Json(ModelList { object: "list", data }).into_response()
 }
 
-pub(super) async fn retrieve(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
-    app.check_model(&id)?;
-    Ok(Json(model(&app, &id)))
+pub(super) async fn retrieve(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let served = app.models.get(&id).await?;
+    if speaks_anthropic(&headers) {
+        return Ok(Json(anthropic::models::model(&id, &served)).into_response());
+    }
+    Ok(Json(model(&app, &id)).into_response())
 }

@@ -33,6 +33,9 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{%
 const THINKING: &str = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}\
                         {% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}";
 
+/// Of a model that was taught Hermes' form of calls.
+const CALLING: &str = "{% for m in messages %}{{ m.content }}{% endfor %}{% if tools %}{# <tool_call> #}{% endif %}";
+
 /// Ids 0 to 255 are bytes and 256 ends an answer.
 fn tokenizer() -> Tokenizer {
     let mut stand_ins = 256_u32..;
@@ -118,13 +121,22 @@ pub(super) fn saying(text: &'static str) -> (Router, std::sync::mpsc::Receiver<R
 
 /// A router over a model that thinks, whose engine always says `text`.
 pub(super) fn thinking(text: &'static str) -> Router {
+    templated(THINKING, text)
+}
+
+/// A router over a model that marks its calls of tools, whose engine always says `text`.
+pub(super) fn calling(text: &'static str) -> Router {
+    templated(CALLING, text)
+}
+
+fn templated(template: &str, text: &'static str) -> Router {
     let (engine, mut inbox) = channel(limits());
     std::thread::spawn(move || {
         while let Some(Command::Submit(submission)) = inbox.wait() {
             say(&submission, text);
         }
     });
-    router(with_template(engine, THINKING), config())
+    router(with_template(engine, template), config())
 }
 
 /// An engine that does nothing by itself: the test gets each submission.
@@ -210,6 +222,21 @@ impl Reply {
     pub(super) fn events(&self) -> Vec<String> {
         let events = self.text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
         events.map(|event| event.strip_prefix("data: ").expect("only data").to_owned()).collect()
+    }
+
+    /// The JSON values of a stream of lines.
+    pub(super) fn lines(&self) -> Vec<Value> {
+        self.text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    /// Name and data of each event of a stream whose events have names.
+    pub(super) fn named_events(&self) -> Vec<(String, Value)> {
+        let one = |event: &str| {
+            let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
+            Some((name.to_owned(), serde_json::from_str(data).ok()?))
+        };
+        let events = self.text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
+        events.map(|event| one(event).unwrap_or_else(|| panic!("{event}"))).collect()
     }
 
     /// The chunks of a stream that ended well.

@@ -2,10 +2,12 @@
 //!
 //! No model and no sleeping: what takes time waits for the other side.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod fixture;
 mod lifecycle;
+mod ollama;
 mod operations;
 mod refusals;
 mod streams;

@@ -1,37 +1,8 @@
-//! The parts of a chat's answer in OpenAI's form: content, thoughts as vLLM names them, and calls of tools.
+//! The parts of a chat's answer as they come: text, thoughts, and calls of tools.
 //!
-//! Knows no requests.
+//! Knows no API's form.
 
-use serde::Serialize;
-
-use crate::llm::{AnswerParser, Part, ToolCall};
-use crate::request::FinishReason;
-use crate::server::state::App;
-
-/// One call, whole.
-#[derive(Serialize)]
-pub(super) struct Call {
-    /// Its place among the answer's calls; told in streams alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) index: Option<usize>,
-    id: String,
-    r#type: &'static str,
-    function: Function,
-}
-
-#[derive(Serialize)]
-struct Function {
-    name: String,
-    arguments: String,
-}
-
-impl Call {
-    pub(super) fn new(app: &App, index: Option<usize>, call: ToolCall) -> Self {
-        let ToolCall { name, arguments } = call;
-        let id = format!("call_{}", &app.unique_id()[16..]);
-        Self { index, id, r#type: "function", function: Function { name, arguments } }
-    }
-}
+use crate::llm::{AnswerParser, Part};
 
 /// One choice of an answer, taken apart as it comes.
 pub(super) struct Parts {
@@ -41,6 +12,14 @@ pub(super) struct Parts {
     calls: usize,
     /// Further calls are left out.
     one_call: bool,
+}
+
+/// A whole answer, taken apart.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct WholeParts {
+    pub(super) text: String,
+    pub(super) reasoning: String,
+    pub(super) calls: Vec<crate::llm::ToolCall>,
 }
 
 impl Parts {
@@ -64,6 +43,21 @@ impl Parts {
         self.count(parts)
     }
 
+    /// The parts of an answer that is all there.
+    pub(super) fn whole(&mut self, text: String) -> WholeParts {
+        let mut whole = WholeParts::default();
+        let mut all = self.push(text);
+        all.extend(self.finish());
+        for part in all {
+            match part {
+                Part::Text(text) => whole.text.push_str(&text),
+                Part::Reasoning(text) => whole.reasoning.push_str(&text),
+                Part::Call(call) => whole.calls.push(call),
+            }
+        }
+        whole
+    }
+
     fn count(&mut self, mut parts: Vec<Part>) -> Vec<Part> {
         parts.retain(|part| {
             let is_call = matches!(part, Part::Call(_));
@@ -77,13 +71,5 @@ impl Parts {
     /// Calls so far.
     pub(super) fn calls(&self) -> usize {
         self.calls
-    }
-
-    /// Why the choice ended, as OpenAI says it: for a call, unless it was cut off.
-    pub(super) fn finish_reason(&self, reason: FinishReason) -> &'static str {
-        match reason {
-            FinishReason::Stop if self.calls > 0 => "tool_calls",
-            other => other.as_str(),
-        }
     }
 }

@@ -1,0 +1,27 @@
+//! Ollama's API: chat, generate, and what is said of models.
+//!
+//! Knows no engine: it translates to [`crate::llm::GenerateRequest`] and back.
+//! Source: Ollama's API reference (docs/api.md of its repository).
+
+mod answer;
+mod chat;
+mod generate;
+mod messages;
+mod models;
+mod options;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use super::state::App;
+
+/// The routes below `/api`.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/chat", post(chat::create))
+        .route("/generate", post(generate::create))
+        .route("/tags", get(models::tags))
+        .route("/ps", get(models::ps))
+        .route("/show", post(models::show))
+        .route("/version", get(models::version))
+}
