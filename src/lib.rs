@@ -58,7 +58,8 @@ mod weights;
 
 pub use llm::{
     Answer, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Llm,
-    LlmBuilder, LoadError, Message, ModelInfo, Prompt, SamplingOptions, TokenCost, plan_preview,
+    LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo, ModelLibrary, Prompt, SamplingOptions,
+    TokenCost, plan_preview,
 };
-pub use runner::{MemoryToPlan, ModelError, PlanError, PlanPreview, RunnerError, WeightFormat};
+pub use runner::{MemoryToPlan, ModelError, ModelFacts, PlanError, PlanPreview, RunnerError, WeightFormat};
 pub use weights::LoadError as FileError;

@@ -7,6 +7,7 @@ mod generate;
 mod generation;
 mod handle;
 mod info;
+mod library;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use handle::Llm;
 #[cfg(test)]
 pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
+pub use library::{LocalModel, ModelDescription, ModelLibrary};
 pub use load::{LoadError, plan_preview};
 
 #[cfg(feature = "server")]

@@ -5,6 +5,8 @@
 mod gpus;
 mod plan;
 
+pub use plan::memory_here;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -2,11 +2,12 @@
 //!
 //! Knows no server.
 
+use super::doctor::memory_here;
 use super::progress::Bar;
 use super::{CliError, Session};
-use crate::config::{Config, HubConfig, environment};
-use crate::hub::{Catalog, HubError, HubOptions, ModelName, Store};
-use crate::llm::{DEFAULT_MODEL, Llm};
+use crate::config::{ByteSize, Config, EngineConfig, HubConfig, environment};
+use crate::hub::{self, Catalog, HubError, HubOptions, Located, ModelName, Store};
+use crate::llm::{DEFAULT_MODEL, Llm, plan_preview};
 
 /// Context, in tokens, that the catalog's models are measured with when it is said what fits.
 pub const BUILT_IN_CONTEXT: u32 = 8192;
@@ -31,6 +32,51 @@ pub fn store(config: &HubConfig) -> Result<Store, CliError> {
 /// A name that means nothing; near ones are named.
 pub fn parse_name(text: &str) -> Result<ModelName, CliError> {
     Ok(ModelName::parse(text, &Catalog::embedded()).map_err(HubError::from)?)
+}
+
+/// Loads several models, which share the memory: what their weights and steps leave of it, each gets an equal part of for
+/// its KV cache, unless that was set.
+///
+/// # Errors
+/// [`CliError`]: one of them cannot be had, or they do not fit together.
+pub fn load_all(config: &Config, models: &[String], session: &Session) -> Result<Vec<Llm>, CliError> {
+    if models.len() <= 1 {
+        return Ok(vec![load(config, models.first().map(String::as_str), session)?]);
+    }
+    let (store, options) = (store(&config.hub)?, hub_options(&config.hub));
+    let bring = |model: &String| -> Result<Located, CliError> {
+        Ok(hub::pull(&parse_name(model)?, &store, &options, &mut Bar::new(session.terminal))?)
+    };
+    let located = models.iter().map(bring).collect::<Result<Vec<_>, _>>()?;
+    let engine = share(config, &located)?;
+    let load = |located: Located| {
+        let builder = Llm::builder().hub_config(config.hub.clone()).engine_config(engine.clone());
+        Ok(builder.located(located).load_blocking()?)
+    };
+    located.into_iter().map(load).collect()
+}
+
+/// The engine's settings for each of several models.
+fn share(config: &Config, models: &[Located]) -> Result<EngineConfig, CliError> {
+    if config.engine.kv_cache_bytes.is_some() {
+        return Ok(config.engine.clone());
+    }
+    let memory = memory_here(config)?;
+    let (mut usable_bytes, mut fixed_bytes) = (0, 0);
+    for model in models {
+        let plan = plan_preview(model.kind.path(), false, &config.engine, memory, None)?;
+        usable_bytes = plan.usable_bytes;
+        fixed_bytes += plan.weight_bytes + plan.step_bytes + plan.kernel_bytes + plan.graph_bytes;
+    }
+    if fixed_bytes >= usable_bytes {
+        let (needed, usable) = (ByteSize(fixed_bytes), ByteSize(usable_bytes));
+        return Err(CliError::Refused(format!(
+            "these models need {needed} without any KV cache, and {usable} can be had; serve fewer of them, and the others \
+             are loaded when they are asked for"
+        )));
+    }
+    let kv_cache_bytes = Some((usable_bytes - fixed_bytes) / models.len() as u64);
+    Ok(EngineConfig { kv_cache_bytes, ..config.engine.clone() })
 }
 
 /// Loads `model`, or the default one, fetching it first if need be.

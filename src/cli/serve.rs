@@ -12,10 +12,11 @@ use super::flags::{AddressFlags, EngineFlags, StoreFlags};
 use super::load::{self, BUILT_IN_CONTEXT};
 use super::startup::Startup;
 use super::{CliError, Session};
-use crate::config::{Address, ByteSize, Config, Origins, Settings};
+use crate::config::{Address, ByteSize, Config, KeepAlive, Origins, Settings};
 use crate::device::Hardware;
 use crate::hub::Catalog;
-use crate::server::{self, ServeError, ServerConfig};
+use crate::llm::{Llm, ModelLibrary};
+use crate::server::{self, ServeError, ServedModels, ServerConfig};
 
 /// Arguments of `lantern serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,8 +25,15 @@ use crate::server::{self, ServeError, ServerConfig};
                         Exit codes: 0 after SIGTERM or Ctrl-C, 1 if it cannot start, 2 if the flags are wrong,\n\
                         70 after the engine has stopped by itself (a defect, or a GPU that fails): start it again.")]
 pub struct ServeArgs {
-    /// Model to serve: a name of the catalog, org/name, a folder or a .gguf file [default: smollm2:135m]
-    model: Option<String>,
+    /// Models to serve: names of the catalog, org/name, folders or .gguf files [default: smollm2:135m]. Others on this
+    /// machine are loaded when they are asked for by name
+    models: Vec<String>,
+    /// Keep these models loaded, whatever else is asked for
+    #[arg(long)]
+    pin: bool,
+    /// How long an idle model stays loaded, like 5m; -1 is until its memory is needed [default: -1]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    keep_alive: Option<KeepAlive>,
     #[command(flatten)]
     address: AddressFlags,
     #[command(flatten)]
@@ -49,7 +57,8 @@ pub struct ServeArgs {
 impl ServeArgs {
     fn settings(self) -> Settings {
         let base = Settings {
-            model: self.model,
+            model: self.models.into_iter().next(),
+            keep_alive: self.keep_alive,
             drain_timeout_s: self.drain_timeout_s,
             max_body: self.max_body,
             origins: (!self.origin.is_empty()).then_some(Origins(self.origin)),
@@ -65,13 +74,17 @@ impl ServeArgs {
 /// # Errors
 /// [`CliError`]: the address is taken, the model cannot be loaded, or the engine stopped by itself.
 pub fn run(args: ServeArgs, session: &Session) -> Result<(), CliError> {
+    let (mut models, pin) = (args.models.clone(), args.pin);
     let config = session.resolve(args.settings())?;
     session.log(&config, "info")?;
+    if models.is_empty() {
+        models.extend(config.model.clone());
+    }
     let runtime = super::runtime()?;
-    runtime.block_on(serve(config, session))
+    runtime.block_on(serve(config, models, pin, session))
 }
 
-async fn serve(config: Config, session: &Session) -> Result<(), CliError> {
+async fn serve(config: Config, models: Vec<String>, pin: bool, session: &Session) -> Result<(), CliError> {
     // Before the model, which takes longer: a port in use shows at once.
     let listener = bind(&config.server.address).await?;
     let port = listener.local_addr().map_or(config.server.address.port, |address: SocketAddr| address.port());
@@ -80,23 +93,24 @@ async fn serve(config: Config, session: &Session) -> Result<(), CliError> {
     let hardware = Hardware::detect();
     let loading = {
         let (config, session) = (config.clone(), *session);
-        tokio::task::spawn_blocking(move || load::load(&config, config.model.as_deref(), &session))
+        tokio::task::spawn_blocking(move || load::load_all(&config, &models, &session))
     };
-    let llm = loading.await.map_err(|error| CliError::Refused(format!("loading the model broke off: {error}")))??;
+    let loaded =
+        loading.await.map_err(|error| CliError::Refused(format!("loading the model broke off: {error}")))??;
     let stop = StopSignals::listen()?;
     let catalog = Catalog::embedded();
     let largest = hardware
         .memory
         .and_then(|memory| catalog.largest_that_fits(memory.available_bytes, BUILT_IN_CONTEXT))
-        .filter(|entry| entry.parameters > llm.info().parameters && entry.name != llm.info().name);
-    let startup = Startup {
-        model: llm.info(),
-        address: &address,
-        largest: largest.map(|entry| entry.name.as_str()),
-        keep_alive: config.keep_alive,
-    };
+        .filter(|entry| loaded.iter().all(|llm| entry.parameters > llm.info().parameters))
+        .filter(|entry| loaded.iter().all(|llm| entry.name != llm.info().name));
+    let infos: Vec<_> = loaded.iter().map(Llm::info).collect();
+    let startup = Startup { models: &infos, address: &address, largest: largest.map(|entry| entry.name.as_str()) };
     session.print(&format!("{startup}\n"))?;
-    server::serve(listener, llm.clone(), server_config(&config), stop.first()).await.map_err(|error| match error {
+    let library = ModelLibrary::new(config.hub.clone(), load::hub_options(&config.hub), config.engine.clone());
+    let models = ServedModels::new(loaded, library);
+    let models = if pin { models.pinned() } else { models };
+    server::serve(listener, models, server_config(&config), stop.first()).await.map_err(|error| match error {
         ServeError::Address(source) => CliError::Io { doing: "serving ended", source },
         ServeError::EngineDied(reason) => CliError::EngineDied(reason),
     })
@@ -106,6 +120,7 @@ async fn serve(config: Config, session: &Session) -> Result<(), CliError> {
 fn server_config(config: &Config) -> ServerConfig {
     let default = ServerConfig::default();
     ServerConfig {
+        keep_alive: config.keep_alive,
         drain_timeout: config.server.drain_timeout.unwrap_or(default.drain_timeout),
         body_bytes: config.server.max_body_bytes.unwrap_or(default.body_bytes),
         origins: match config.server.origins.as_slice() {

@@ -4,40 +4,37 @@
 
 use serde_json::json;
 
-use crate::config::{Address, ByteSize, KeepAlive};
+use crate::config::{Address, ByteSize};
 use crate::llm::ModelInfo;
 
 /// The facts.
 #[derive(Clone, Debug)]
 pub struct Startup<'a> {
-    /// What is loaded.
-    pub model: &'a ModelInfo,
+    /// What is loaded; at least one.
+    pub models: &'a [&'a ModelInfo],
     /// Where the server listens.
     pub address: &'a Address,
     /// Name of the largest model of the catalog that this machine could run, if it is another.
     pub largest: Option<&'a str>,
-    /// What was asked about idle models.
-    pub keep_alive: KeepAlive,
 }
 
 impl std::fmt::Display for Startup<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let model = self.model;
-        let parameters = count(model.parameters);
-        let size = ByteSize(model.weight_bytes);
         writeln!(f, "Lantern {} is ready.", env!("CARGO_PKG_VERSION"))?;
-        writeln!(f, "  model    {} ({parameters} parameters, {}, {size})", model.name, model.format)?;
-        writeln!(f, "  device   {}", model.device)?;
-        writeln!(f, "           because {}", model.device_reason)?;
-        writeln!(f, "  room     {}", room(model))?;
+        for model in self.models {
+            let parameters = count(model.parameters);
+            let size = ByteSize(model.weight_bytes);
+            writeln!(f, "  model    {} ({parameters} parameters, {}, {size})", model.name, model.format)?;
+            writeln!(f, "  device   {}", model.device)?;
+            writeln!(f, "           because {}", model.device_reason)?;
+            writeln!(f, "  room     {}", room(model))?;
+        }
         if let Some(largest) = self.largest {
             writeln!(f, "  largest  {largest} would fit in memory, too: lantern serve {largest}")?;
         }
         writeln!(f, "  address  http://{}{}", self.address.to_connect(), reach(self.address))?;
-        if let KeepAlive::For(_) = self.keep_alive {
-            writeln!(f, "  note     keep-alive is set, but this version keeps its model until it ends")?;
-        }
-        writeln!(f, "\nAsk it something:\n{}", curl(&self.address.to_connect(), &model.name))
+        let Some(first) = self.models.first() else { return Ok(()) };
+        writeln!(f, "\nAsk it something:\n{}", curl(&self.address.to_connect(), &first.name))
     }
 }
 
@@ -103,8 +100,7 @@ mod tests {
     fn everything_that_a_person_wants_to_know_is_there() {
         let model = model();
         let address = Address::default();
-        let startup =
-            Startup { model: &model, address: &address, largest: Some("qwen3:8b"), keep_alive: KeepAlive::Forever };
+        let startup = Startup { models: &[&model], address: &address, largest: Some("qwen3:8b") };
         let expected = format!(
             r#"Lantern {} is ready.
   model    smollm2:135m (135 million parameters, Q4_1, 98.0 MB)
@@ -128,14 +124,12 @@ curl http://127.0.0.1:11434/v1/chat/completions \
     fn an_open_server_says_so_and_its_curl_line_still_works_here() {
         let model = ModelInfo { name: "it's".into(), full_contexts: 1, ..model() };
         let address = Address { host: "0.0.0.0".into(), port: 80 };
-        let keep_alive = KeepAlive::For(std::time::Duration::from_secs(300));
-        let text = Startup { model: &model, address: &address, largest: None, keep_alive }.to_string();
+        let text = Startup { models: &[&model], address: &address, largest: None }.to_string();
         assert!(text.contains("  room     1 user with 8192 tokens"), "{text}");
         assert!(
             text.contains("http://127.0.0.1:80 (and from the network: anyone who reaches it may use it)"),
             "{text}"
         );
-        assert!(text.contains("keep-alive is set, but this version keeps its model until it ends"), "{text}");
         assert!(text.contains(r#"-d '{"model":"it'\''s","#), "{text}");
         assert!(!text.contains("largest"), "{text}");
     }

@@ -227,6 +227,16 @@ impl EngineHandle {
         }
     }
 
+    /// Waits until the engine's thread has ended and what it held, the model's memory above all, is free.
+    pub async fn gone(&self) {
+        self.commands.closed().await;
+    }
+
+    /// Whether both are handles of one engine.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Counters and gauges.
     pub fn metrics(&self) -> &EngineMetrics {
         &self.shared.metrics

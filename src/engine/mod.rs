@@ -11,9 +11,9 @@ pub(crate) mod tests;
 #[cfg(feature = "cuda")]
 pub(crate) use crate::runner::GpuTarget;
 pub(crate) use crate::runner::{
-    GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource, preview,
+    GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource, describe, preview,
 };
-pub use crate::runner::{MemoryToPlan, PlanPreview, WeightFormat};
+pub use crate::runner::{MemoryToPlan, ModelFacts, PlanPreview, WeightFormat};
 #[cfg(test)]
 pub(crate) use handle::{Command, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};

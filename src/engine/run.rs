@@ -30,6 +30,7 @@ struct Live {
 /// Everything the engine's thread owns.
 pub(crate) struct Engine<R> {
     scheduler: Scheduler,
+    /// Dropped before the inbox, whose end says that the model's memory is free.
     runner: R,
     inbox: EngineInbox,
     /// Steps that may be begun before the oldest of them is committed, less one: 0 or 1.

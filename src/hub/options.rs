@@ -26,6 +26,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Hugging Face's folder on this machine: `hub/` in it is the cache, `token` the saved token.
     pub hf_home: Option<PathBuf>,
+    /// Where an Ollama on this machine keeps its models.
+    pub ollama_models: Option<PathBuf>,
     /// Never use the network.
     pub offline: bool,
     /// Longest time that finding and connecting to the hub may take.
@@ -41,7 +43,7 @@ pub struct HubOptions {
 }
 
 impl HubOptions {
-    /// Options from HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE and the usual proxy variables, through `lookup`.
+    /// Options from HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, OLLAMA_MODELS and the usual proxy variables, through `lookup`.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| lookup(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let first = |names: &[&str]| names.iter().find_map(|name| set(name));
@@ -49,6 +51,8 @@ impl HubOptions {
         let hf_home = folder("HF_HOME")
             .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
             .or_else(|| folder("HOME").map(|home| home.join(".cache").join("huggingface")));
+        let ollama_models =
+            folder("OLLAMA_MODELS").or_else(|| folder("HOME").map(|home| home.join(".ollama").join("models")));
         let offline = set("HF_HUB_OFFLINE")
             .is_some_and(|value| ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str()));
         let proxy = first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
@@ -57,6 +61,7 @@ impl HubOptions {
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             token: first(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]),
             hf_home,
+            ollama_models,
             offline,
             connect_timeout: Duration::from_millis(4_500),
             read_timeout: Duration::from_secs(30),

@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::Progress;
 use super::error::{HubError, io};
@@ -37,6 +38,20 @@ pub struct Manifest {
     pub files: Vec<ManifestFile>,
     /// When it was pulled, in seconds since 1970.
     pub pulled_at_unix: u64,
+}
+
+impl Manifest {
+    /// SHA-256, in hexadecimal: of the one file, or of the digests of all.
+    pub fn digest(&self) -> String {
+        if let [file] = self.files.as_slice() {
+            return file.sha256.clone();
+        }
+        let mut hasher = Sha256::new();
+        for file in &self.files {
+            hasher.update(format!("{} {}\n", file.sha256, file.path));
+        }
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// One file of a stored model.

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use crate::config::{EngineConfig, HubConfig, KvDType, RandomFormat, environment};
-use crate::hub::{self, Catalog, HubOptions, ModelName, Progress, Store};
+use crate::hub::{self, Catalog, HubOptions, Located, ModelName, Progress, Store};
 
 use super::handle::Llm;
 use super::load::{LoadError, load_files};
@@ -19,6 +19,7 @@ pub const DEFAULT_MODEL: &str = "smollm2:135m";
 #[derive(Default)]
 pub struct LlmBuilder {
     model: Option<String>,
+    located: Option<Located>,
     random_weights: Option<PathBuf>,
     random_format: RandomFormat,
     served_name: Option<String>,
@@ -33,6 +34,12 @@ impl LlmBuilder {
     /// [`DEFAULT_MODEL`] unless set.
     pub fn model(mut self, name_or_path: impl Into<String>) -> Self {
         self.model = Some(name_or_path.into());
+        self
+    }
+
+    /// A model whose files have been found already.
+    pub fn located(mut self, located: Located) -> Self {
+        self.located = Some(located);
         self
     }
 
@@ -147,7 +154,10 @@ impl LlmBuilder {
                 libraries.as_deref(),
             );
         }
-        let located = self.locate(hub?)?;
+        let located = match self.located.take() {
+            Some(located) => located,
+            None => self.locate(hub?)?,
+        };
         let name = self.served_name.unwrap_or(located.display_name);
         load_files(ModelFiles::Stored(located.kind.path()), &name, &self.engine, libraries.as_deref())
     }

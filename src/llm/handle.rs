@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::engine::{EngineHandle, SubmitError};
+use crate::engine::{EngineHandle, ModelFacts, SubmitError};
 use crate::request::{Request, StopConditions, TokenId};
 use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
 
@@ -14,6 +14,7 @@ use super::builder::LlmBuilder;
 use super::generate::{Chat, GenerateError, GenerateRequest, Message, Prompt, SamplingOptions};
 use super::generation::{Choice, Generation};
 use super::info::ModelInfo;
+use super::library::ModelDescription;
 
 /// Stands for the text of a message that the answer continues; from the private use area, where no text is.
 const CONTINUED: &str = "\u{F5A3C}continued\u{F5A3C}";
@@ -135,19 +136,18 @@ impl Llm {
         Some(AnswerParser::new(template.thinks(), opened, calls))
     }
 
-    /// The chat template, in Jinja, as the model brought it.
-    pub fn chat_template(&self) -> &str {
-        self.parts.template.source()
-    }
-
-    /// Whether the model's chat template has a place for tools.
-    pub fn knows_tools(&self) -> bool {
-        self.parts.template.knows_tools()
-    }
-
-    /// Whether the model thinks before it answers.
-    pub fn thinks(&self) -> bool {
-        self.parts.template.thinks()
+    /// What can be said of the model without asking it.
+    pub fn describe(&self) -> ModelDescription {
+        let (info, template) = (self.info(), &self.parts.template);
+        let facts = ModelFacts {
+            architecture: info.architecture.clone(),
+            parameters: info.parameters,
+            format: info.format.clone(),
+            weight_bytes: info.weight_bytes,
+            context_length: info.context_length,
+            chat_template: Some(template.source().to_owned()),
+        };
+        ModelDescription { facts, knows_tools: template.knows_tools(), thinks: template.thinks() }
     }
 
     /// Refuses what cannot fit, before the work of encoding it.

@@ -56,6 +56,13 @@ pub enum LoadError {
     BrokenOff(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl LoadError {
+    /// Whether it would fit if others left the memory, or the GPU, that they hold.
+    pub fn does_not_fit(&self) -> bool {
+        matches!(self, Self::Start(error) if error.does_not_fit())
+    }
+}
+
 /// Loads the model in `path` (a folder or a GGUF file) and serves it as `name`.
 #[cfg(test)]
 pub(super) fn load_path(path: &Path, name: &str, config: &EngineConfig) -> Result<Llm, LoadError> {

@@ -108,6 +108,39 @@ pub(crate) fn load(
     }
 }
 
+/// What a model's headers say of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelFacts {
+    /// Architecture, as the files name it.
+    pub architecture: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// The format that most bytes of the weights are in.
+    pub format: String,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    /// Most tokens of prompt and answer together.
+    pub context_length: u32,
+    /// Its chat template, in Jinja, if it brings one.
+    pub chat_template: Option<String>,
+}
+
+/// Reads the headers of `files`, and nothing else.
+///
+/// # Errors
+/// [`ModelError::Files`].
+pub(crate) fn describe(files: ModelFiles<'_>) -> Result<ModelFacts, ModelError> {
+    let source = open(files)?;
+    Ok(ModelFacts {
+        architecture: source.spec.architecture.clone(),
+        parameters: source.weights.parameters(),
+        format: source.weights.main_format().to_string(),
+        weight_bytes: source.weights.total_bytes(),
+        context_length: source.spec.max_context,
+        chat_template: source.chat_template,
+    })
+}
+
 /// Reads the headers of `files`.
 pub(super) fn open(files: ModelFiles<'_>) -> Result<ModelSource, ModelError> {
     Ok(match files {

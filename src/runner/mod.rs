@@ -21,8 +21,8 @@ pub(crate) use crate::sampling::Sampled;
 pub(crate) use crate::sampling::random_seed;
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::GpuTarget;
-pub use load::ModelError;
-pub(crate) use load::{LoadedModel, ModelFiles, Target, load};
+pub(crate) use load::{LoadedModel, ModelFiles, Target, describe, load};
+pub use load::{ModelError, ModelFacts};
 pub(crate) use plan::preview;
 pub use plan::{MemoryToPlan, PlanError, PlanPreview, WeightFormat};
 pub use step::RunnerError;

@@ -9,22 +9,42 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::engine::EngineStatus;
+use crate::llm::Llm;
 
 use super::error::ApiError;
+use super::metrics;
 use super::state::App;
 
-/// 200 while requests are taken, else 503; the body says why, and where the model runs.
+/// 200 while requests are taken, else 503; the body says why, and where the models run.
 pub(super) async fn health(State(app): State<App>) -> Response {
-    let (code, status, reason) = match app.models.main().llm.engine().status() {
+    let loaded = app.models.loaded();
+    let worst = loaded.iter().map(|model| model.llm.engine().status()).max_by_key(|status| match status {
+        EngineStatus::Ready => 0,
+        EngineStatus::Draining => 1,
+        EngineStatus::Dead(_) => 2,
+    });
+    // A server without a loaded model loads the one that is asked for.
+    let (code, status, reason) = match worst.unwrap_or(EngineStatus::Ready) {
         EngineStatus::Ready => (StatusCode::OK, "ok", None),
         EngineStatus::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining", None),
         EngineStatus::Dead(reason) => (StatusCode::SERVICE_UNAVAILABLE, "dead", Some(reason)),
     };
-    let llm = &app.models.main().llm;
+    let mut body = json!({ "status": status, "reason": reason.as_deref() });
+    let mut models = loaded.iter().map(|model| facts(&model.llm));
+    // Of the first model at once, since most servers have one.
+    if let (Some(body), Some(Value::Object(first))) = (body.as_object_mut(), models.next()) {
+        body.extend(first);
+    }
+    let further: Vec<Value> = models.collect();
+    if !further.is_empty() {
+        body["further_models"] = further.into();
+    }
+    (code, Json(body)).into_response()
+}
+
+fn facts(llm: &Llm) -> Value {
     let (info, engine) = (llm.info(), llm.engine().metrics().snapshot());
-    let body = json!({
-        "status": status,
-        "reason": reason.as_deref(),
+    json!({
         "model": info.name,
         "device": info.device,
         "device_reason": info.device_reason,
@@ -40,13 +60,13 @@ pub(super) async fn health(State(app): State<App>) -> Response {
             "waiting": engine.waiting,
             "max_waiting": llm.engine().limits().max_waiting,
         },
-    });
-    (code, Json(body)).into_response()
+    })
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
-    let served = app.models.main();
-    let text = served.metrics.render(&served.llm).map_err(|error| ApiError::internal(error.to_string()))?;
+    let loaded = app.models.loaded();
+    let text = metrics::render(loaded.iter().map(|model| (&*model.metrics, &model.llm)));
+    let text = text.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 

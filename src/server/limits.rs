@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::config::KeepAlive;
+
 /// How the server treats its clients. Plain data; nothing changes it after start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
@@ -35,7 +37,14 @@ pub struct ServerConfig {
     pub engine_death_notice: Duration,
     /// Web pages of which origins may call.
     pub origins: Origins,
-    /// Further names under which the model is served.
+    /// How long a model stays loaded that nobody uses, unless a request says otherwise. For ever: it leaves where
+    /// another needs its memory. Models that a program hands in itself stay in any case.
+    pub keep_alive: KeepAlive,
+    /// Time that a request waits for its model to be loaded; longer gets 503. 10 minutes: large models on slow disks.
+    pub load_timeout: Duration,
+    /// Requests that wait for models to be loaded; one more gets 503. 64.
+    pub max_load_waiting: usize,
+    /// Further names under which the first model is served.
     pub model_aliases: Vec<String>,
 }
 
@@ -67,6 +76,9 @@ impl Default for ServerConfig {
             drain_timeout: Duration::from_secs(30),
             engine_death_notice: Duration::from_secs(5),
             origins: Origins::default(),
+            keep_alive: KeepAlive::default(),
+            load_timeout: Duration::from_secs(600),
+            max_load_waiting: 64,
             model_aliases: Vec::new(),
         }
     }

@@ -101,13 +101,6 @@ impl Metrics {
         }
     }
 
-    /// The text format.
-    pub(super) fn render(&self, llm: &Llm) -> Result<String, prometheus::Error> {
-        let mut families = self.engine(llm)?;
-        families.extend(self.registry.gather());
-        TextEncoder::new().encode_to_string(&families)
-    }
-
     /// The engine's own numbers, as they are now.
     fn engine(&self, llm: &Llm) -> Result<Vec<MetricFamily>, prometheus::Error> {
         let now = llm.engine().metrics().snapshot();
@@ -144,6 +137,23 @@ impl Metrics {
         }
         Ok(families)
     }
+}
+
+/// The text format of what is known of these models: each metric once, with a line for each model.
+///
+/// # Errors
+/// A metric cannot be written.
+pub(super) fn render<'a>(models: impl Iterator<Item = (&'a Metrics, &'a Llm)>) -> Result<String, prometheus::Error> {
+    let mut families: Vec<MetricFamily> = Vec::new();
+    for (metrics, llm) in models {
+        for mut family in metrics.engine(llm)?.into_iter().chain(metrics.registry.gather()) {
+            match families.iter_mut().find(|known| known.name() == family.name()) {
+                Some(known) => known.mut_metric().extend(family.take_metric()),
+                None => families.push(family),
+            }
+        }
+    }
+    TextEncoder::new().encode_to_string(&families)
 }
 
 /// Measures one request to the engine, from its submission to its end. One that is dropped unfinished was aborted.

@@ -38,20 +38,19 @@ use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 
-use crate::llm::Llm;
-
 pub use limits::{Origins, ServerConfig};
+pub use models::{ModelSource, ServedModels};
 pub use serve::{ServeError, serve};
 
 use error::ApiError;
 use state::{App, AppState};
 
-/// All routes over `llm`. Nest it in another program's router, rather than merge it: it has fallbacks of its own.
+/// All routes over `models`, which may be one [`crate::Llm`]. Nest it in another program's router, rather than merge it: it has fallbacks of its own.
 ///
 /// Requests are told apart by address only where the program serves with
 /// `into_make_service_with_connect_info::<SocketAddr>()`; else all that bring no key are one tenant.
-pub fn router(llm: Llm, config: ServerConfig) -> Router {
-    routes(AppState::new(llm, config))
+pub fn router(models: impl Into<ServedModels>, config: ServerConfig) -> Router {
+    routes(AppState::new(models.into(), config))
 }
 
 fn routes(app: App) -> Router {

@@ -76,6 +76,8 @@ pub(super) struct Run {
     usage: Usage,
     cut: watch::Receiver<bool>,
     record: Arc<RequestRecord>,
+    /// The model stays while this runs.
+    _model: Served,
 }
 
 impl Run {
@@ -110,7 +112,8 @@ impl Run {
         record.set_tokens(prompt_tokens, 0);
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
         let cut = app.cut.subscribe();
-        Ok(Self { events, meters, prompts, n: n as usize, generates, usage, cut, record })
+        let _model = model.clone();
+        Ok(Self { events, meters, prompts, n: n as usize, generates, usage, cut, record, _model })
     }
 
     /// Encodes and submits on a thread that may block, when it is this request's turn.

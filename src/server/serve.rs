@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use futures::future::join_all;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -23,9 +24,9 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 use tracing::{debug, error, info, warn};
 
-use crate::engine::EngineStatus;
-use crate::llm::Llm;
+use crate::engine::{EngineHandle, EngineStatus};
 
+use super::models::ServedModels;
 use super::state::{App, AppState, turned};
 use crate::server::ServerConfig;
 
@@ -33,6 +34,9 @@ use crate::server::ServerConfig;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after the system refused a connection for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often it is looked which models are idle for too long.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a server ended otherwise than in order.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +55,7 @@ enum End {
     EngineDied(Arc<str>),
 }
 
-/// Serves `llm` on `listener` until `shutdown` completes, and then drains: new requests get 503, running ones have
+/// Serves `models`, which may be one [`crate::Llm`], on `listener` until `shutdown` completes, and then drains: new requests get 503, running ones have
 /// `config.drain_timeout` to finish, and what is left ends with an error. The engine takes no requests afterwards.
 ///
 /// Where the engine stops by itself, the server ends too, `config.engine_death_notice` later: until then `/health` says
@@ -61,12 +65,12 @@ enum End {
 /// [`ServeError`]: the engine has stopped by itself, or the listener has no address.
 pub async fn serve(
     listener: TcpListener,
-    llm: Llm,
+    models: impl Into<ServedModels>,
     config: ServerConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr()?;
-    let app = AppState::new(llm, config);
+    let app = AppState::new(models.into(), config);
     let mut server = Server {
         listener,
         router: super::routes(app.clone()),
@@ -99,13 +103,13 @@ struct Server {
 impl Server {
     /// Accepts until `shutdown`, or until the engine has been dead for as long as it is told.
     async fn accept_until_end(&mut self, shutdown: impl Future<Output = ()>) -> End {
-        let (engine, notice) = (self.app.models.main().llm.engine().clone(), self.app.config.engine_death_notice);
+        let (models, notice) = (self.app.models.clone(), self.app.config.engine_death_notice);
         let end = async {
             let mut shutdown = pin!(shutdown);
             let reason = tokio::select! {
                 biased;
                 () = shutdown.as_mut() => return End::Ordered,
-                reason = engine.dead() => reason,
+                reason = models.died() => reason,
             };
             error!(%reason, notice_s = notice.as_secs(), "the engine has stopped; the server ends");
             // An order to stop is obeyed at once: it changes nothing but the wait.
@@ -117,14 +121,22 @@ impl Server {
 
     async fn accept_until<T>(&mut self, end: impl Future<Output = T>) -> T {
         let mut end = pin!(end);
+        let mut look = tokio::time::interval(IDLE_INTERVAL);
         loop {
             tokio::select! {
                 biased;
                 value = &mut end => return value,
+                _ = look.tick() => self.unload_expired(),
                 Some(_) = self.connections.join_next() => {}
                 (stream, peer, permit) = accept(&self.listener, &self.permits) => self.spawn(stream, peer, permit),
             }
         }
+    }
+
+    /// Models that nobody has used for as long as they are kept leave.
+    fn unload_expired(&self) {
+        let models = self.app.models.clone();
+        tokio::spawn(async move { models.unload_expired().await });
     }
 
     fn spawn(&mut self, stream: TcpStream, peer: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
@@ -139,18 +151,21 @@ impl Server {
 
     /// Goes on answering (503 to what is new) until no request runs, or cuts what still does.
     async fn drain(&mut self) -> End {
-        let engine = self.app.models.main().llm.engine().clone();
-        engine.drain();
+        let engines = self.app.models.engines();
+        engines.iter().for_each(EngineHandle::drain);
         info!(timeout_s = self.app.config.drain_timeout.as_secs(), "draining");
-        let idle = tokio::time::timeout(self.app.config.drain_timeout, engine.idle());
+        let idle =
+            tokio::time::timeout(self.app.config.drain_timeout, join_all(engines.iter().map(EngineHandle::idle)));
         if self.accept_until(idle).await.is_err() {
             warn!("the drain timeout is over; what still runs is ended");
             self.app.cut.send_replace(true);
         }
-        if let EngineStatus::Dead(reason) = engine.status() {
-            return End::EngineDied(reason);
+        for engine in &engines {
+            if let EngineStatus::Dead(reason) = engine.status() {
+                return End::EngineDied(reason);
+            }
         }
-        engine.shutdown("the server is shutting down");
+        engines.iter().for_each(|engine| engine.shutdown("the server is shutting down"));
         End::Ordered
     }
 

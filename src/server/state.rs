@@ -10,17 +10,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, watch};
 
 use crate::engine::SubmitError;
-use crate::llm::Llm;
 
 use super::error::ApiError;
-use super::models::Models;
+use super::models::{Models, ServedModels};
 use crate::server::ServerConfig;
 
 /// Cheap to clone.
 pub(super) type App = Arc<AppState>;
 
 pub(super) struct AppState {
-    pub(super) models: Models,
+    pub(super) models: Arc<Models>,
     pub(super) config: ServerConfig,
     /// Permits to encode a prompt.
     pub(super) encoding: Arc<Semaphore>,
@@ -33,9 +32,9 @@ pub(super) struct AppState {
 }
 
 impl AppState {
-    pub(super) fn new(llm: Llm, config: ServerConfig) -> App {
+    pub(super) fn new(models: ServedModels, config: ServerConfig) -> App {
         Arc::new(Self {
-            models: Models::fixed(llm, config.model_aliases.clone()),
+            models: Models::new(models, &config),
             encoding: Arc::new(Semaphore::new(config.max_encoding.max(1))),
             encoding_queue: Arc::new(Semaphore::new(config.max_encoding_waiting.max(1))),
             cut: watch::Sender::new(false),
@@ -63,8 +62,19 @@ impl AppState {
             let _permit = permit;
             work()
         };
+        self.block(work).await
+    }
+
+    /// Runs `work` on a thread that may block.
+    ///
+    /// # Errors
+    /// 500: `work` met a defect.
+    pub(super) async fn block<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
         let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|_| ApiError::internal("encoding the prompt met a defect of the server's"))
+        done.map_err(|_| ApiError::internal("the work for this request met a defect of the server's"))
     }
 
     /// 32 hexadecimal digits that nobody else has.

@@ -110,6 +110,14 @@ fn memory(flags: &PlanFlags, config: &Config) -> Result<MemoryToPlan, CliError> 
     if let Some(size) = flags.ram {
         return Ok(MemoryToPlan::Cpu(size.0));
     }
+    memory_here(config)
+}
+
+/// The memory of where a model would run here.
+///
+/// # Errors
+/// [`CliError::Refused`]: the device that is wished for cannot be had, or nobody knows how much memory is free.
+pub fn memory_here(config: &Config) -> Result<MemoryToPlan, CliError> {
     let mut hardware = Hardware::detect();
     hardware.ask_driver(Probing::All, Some(&Store::libraries_below(&config.hub.models_dir)));
     let choice =

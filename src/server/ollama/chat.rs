@@ -22,7 +22,8 @@ use crate::server::run::Run;
 use crate::server::state::App;
 use crate::server::{body, chats, stream, tenant};
 
-use super::answer::{Form, Lines, Place, nothing_generated};
+use super::answer::{Form, Lines, Place};
+use super::load::{LoadedFor, load, only_load};
 use super::messages::{ChatMessage, translate};
 use super::options::Fields;
 
@@ -47,11 +48,10 @@ pub(super) async fn create(
     let bytes = body::read(&app.config, request).await?;
     let (fields, chat): (Fields, ChatBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     drop(bytes);
-    let model = app.models.get(&fields.model).await?;
-    let load_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     if chat.messages.is_empty() {
-        return Ok(nothing_generated(&fields.model, Place::Message, "load"));
+        return only_load(&app, &fields, Place::Message).await;
     }
+    let LoadedFor { model, load_ns } = load(&app, &fields).await?;
     let chat = Chat {
         messages: translate(chat.messages)?,
         tools: chats::functions(chat.tools)?,

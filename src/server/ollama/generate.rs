@@ -17,8 +17,9 @@ use crate::server::run::Run;
 use crate::server::state::App;
 use crate::server::{body, tenant};
 
-use super::answer::{Form, Place, nothing_generated};
+use super::answer::{Form, Place};
 use super::chat::answer;
+use super::load::{LoadedFor, load, only_load};
 use super::messages::refuse_images;
 use super::options::Fields;
 
@@ -67,11 +68,10 @@ pub(super) async fn create(
     let (fields, body): (Fields, GenerateBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     drop(bytes);
     body.refuse()?;
-    let model = app.models.get(&fields.model).await?;
-    let load_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     if body.prompt.is_empty() {
-        return Ok(nothing_generated(&fields.model, Place::Response, "load"));
+        return only_load(&app, &fields, Place::Response).await;
     }
+    let LoadedFor { model, load_ns } = load(&app, &fields).await?;
     let prompt = if body.raw.unwrap_or(false) {
         Prompt::Text(body.prompt)
     } else {

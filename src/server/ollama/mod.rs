@@ -6,12 +6,14 @@
 mod answer;
 mod chat;
 mod generate;
+mod load;
 mod messages;
 mod models;
 mod options;
+mod pull;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use super::state::App;
 
@@ -23,5 +25,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/tags", get(models::tags))
         .route("/ps", get(models::ps))
         .route("/show", post(models::show))
+        .route("/pull", post(pull::pull))
+        .route("/delete", delete(pull::delete))
         .route("/version", get(models::version))
 }

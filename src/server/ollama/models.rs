@@ -1,20 +1,25 @@
 //! What is served, in Ollama's form: `/api/tags`, `/api/ps`, `/api/show`, `/api/version`.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use std::time::{Duration, UNIX_EPOCH};
 
 use crate::device::Device;
-use crate::llm::{Llm, ModelInfo};
+use crate::llm::{LocalModel, ModelDescription, ModelInfo};
 use crate::server::body;
 use crate::server::error::ApiError;
+use crate::server::models::Listed;
 use crate::server::state::App;
 
 /// The version of Ollama's API that is spoken: its clients refuse servers that are too old for what they use.
 const API_VERSION: &str = "0.12.0";
+
+/// When a model leaves that stays, as Ollama writes it.
+const NEVER: &str = "2318-01-01T00:00:00Z";
 
 #[derive(Serialize)]
 pub(super) struct ModelList {
@@ -42,7 +47,7 @@ struct Running {
     context_length: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Details {
     parent_model: &'static str,
     format: &'static str,
@@ -56,20 +61,21 @@ fn rfc3339(unix_s: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix_s)).to_string()
 }
 
-/// Tells one model from another, as Ollama's digests do; it is no checksum of the model's files.
+/// Tells a loaded model from others; it is no checksum of the model's files.
 fn digest(info: &ModelInfo) -> String {
     let identity = format!("{} {} {} {}", info.name, info.format, info.parameters, info.weight_bytes);
     Sha256::digest(identity.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn details(info: &ModelInfo) -> Details {
+fn details(described: &ModelDescription) -> Details {
+    let facts = &described.facts;
     Details {
         parent_model: "",
         format: "gguf",
-        family: info.architecture.clone(),
-        families: vec![info.architecture.clone()],
-        parameter_size: parameter_size(info.parameters),
-        quantization_level: info.format.clone(),
+        family: facts.architecture.clone(),
+        families: vec![facts.architecture.clone()],
+        parameter_size: parameter_size(facts.parameters),
+        quantization_level: facts.format.clone(),
     }
 }
 
@@ -82,35 +88,64 @@ fn parameter_size(parameters: u64) -> String {
     }
 }
 
-fn model(name: &str, info: &ModelInfo) -> Model {
+fn loaded(name: &str, listed: &Listed) -> Model {
+    let info = listed.llm.info();
     Model {
         name: name.to_owned(),
         model: name.to_owned(),
         modified_at: Some(rfc3339(info.loaded_at_unix_s)),
         size: info.weight_bytes,
         digest: digest(info),
-        details: details(info),
+        details: details(&listed.llm.describe()),
         running: None,
     }
 }
 
-pub(super) async fn tags(State(app): State<App>) -> Json<ModelList> {
-    let info = app.models.main().llm.info();
-    Json(ModelList { models: app.models.names().map(|name| model(name, info)).collect() })
+fn stored(model: LocalModel, described: Option<&ModelDescription>) -> Model {
+    Model {
+        modified_at: Some(rfc3339(model.modified_at_unix_s)),
+        size: model.bytes,
+        digest: model.digest,
+        details: described.map(details).unwrap_or_default(),
+        running: None,
+        model: model.name.clone(),
+        name: model.name,
+    }
+}
+
+pub(super) async fn tags(State(app): State<App>) -> Result<Json<ModelList>, ApiError> {
+    let mut models = Vec::new();
+    for listed in app.models.loaded() {
+        models.extend(listed.names.iter().map(|name| loaded(name, &listed)));
+    }
+    let available = app.models.available().await;
+    if !available.is_empty() {
+        let source = app.models.source()?;
+        let describe = move || {
+            // A model whose headers make no sense is listed without details.
+            let one = |model: LocalModel| {
+                let described = source.describe(&model.name).ok();
+                stored(model, described.as_ref())
+            };
+            available.into_iter().map(one).collect::<Vec<_>>()
+        };
+        models.extend(app.block(describe).await?);
+    }
+    Ok(Json(ModelList { models }))
 }
 
 pub(super) async fn ps(State(app): State<App>) -> Json<ModelList> {
-    let info = app.models.main().llm.info();
-    let on_gpu = info.runs_on != Device::Cpu;
-    let running = Running {
-        // As Ollama writes it for models that stay.
-        expires_at: "2318-01-01T00:00:00Z".into(),
-        size_vram: if on_gpu { info.planned_bytes } else { 0 },
-        context_length: info.context_length,
+    let one = |listed: &Listed| {
+        let info = listed.llm.info();
+        let expires = listed.left.map(|left| humantime::format_rfc3339_seconds(SystemTime::now() + left).to_string());
+        let running = Running {
+            expires_at: expires.unwrap_or_else(|| NEVER.into()),
+            size_vram: if info.runs_on == Device::Cpu { 0 } else { info.planned_bytes },
+            context_length: info.context_length,
+        };
+        Model { modified_at: None, size: info.planned_bytes, running: Some(running), ..loaded(&info.name, listed) }
     };
-    let model =
-        Model { modified_at: None, size: info.planned_bytes, running: Some(running), ..model(&info.name, info) };
-    Json(ModelList { models: vec![model] })
+    Json(ModelList { models: app.models.loaded().iter().map(one).collect() })
 }
 
 #[derive(Deserialize)]
@@ -120,37 +155,50 @@ struct ShowBody {
     model: String,
 }
 
+/// Of a model that is not loaded its headers are read; it stays where it is.
 pub(super) async fn show(State(app): State<App>, request: Request) -> Result<Json<Value>, ApiError> {
     let bytes = body::read(&app.config, request).await?;
     let ShowBody { model } = body::parse(&bytes)?;
-    let llm = app.models.get(&model).await?.llm;
-    let info = llm.info();
+    let (name, created_unix_s, described) = match app.models.find(&model) {
+        Some(served) => {
+            let info = served.llm.info();
+            (info.name.clone(), info.loaded_at_unix_s, served.llm.describe())
+        }
+        None => {
+            let stored = app.models.find_available(&model).await?;
+            let (source, name) = (app.models.source()?, stored.name.clone());
+            let described = app.block(move || source.describe(&name)).await?;
+            let described = described.map_err(|error| ApiError::internal(error.to_string()))?;
+            (stored.name, stored.modified_at_unix_s, described)
+        }
+    };
     Ok(Json(json!({
-        "modelfile": format!("# served by Lantern\nFROM {}\n", info.name),
+        "modelfile": format!("# served by Lantern\nFROM {name}\n"),
         "parameters": "",
-        "template": llm.chat_template(),
-        "details": details(info),
-        "model_info": model_info(info),
-        "capabilities": capabilities(&llm),
-        "modified_at": rfc3339(info.loaded_at_unix_s),
+        "template": described.facts.chat_template,
+        "details": details(&described),
+        "model_info": model_info(&name, &described),
+        "capabilities": capabilities(&described),
+        "modified_at": rfc3339(created_unix_s),
     })))
 }
 
 /// Under the names of GGUF's metadata.
-fn model_info(info: &ModelInfo) -> Map<String, Value> {
-    let architecture = &info.architecture;
+fn model_info(name: &str, described: &ModelDescription) -> Map<String, Value> {
+    let facts = &described.facts;
+    let architecture = &facts.architecture;
     [
         ("general.architecture".to_owned(), json!(architecture)),
-        ("general.basename".to_owned(), json!(info.name)),
-        ("general.parameter_count".to_owned(), json!(info.parameters)),
-        (format!("{architecture}.context_length"), json!(info.context_length)),
+        ("general.basename".to_owned(), json!(name)),
+        ("general.parameter_count".to_owned(), json!(facts.parameters)),
+        (format!("{architecture}.context_length"), json!(facts.context_length)),
     ]
     .into_iter()
     .collect()
 }
 
-fn capabilities(llm: &Llm) -> Vec<&'static str> {
-    let conditional = [("tools", llm.knows_tools()), ("thinking", llm.thinks())];
+fn capabilities(described: &ModelDescription) -> Vec<&'static str> {
+    let conditional = [("tools", described.knows_tools), ("thinking", described.thinks)];
     std::iter::once("completion").chain(conditional.into_iter().filter(|(_, has)| *has).map(|(name, _)| name)).collect()
 }
 

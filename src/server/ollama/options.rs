@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
+use crate::config::KeepAlive;
 use crate::llm::{GenerateRequest, Prompt, SamplingOptions};
 use crate::request::Tenant;
 use crate::server::body::Object;
@@ -21,6 +22,7 @@ pub(super) struct Fields {
     format: Option<Value>,
     think: Option<Value>,
     truncate: Option<bool>,
+    keep_alive: Option<Value>,
     pub(super) logprobs: Option<bool>,
     top_logprobs: Option<u32>,
 }
@@ -50,6 +52,21 @@ impl Fields {
     /// Whether messages may be left out of a chat that is too long. Only where it is asked for: nothing is lost silently.
     pub(super) fn may_truncate(&self) -> bool {
         self.truncate.unwrap_or(false)
+    }
+
+    /// How long the model is to stay after this request, if the request says.
+    ///
+    /// # Errors
+    /// 400: it is no duration.
+    pub(super) fn keep_alive(&self) -> Result<Option<KeepAlive>, ApiError> {
+        let text = match &self.keep_alive {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(text)) if text.is_empty() => return Ok(None),
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Number(seconds)) => whole("keep_alive", seconds)?.to_string(),
+            Some(other) => return Err(ApiError::invalid("keep_alive", format!("{other} is no duration"))),
+        };
+        text.parse().map(Some).map_err(|error| ApiError::invalid("keep_alive", error))
     }
 
     /// The variables of the template that switch thoughts.
@@ -148,6 +165,7 @@ mod tests {
         body.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
         let fields: Fields = crate::server::body::parse(body.to_string().as_bytes())?;
         fields.template_variables()?;
+        fields.keep_alive()?;
         fields.request(Prompt::Text("p".into()), Tenant::default())
     }
 
@@ -198,6 +216,8 @@ mod tests {
             (json!({"options": []}), "options"),
             (json!({"think": "hard"}), "think"),
             (json!({"format": "xml"}), "format"),
+            (json!({"keep_alive": "soon"}), "keep_alive"),
+            (json!({"keep_alive": 1.5}), "keep_alive"),
         ];
         for (fields, name) in cases {
             let error = request(fields.clone()).expect_err(name);

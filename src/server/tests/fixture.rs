@@ -73,14 +73,30 @@ pub(super) fn llm(limits: EngineLimits, mut script: impl FnMut(Submission) + Sen
     over(engine)
 }
 
+/// A model of another name whose engine always says `text`; it holds `held` until it is unloaded.
+pub(super) fn named(name: &str, text: &'static str, held: impl Send + 'static) -> Llm {
+    let (engine, mut inbox) = channel(limits());
+    std::thread::spawn(move || {
+        let _held = held;
+        while let Some(Command::Submit(submission)) = inbox.wait() {
+            say(&submission, text);
+        }
+    });
+    with_template_and_name(engine, TEMPLATE, name)
+}
+
 /// A model on this engine.
 pub(super) fn over(engine: EngineHandle) -> Llm {
     with_template(engine, TEMPLATE)
 }
 
 fn with_template(engine: EngineHandle, template: &str) -> Llm {
+    with_template_and_name(engine, template, MODEL)
+}
+
+fn with_template_and_name(engine: EngineHandle, template: &str, name: &str) -> Llm {
     let info = ModelInfo {
-        name: MODEL.into(),
+        name: name.into(),
         architecture: "llama".into(),
         parameters: 1,
         format: "F32".into(),

@@ -7,6 +7,7 @@ mod chat;
 mod completions;
 mod fixture;
 mod lifecycle;
+mod models;
 mod ollama;
 mod operations;
 mod refusals;

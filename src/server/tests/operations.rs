@@ -142,7 +142,7 @@ async fn pages_of_this_machine_may_call_and_others_may_not() {
 #[tokio::test]
 async fn a_panic_ends_its_own_request_alone() {
     let (llm, _submissions) = held(limits());
-    let app = AppState::new(llm, config());
+    let app = AppState::new(llm.into(), config());
     async fn defect() -> &'static str {
         panic!("this test's own panic")
     }

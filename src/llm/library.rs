@@ -1,0 +1,159 @@
+//! The models on this machine by name: listed, loaded, brought and removed.
+//!
+//! Knows no server.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::{DeviceWish, EngineConfig, HubConfig};
+use crate::engine::{self, ModelFacts, ModelFiles, StartError};
+use crate::hub::{self, Catalog, HubError, HubOptions, Located, LocatedKind, ModelName, Progress, Store};
+
+use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate};
+
+use super::handle::Llm;
+use super::load::LoadError;
+
+/// A model on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalModel {
+    /// The name it is loaded by.
+    pub name: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// When it came here, in seconds since 1970.
+    pub modified_at_unix_s: u64,
+    /// SHA-256, in hexadecimal, of its file, or of the digests of its files: what tells it from other versions.
+    pub digest: String,
+}
+
+/// What is known of a model without loading it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelDescription {
+    /// What its headers say.
+    pub facts: ModelFacts,
+    /// Whether its chat template has a place for tools.
+    pub knows_tools: bool,
+    /// Whether it thinks before it answers.
+    pub thinks: bool,
+}
+
+/// The models in the store, and those that an Ollama on this machine has pulled, which are used in place.
+#[derive(Clone, Debug)]
+pub struct ModelLibrary {
+    hub: HubConfig,
+    options: HubOptions,
+    engine: EngineConfig,
+    /// By digest: a model's headers are read once.
+    described: Arc<Mutex<HashMap<String, ModelDescription>>>,
+}
+
+impl ModelLibrary {
+    /// The models of this store, loaded with these settings.
+    pub fn new(hub: HubConfig, options: HubOptions, engine: EngineConfig) -> Self {
+        let options = HubOptions { offline: options.offline || hub.offline, ..options };
+        Self { hub, options, engine, described: Arc::default() }
+    }
+
+    /// What is here, sorted by name. Of two models with one name the store's counts.
+    ///
+    /// # Errors
+    /// [`HubError::Io`] where the store cannot be read.
+    pub fn list(&self) -> Result<Vec<LocalModel>, HubError> {
+        Ok(self.all()?.into_iter().map(|(model, _)| model).collect())
+    }
+
+    fn all(&self) -> Result<Vec<(LocalModel, LocatedKind)>, HubError> {
+        let stored = self.store()?.list()?.into_iter().map(|stored| {
+            let model = LocalModel {
+                digest: stored.manifest.digest(),
+                name: stored.name,
+                bytes: stored.bytes,
+                modified_at_unix_s: stored.manifest.pulled_at_unix,
+            };
+            (model, stored.kind)
+        });
+        let mut all: Vec<_> = stored.collect();
+        let folder = self.options.ollama_models.as_deref();
+        for theirs in folder.map(hub::ollama_models).unwrap_or_default() {
+            if all.iter().all(|(model, _)| model.name != theirs.name) {
+                let model = LocalModel {
+                    name: theirs.name,
+                    bytes: theirs.bytes,
+                    modified_at_unix_s: theirs.modified_at_unix,
+                    digest: theirs.sha256,
+                };
+                all.push((model, LocatedKind::Gguf(theirs.gguf)));
+            }
+        }
+        all.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    fn find(&self, name: &str) -> Result<(LocalModel, LocatedKind), HubError> {
+        let found = self.all()?.into_iter().find(|(model, _)| model.name == name);
+        found.ok_or_else(|| HubError::NotPresent { name: name.to_owned() })
+    }
+
+    /// What is known of a model of the list without loading it.
+    ///
+    /// # Errors
+    /// [`LoadError`]: it is not in the list, or its headers make no sense.
+    pub fn describe(&self, name: &str) -> Result<ModelDescription, LoadError> {
+        let (model, kind) = self.find(name)?;
+        let described = || self.described.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = described().get(&model.digest) {
+            return Ok(known.clone());
+        }
+        let facts = engine::describe(ModelFiles::Stored(kind.path())).map_err(StartError::from)?;
+        let template = ChatTemplate::new(facts.chat_template.as_deref().unwrap_or(CHATML_TEMPLATE), None, None)
+            .map_err(|source| LoadError::Template { model: model.name, source })?;
+        let known = ModelDescription { facts, knows_tools: template.knows_tools(), thinks: template.thinks() };
+        described().insert(model.digest, known.clone());
+        Ok(known)
+    }
+
+    /// Loads a model of the list. Never downloads, and never opens a path: names come from the network. `gpu_or_nothing`
+    /// fails where `auto` would fall back to the CPU.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load(&self, name: &str, gpu_or_nothing: bool) -> Result<Llm, LoadError> {
+        let (model, kind) = self.find(name)?;
+        let mut engine = self.engine.clone();
+        if gpu_or_nothing && engine.device == DeviceWish::Auto {
+            engine.device = DeviceWish::Cuda(None);
+        }
+        Llm::builder()
+            .located(Located { kind, display_name: model.name })
+            .hub_config(self.hub.clone())
+            .engine_config(engine)
+            .load_blocking()
+    }
+
+    /// Brings a model of the catalog or the hub to this machine.
+    ///
+    /// # Errors
+    /// [`HubError`]: the name is neither, or it cannot be had.
+    pub fn pull(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError> {
+        let name = match ModelName::parse(name.strip_suffix(":latest").unwrap_or(name), &Catalog::embedded())? {
+            ModelName::Folder(path) | ModelName::File(path) => {
+                return Err(HubError::NotPresent { name: path.display().to_string() });
+            }
+            name => name,
+        };
+        hub::pull(&name, &self.store()?, &self.options, progress).map(|_| ())
+    }
+
+    /// Removes a model from the store. Those of Ollama's are its own to remove.
+    ///
+    /// # Errors
+    /// [`HubError::NotStored`].
+    pub fn remove(&self, name: &str) -> Result<(), HubError> {
+        self.store()?.remove(name)
+    }
+
+    fn store(&self) -> Result<Store, HubError> {
+        Store::open(&self.hub.models_dir)
+    }
+}

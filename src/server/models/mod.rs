@@ -1,0 +1,399 @@
+//! The models that are served, by name: those that are loaded, and those that are loaded when somebody asks for them.
+//!
+//! Knows no API. Invariants: one model is loaded at a time; one that is in use does not leave; one that leaves has given
+//! its memory back before the next takes it.
+
+mod lease;
+mod names;
+mod source;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::config::KeepAlive;
+use crate::device::Device;
+use crate::engine::EngineHandle;
+use crate::llm::{Llm, LoadError, LocalModel};
+
+use super::error::ApiError;
+use super::limits::ServerConfig;
+use super::metrics::Metrics;
+
+pub(super) use lease::Served;
+pub use source::ModelSource;
+
+use lease::Uses;
+
+/// What a server serves: one model, or several, and those that it may load when they are asked for.
+#[derive(Clone)]
+pub struct ServedModels {
+    loaded: Vec<Llm>,
+    pinned: bool,
+    source: Option<Arc<dyn ModelSource>>,
+}
+
+impl From<Llm> for ServedModels {
+    /// This model alone.
+    fn from(llm: Llm) -> Self {
+        Self { loaded: vec![llm], pinned: true, source: None }
+    }
+}
+
+impl ServedModels {
+    /// These models, which are loaded, and what `source` has besides, when it is asked for. Loaded models leave when
+    /// others need their memory and nobody uses them.
+    pub fn new(loaded: Vec<Llm>, source: impl ModelSource) -> Self {
+        Self { loaded, pinned: false, source: Some(Arc::new(source)) }
+    }
+
+    /// The models that are loaded now never leave.
+    pub fn pinned(mut self) -> Self {
+        self.pinned = true;
+        self
+    }
+}
+
+/// A loaded model as lists show it: looking at it is no use of it.
+pub(super) struct Listed {
+    /// Its own name first, then its aliases.
+    pub(super) names: Vec<String>,
+    pub(super) llm: Llm,
+    pub(super) metrics: Arc<Metrics>,
+    /// How long it stays if nobody uses it; `None`: for ever.
+    pub(super) left: Option<std::time::Duration>,
+}
+
+/// One name under which a model is served, loaded or not.
+pub(super) struct Summary {
+    pub(super) name: String,
+    /// The model's own name.
+    pub(super) root: String,
+    /// When it was loaded, or came to this machine, in seconds since 1970.
+    pub(super) created_unix_s: u64,
+    /// Tokens of prompt and answer; `None` while it is not loaded.
+    pub(super) context_length: Option<u32>,
+}
+
+/// A model that is loaded.
+struct Loaded {
+    llm: Llm,
+    metrics: Arc<Metrics>,
+    aliases: Vec<String>,
+    pinned: bool,
+    uses: Arc<Uses>,
+}
+
+impl From<LocalModel> for Summary {
+    fn from(model: LocalModel) -> Self {
+        let (root, created_unix_s) = (model.name.clone(), model.modified_at_unix_s);
+        Self { name: model.name, root, created_unix_s, context_length: None }
+    }
+}
+
+impl Listed {
+    fn summaries(&self) -> impl Iterator<Item = Summary> {
+        let info = self.llm.info();
+        self.names.iter().map(|name| Summary {
+            name: name.clone(),
+            root: info.name.clone(),
+            created_unix_s: info.loaded_at_unix_s,
+            context_length: Some(info.context_length),
+        })
+    }
+}
+
+impl Loaded {
+    fn name(&self) -> &str {
+        &self.llm.info().name
+    }
+
+    fn serve(&self) -> Served {
+        Served::new(self.llm.clone(), self.metrics.clone(), self.uses.clone())
+    }
+}
+
+/// All models that are served.
+pub(super) struct Models {
+    loaded: Mutex<Vec<Loaded>>,
+    source: Option<Arc<dyn ModelSource>>,
+    /// Held by whoever loads a model.
+    loading: tokio::sync::Mutex<()>,
+    /// Permits to wait for a model.
+    waiting: Semaphore,
+    /// Rings when a model is no longer in use.
+    returned: Arc<Notify>,
+    limits: Limits,
+}
+
+/// What bounds the loading of models.
+struct Limits {
+    keep_alive: KeepAlive,
+    max_waiting: usize,
+    timeout: std::time::Duration,
+}
+
+impl Models {
+    pub(super) fn new(models: ServedModels, config: &ServerConfig) -> Arc<Self> {
+        let all = Arc::new(Self {
+            loaded: Mutex::default(),
+            source: models.source,
+            loading: tokio::sync::Mutex::default(),
+            waiting: Semaphore::new(config.max_load_waiting.clamp(1, Semaphore::MAX_PERMITS)),
+            returned: Arc::default(),
+            limits: Limits {
+                keep_alive: config.keep_alive,
+                max_waiting: config.max_load_waiting,
+                timeout: config.load_timeout,
+            },
+        });
+        let mut aliases = config.model_aliases.clone();
+        for llm in models.loaded {
+            // Further names are the first model's.
+            all.insert(llm, std::mem::take(&mut aliases), models.pinned);
+        }
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Loaded>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a model in, and gives it out once.
+    fn insert(self: &Arc<Self>, llm: Llm, aliases: Vec<String>, pinned: bool) -> Served {
+        let metrics = Arc::new(Metrics::new(&llm.info().name));
+        let uses = Uses::new(self.limits.keep_alive, self.returned.clone());
+        let loaded = Loaded { llm, metrics, aliases, pinned, uses };
+        let served = loaded.serve();
+        self.lock().push(loaded);
+        served
+    }
+
+    /// Models that are loaded, the oldest first.
+    pub(super) fn loaded(&self) -> Vec<Listed> {
+        let listed = |loaded: &Loaded| {
+            let own = loaded.name();
+            let aliases = loaded.aliases.iter().map(String::as_str).filter(|alias| *alias != own);
+            Listed {
+                names: std::iter::once(own).chain(aliases).map(str::to_owned).collect(),
+                llm: loaded.llm.clone(),
+                metrics: loaded.metrics.clone(),
+                left: if loaded.pinned { None } else { loaded.uses.left() },
+            }
+        };
+        self.lock().iter().map(listed).collect()
+    }
+
+    /// Models that are on this machine and not loaded.
+    pub(super) async fn available(&self) -> Vec<LocalModel> {
+        let Some(source) = self.source.clone() else { return Vec::new() };
+        // A store that cannot be read has nothing to offer.
+        let mut all = tokio::task::spawn_blocking(move || source.list()).await.unwrap_or_default();
+        let loaded = self.lock();
+        all.retain(|model| loaded.iter().all(|loaded| loaded.name() != model.name));
+        all
+    }
+
+    /// Every name under which a model is served, those of loaded models first.
+    pub(super) async fn summaries(&self) -> Vec<Summary> {
+        let loaded = self.loaded();
+        let mut all: Vec<_> = loaded.iter().flat_map(Listed::summaries).collect();
+        all.extend(self.available().await.into_iter().map(Summary::from));
+        all
+    }
+
+    /// What is said of the model of one name.
+    ///
+    /// # Errors
+    /// 404: nothing is called so.
+    pub(super) async fn summary(&self, name: &str) -> Result<Summary, ApiError> {
+        let mut loaded = self.loaded().into_iter().flat_map(|loaded| loaded.summaries().collect::<Vec<_>>());
+        match loaded.find(|summary| names::is_same(&summary.name, name)) {
+            Some(summary) => Ok(summary),
+            None => Ok(self.find_available(name).await?.into()),
+        }
+    }
+
+    /// Where models that are not loaded come from.
+    ///
+    /// # Errors
+    /// 400: this server has the models that it was given and no others.
+    pub(super) fn source(&self) -> Result<Arc<dyn ModelSource>, ApiError> {
+        let why = "this server serves the models that it was started with; it does not bring or remove any";
+        self.source.clone().ok_or_else(|| ApiError::client(StatusCode::BAD_REQUEST, Some("fixed_models"), why))
+    }
+
+    /// The model of that name, for as long as what is returned is held. One that is not loaded is loaded first.
+    ///
+    /// # Errors
+    /// 404: nothing is called so; near names are told. 503: too many wait, it takes too long, or it cannot be loaded.
+    pub(super) async fn get(self: &Arc<Self>, name: &str) -> Result<Served, ApiError> {
+        if let Some(served) = self.find(name) {
+            return Ok(served);
+        }
+        let full = self.find_available(name).await?.name;
+        let _place = self.waiting.try_acquire().map_err(|_| self.too_many_wait())?;
+        // On a task of its own: whoever asked may go away, the model is loaded all the same.
+        let models = self.clone();
+        let load = tokio::spawn(async move { models.load(&full).await });
+        match tokio::time::timeout(self.limits.timeout, load).await {
+            Ok(loaded) => loaded.map_err(|_| ApiError::internal("loading the model met a defect of the server's"))?,
+            Err(_) => {
+                let seconds = self.limits.timeout.as_secs();
+                let message = format!("`{name}` was not loaded within {seconds} s (load_timeout); try again");
+                Err(unavailable("load_timeout", message))
+            }
+        }
+    }
+
+    /// The model of that name among those that are not loaded.
+    ///
+    /// # Errors
+    /// 404: nothing is called so; near names are told.
+    pub(super) async fn find_available(&self, name: &str) -> Result<LocalModel, ApiError> {
+        let mut available = self.available().await;
+        if let Some(at) = available.iter().position(|model| names::is_same(&model.name, name)) {
+            return Ok(available.swap_remove(at));
+        }
+        let loaded: Vec<_> = self.loaded().into_iter().flat_map(|loaded| loaded.names).collect();
+        let known = loaded.iter().map(String::as_str).chain(available.iter().map(|model| model.name.as_str()));
+        Err(names::unknown(name, &known.collect::<Vec<_>>()))
+    }
+
+    /// A loaded model of that name.
+    pub(super) fn find(&self, name: &str) -> Option<Served> {
+        let loaded = self.lock();
+        let names = |loaded: &Loaded, name: &str| {
+            names::is_same(loaded.name(), name) || loaded.aliases.iter().any(|alias| alias == name)
+        };
+        loaded.iter().find(|loaded| names(loaded, name)).map(Loaded::serve)
+    }
+
+    fn too_many_wait(&self) -> ApiError {
+        let message = format!(
+            "{} requests wait for models to be loaded already (max_load_waiting); try again later",
+            self.limits.max_waiting
+        );
+        unavailable("too_many_wait", message)
+    }
+
+    /// Loads a model of the source's, in its turn; idle ones leave for it where that is needed.
+    async fn load(self: &Arc<Self>, name: &str) -> Result<Served, ApiError> {
+        let _turn = self.loading.lock().await;
+        if let Some(served) = self.find(name) {
+            return Ok(served);
+        }
+        let started = Instant::now();
+        loop {
+            // Before a model runs on the CPU because others fill the GPU, those that are idle leave it.
+            let on_gpu = self.lock().iter().any(|loaded| loaded.llm.info().runs_on != Device::Cpu);
+            let (source, wanted) = (self.source()?, name.to_owned());
+            let returned = self.returned.notified();
+            let outcome = tokio::task::spawn_blocking(move || source.load(&wanted, on_gpu)).await;
+            match outcome.map_err(|_| ApiError::internal("loading the model met a defect of the server's"))? {
+                Ok(llm) => {
+                    tracing::info!(model = name, seconds = started.elapsed().as_secs_f32(), "loaded");
+                    return Ok(self.insert(llm, Vec::new(), false));
+                }
+                Err(error) if error.does_not_fit() && self.may_become_free() => {
+                    if !self.unload_longest_idle().await {
+                        tracing::info!(model = name, "waits until another model is no longer in use");
+                        returned.await;
+                    }
+                }
+                Err(error) => return Err(load_failed(name, &error)),
+            }
+        }
+    }
+
+    /// Whether any model is loaded that is not there to stay.
+    fn may_become_free(&self) -> bool {
+        self.lock().iter().any(|loaded| !loaded.pinned)
+    }
+
+    /// Unloads the model that nobody has used for the longest time; whether there was one.
+    async fn unload_longest_idle(&self) -> bool {
+        let idle = |loaded: &Loaded| loaded.uses.idle_since().filter(|_| !loaded.pinned);
+        let leaving = {
+            let mut loaded = self.lock();
+            let longest = loaded.iter().enumerate().filter_map(|(at, loaded)| Some((idle(loaded)?, at))).min();
+            longest.map(|(_, at)| loaded.remove(at))
+        };
+        match leaving {
+            Some(leaving) => {
+                unload(leaving, "another model needs its memory").await;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Unloads what has been idle for as long as it is kept.
+    pub(super) async fn unload_expired(&self) {
+        loop {
+            let leaving = {
+                let mut loaded = self.lock();
+                let expired = loaded.iter().position(|loaded| !loaded.pinned && loaded.uses.is_expired());
+                expired.map(|at| loaded.remove(at))
+            };
+            match leaving {
+                Some(leaving) => unload(leaving, "nobody has used it (keep_alive)").await,
+                None => return,
+            }
+        }
+    }
+
+    /// Waits until the engine of a loaded model stops by itself; why it did.
+    pub(super) async fn died(&self) -> Arc<str> {
+        loop {
+            let engines: Vec<EngineHandle> = self.lock().iter().map(|loaded| loaded.llm.engine().clone()).collect();
+            if engines.is_empty() {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+                continue;
+            }
+            let dead = futures::future::select_all(engines.iter().map(|engine| Box::pin(engine.dead())));
+            // A model that comes or leaves changes what is watched.
+            let died = tokio::time::timeout(WATCH_INTERVAL, dead).await;
+            if let Ok((reason, at, _)) = died
+                && self.lock().iter().any(|loaded| loaded.llm.engine().is_same(&engines[at]))
+            {
+                return reason;
+            }
+        }
+    }
+
+    /// The engines of all loaded models.
+    pub(super) fn engines(&self) -> Vec<EngineHandle> {
+        self.lock().iter().map(|loaded| loaded.llm.engine().clone()).collect()
+    }
+}
+
+/// How often it is looked which engines there are to be watched.
+const WATCH_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Stops a model's engine and waits until its memory is free.
+async fn unload(leaving: Loaded, why: &str) {
+    let name = leaving.name().to_owned();
+    let engine = leaving.llm.engine().clone();
+    drop(leaving);
+    engine.drain();
+    engine.shutdown("the model was unloaded");
+    engine.gone().await;
+    tracing::info!(model = name, why, "unloaded");
+}
+
+fn unavailable(code: &'static str, message: String) -> ApiError {
+    ApiError { retry_after_s: Some(1), ..ApiError::server(StatusCode::SERVICE_UNAVAILABLE, code, message) }
+}
+
+fn load_failed(name: &str, error: &LoadError) -> ApiError {
+    let mut message = format!("`{name}` cannot be loaded: {error}");
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        message.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    ApiError::server(StatusCode::SERVICE_UNAVAILABLE, "model_not_loaded", message)
+}

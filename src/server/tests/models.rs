@@ -1,0 +1,253 @@
+//! Several models: loaded when they are asked for, leaving when others need their memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::fixture::*;
+use crate::engine::StartError;
+use crate::hub::{HubError, Progress};
+use crate::llm::{Llm, LoadError, LocalModel, ModelDescription};
+use crate::runner::{ModelError, PlanError};
+use crate::server::{ModelSource, ServedModels, ServerConfig, router};
+
+/// Counts what is loaded while it lives.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Models `a:1b`, `b:1b` and `c:1b`, of which `room` fit at once. Each says its own name's letter.
+#[derive(Clone)]
+struct Shelf {
+    room: usize,
+    loaded: Arc<AtomicUsize>,
+    loads: Arc<AtomicUsize>,
+}
+
+impl Shelf {
+    fn new(room: usize) -> Self {
+        Self { room, loaded: Arc::default(), loads: Arc::default() }
+    }
+
+    fn router(&self, loaded: &[&str], config: ServerConfig) -> Router {
+        let loaded = loaded.iter().map(|name| self.load(name, false).expect("room")).collect();
+        router(ServedModels::new(loaded, self.clone()), config)
+    }
+
+    fn is_loaded(&self) -> usize {
+        self.loaded.load(Ordering::SeqCst)
+    }
+}
+
+impl ModelSource for Shelf {
+    fn list(&self) -> Vec<LocalModel> {
+        let one = |name: &str| LocalModel {
+            name: name.to_owned(),
+            bytes: 5,
+            modified_at_unix_s: 1_700_000_000,
+            digest: "d".into(),
+        };
+        ["a:1b", "b:1b", "c:1b"].map(one).into()
+    }
+
+    fn load(&self, name: &str, _gpu_or_nothing: bool) -> Result<Llm, LoadError> {
+        if self.loaded.load(Ordering::SeqCst) >= self.room {
+            let full = PlanError::DoesNotFit {
+                needed_bytes: 2,
+                weight_bytes: 1,
+                workspace_bytes: 1,
+                least_kv_bytes: 0,
+                free_bytes: 0,
+            };
+            return Err(LoadError::Start(StartError::Model(ModelError::Plan(full))));
+        }
+        self.loaded.fetch_add(1, Ordering::SeqCst);
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        let text = match name {
+            "a:1b" => "a",
+            "b:1b" => "b",
+            _ => "c",
+        };
+        Ok(named(name, text, Place(self.loaded.clone())))
+    }
+
+    fn describe(&self, name: &str) -> Result<ModelDescription, LoadError> {
+        Ok(named(name, "", ()).describe())
+    }
+
+    fn pull(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError> {
+        if name == "nobody" {
+            return Err(HubError::NotPresent { name: name.into() });
+        }
+        progress.start("weights", Some(8));
+        progress.advance(8);
+        progress.finish();
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<(), HubError> {
+        if name == "a:1b" { Ok(()) } else { Err(HubError::NotStored { name: name.into() }) }
+    }
+}
+
+async fn says(router: &Router, model: &str) -> String {
+    let reply = post(router, "/v1/chat/completions", chat_body(json!({"model": model}))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    reply.json()["choices"][0]["message"]["content"].as_str().expect("text").to_owned()
+}
+
+async fn loaded_names(router: &Router) -> Vec<String> {
+    let ps = get(router, "/api/ps").await.json();
+    let names = ps["models"].as_array().expect("a list").iter().map(|model| model["name"].as_str().expect("a name"));
+    names.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_when_it_is_asked_for_once() {
+    let shelf = Shelf::new(3);
+    let router = shelf.router(&["a:1b"], config());
+    let (first, second) = tokio::join!(says(&router, "b:1b"), says(&router, "b:1b:latest"));
+    assert_eq!((first.as_str(), second.as_str(), says(&router, "a:1b").await.as_str()), ("b", "b", "a"));
+    assert_eq!(shelf.loads.load(Ordering::SeqCst), 2);
+    assert_eq!(loaded_names(&router).await, ["a:1b", "b:1b"]);
+}
+
+#[tokio::test]
+async fn all_models_are_listed_and_looking_loads_none() {
+    let shelf = Shelf::new(3);
+    let router = shelf.router(&["b:1b"], config());
+    let names = |list: &Value, name: &str| -> Vec<String> {
+        let all = list.as_array().expect("a list").iter();
+        all.map(|model| model[name].as_str().expect("a name").to_owned()).collect()
+    };
+    let list = get(&router, "/v1/models").await.json();
+    assert_eq!(names(&list["data"], "id"), ["b:1b", "other-name", "org/name", "a:1b", "c:1b"]);
+    let tags = get(&router, "/api/tags").await.json();
+    assert_eq!(names(&tags["models"], "name"), ["b:1b", "other-name", "org/name", "a:1b", "c:1b"]);
+    assert_eq!((&tags["models"][3]["size"], &tags["models"][3]["details"]["family"]), (&json!(5), &json!("llama")));
+    let show = post(&router, "/api/show", json!({"model": "c:1b"})).await.json();
+    assert_eq!(show["model_info"]["llama.context_length"], CONTEXT);
+    assert_eq!(get(&router, "/v1/models/c:1b").await.json()["id"], "c:1b");
+    assert_eq!(shelf.is_loaded(), 1);
+}
+
+#[tokio::test]
+async fn the_longest_idle_model_leaves_where_there_is_no_room() {
+    let shelf = Shelf::new(2);
+    let router = shelf.router(&["a:1b", "b:1b"], config());
+    says(&router, "a:1b").await;
+    assert_eq!(says(&router, "c:1b").await, "c");
+    assert_eq!(loaded_names(&router).await, ["a:1b", "c:1b"]);
+    assert_eq!(shelf.is_loaded(), 2);
+}
+
+#[tokio::test]
+async fn pinned_models_stay_and_what_does_not_fit_beside_them_is_refused() {
+    let shelf = Shelf::new(1);
+    let loaded = vec![shelf.load("a:1b", false).expect("room")];
+    let router = router(ServedModels::new(loaded, shelf.clone()).pinned(), config());
+    let reply = post(&router, "/v1/chat/completions", chat_body(json!({"model": "b:1b"}))).await;
+    assert_eq!(reply.error().0, 503);
+    assert!(reply.message().contains("`b:1b` cannot be loaded"), "{}", reply.text);
+    assert_eq!(says(&router, "a:1b").await, "a");
+}
+
+#[tokio::test]
+async fn a_model_in_use_does_not_leave_and_the_next_waits_for_it() {
+    let shelf = Shelf::new(1);
+    let place = Place(shelf.loaded.clone());
+    shelf.loaded.fetch_add(1, Ordering::SeqCst);
+    let (sender, mut submissions) = tokio::sync::mpsc::unbounded_channel();
+    let held = llm(limits(), move |submission| {
+        // The model holds its place until it is unloaded.
+        let _held = &place;
+        let _ = sender.send(submission);
+    });
+    let router = router(ServedModels::new(vec![held], shelf.clone()), config());
+    let running = tokio::spawn({
+        let router = router.clone();
+        async move { post(&router, "/v1/chat/completions", chat_body(json!({}))).await }
+    });
+    let submission = soon(submissions.recv()).await.expect("a request");
+    let waiting = tokio::spawn({
+        let router = router.clone();
+        async move { says(&router, "c:1b").await }
+    });
+    say(&submission, "done");
+    assert_eq!(soon(running).await.expect("an answer").status, 200);
+    assert_eq!(soon(waiting).await.expect("an answer"), "c");
+}
+
+#[tokio::test]
+async fn keep_alive_zero_unloads_and_minus_one_keeps() {
+    let shelf = Shelf::new(2);
+    let router = shelf.router(&[], config());
+    assert_eq!(get(&router, "/health").await.status, StatusCode::OK);
+    let ask = async |model: &str, keep_alive: Value| {
+        post(&router, "/api/generate", json!({"model": model, "keep_alive": keep_alive})).await.json()["done_reason"]
+            .clone()
+    };
+    assert_eq!(ask("a:1b", json!("0s")).await, "unload");
+    assert_eq!(shelf.is_loaded(), 0);
+    assert_eq!(ask("a:1b", json!("5m")).await, "load");
+    let ps = get(&router, "/api/ps").await.json();
+    assert!(ps["models"][0]["expires_at"].as_str().is_some_and(|at| at.starts_with("20")), "{ps}");
+    assert_eq!(ask("a:1b", json!(-1)).await, "load");
+    assert_eq!(get(&router, "/api/ps").await.json()["models"][0]["expires_at"], "2318-01-01T00:00:00Z");
+    assert_eq!(ask("a:1b", json!(0)).await, "unload");
+    assert_eq!(shelf.is_loaded(), 0);
+}
+
+#[tokio::test]
+async fn near_names_are_told() {
+    let router = Shelf::new(1).router(&["a:1b"], ServerConfig::default());
+    let reply = post(&router, "/v1/chat/completions", chat_body(json!({"model": "c:2b"}))).await;
+    assert_eq!(reply.error(), (404, Some("model_not_found".into()), Some("model".into())));
+    assert!(reply.message().contains("did you mean `c:1b`"), "{}", reply.text);
+}
+
+#[tokio::test]
+async fn a_pull_tells_its_progress_and_its_end() {
+    let router = Shelf::new(1).router(&["a:1b"], config());
+    let lines = post(&router, "/api/pull", json!({"model": "qwen3:8b"})).await.lines();
+    assert_eq!(lines[0], json!({"status": "pulling manifest"}));
+    assert!(lines.contains(&json!({"status": "pulling weights", "completed": 8, "total": 8})), "{lines:?}");
+    assert_eq!(lines.last(), Some(&json!({"status": "success"})));
+    let whole = post(&router, "/api/pull", json!({"name": "qwen3:8b", "stream": false})).await.json();
+    assert_eq!(whole, json!({"status": "success"}));
+    let failed = post(&router, "/api/pull", json!({"model": "nobody"})).await.lines();
+    assert!(failed.last().expect("a line")["error"].as_str().is_some_and(|text| text.contains("nobody")));
+    let failed = post(&router, "/api/pull", json!({"model": "nobody", "stream": false})).await;
+    assert_eq!(failed.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn models_are_removed_and_a_fixed_server_removes_none() {
+    let delete = async |router: &Router, name: &str| {
+        send_request(router, request(Method::DELETE, "/api/delete", json!({"model": name}).to_string())).await.status
+    };
+    let router = Shelf::new(1).router(&[], config());
+    assert_eq!(delete(&router, "a:1b").await, StatusCode::OK);
+    assert_eq!(delete(&router, "z:1b").await, StatusCode::NOT_FOUND);
+    let (fixed, _requests) = saying("yes");
+    assert_eq!(delete(&fixed, MODEL).await, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn metrics_have_a_line_for_each_model() {
+    let router = Shelf::new(2).router(&["a:1b", "b:1b"], config());
+    says(&router, "b:1b").await;
+    let text = get(&router, "/metrics").await.text;
+    assert_eq!(text.matches("# TYPE vllm:request_success_total").count(), 1);
+    for (model, count) in [("a:1b", 0), ("b:1b", 1)] {
+        let line = format!("vllm:request_success_total{{finished_reason=\"stop\",model_name=\"{model}\"}} {count}");
+        assert!(text.contains(&line), "{line}\n{text}");
+    }
+}
