@@ -196,6 +196,20 @@ impl Llm {
         self.parts.tokenizer.encode(text, true).map_err(|error| GenerateError::Prompt(error.into()))
     }
 
+    /// The tokens of a text alone.
+    ///
+    /// # Errors
+    /// [`GenerateError::Prompt`]; [`GenerateError::FarTooLong`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, GenerateError> {
+        self.check_length(text)?;
+        self.parts.tokenizer.encode(text, false).map_err(|error| GenerateError::Prompt(error.into()))
+    }
+
+    /// The text of tokens, special ones written out; what is no UTF-8 becomes U+FFFD.
+    pub fn decode_with_special(&self, tokens: &[TokenId]) -> String {
+        self.parts.tokenizer.decode(tokens, false)
+    }
+
     /// The text of tokens, without special ones; what is no UTF-8 becomes U+FFFD.
     pub fn decode(&self, tokens: &[TokenId]) -> String {
         self.parts.tokenizer.decode(tokens, true)

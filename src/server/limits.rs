@@ -37,6 +37,10 @@ pub struct ServerConfig {
     pub engine_death_notice: Duration,
     /// Web pages of which origins may call.
     pub origins: Origins,
+    /// Responses of `/v1/responses` that are kept for later ones to refer to; the oldest leave. 1024.
+    pub max_stored_responses: usize,
+    /// Bytes of all of those; the oldest leave. 64 MiB.
+    pub stored_response_bytes: usize,
     /// How long a model stays loaded that nobody uses, unless a request says otherwise. For ever: it leaves where
     /// another needs its memory. Models that a program hands in itself stay in any case.
     pub keep_alive: KeepAlive,
@@ -76,6 +80,8 @@ impl Default for ServerConfig {
             drain_timeout: Duration::from_secs(30),
             engine_death_notice: Duration::from_secs(5),
             origins: Origins::default(),
+            max_stored_responses: 1024,
+            stored_response_bytes: 64 << 20,
             keep_alive: KeepAlive::default(),
             load_timeout: Duration::from_secs(600),
             max_load_waiting: 64,

@@ -13,6 +13,7 @@ use crate::engine::SubmitError;
 
 use super::error::ApiError;
 use super::models::{Models, ServedModels};
+use super::openai::ResponseStore;
 use crate::server::ServerConfig;
 
 /// Cheap to clone.
@@ -21,6 +22,8 @@ pub(super) type App = Arc<AppState>;
 pub(super) struct AppState {
     pub(super) models: Arc<Models>,
     pub(super) config: ServerConfig,
+    /// Responses that later ones may refer to.
+    pub(super) responses: ResponseStore,
     /// Permits to encode a prompt.
     pub(super) encoding: Arc<Semaphore>,
     /// Permits to wait for one of those.
@@ -35,6 +38,7 @@ impl AppState {
     pub(super) fn new(models: ServedModels, config: ServerConfig) -> App {
         Arc::new(Self {
             models: Models::new(models, &config),
+            responses: ResponseStore::new(config.max_stored_responses, config.stored_response_bytes),
             encoding: Arc::new(Semaphore::new(config.max_encoding.max(1))),
             encoding_queue: Arc::new(Semaphore::new(config.max_encoding_waiting.max(1))),
             cut: watch::Sender::new(false),

@@ -87,6 +87,21 @@ def stop_strings_end_the_text(client, model):
     assert cut.choices[0].text == whole.split("7")[0] and cut.choices[0].finish_reason == "stop", (whole, cut)
 
 
+def responses_go_on_from_each_other(client, model):
+    first = client.responses.create(model=model, input="What is the capital of France?", temperature=0, max_output_tokens=40)
+    assert "Paris" in first.output_text and first.usage.output_tokens > 0, first
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+    second = client.responses.create(
+        model=model, input="And of Italy?", previous_response_id=first.id, temperature=0, max_output_tokens=40
+    )
+    assert second.usage.input_tokens > first.usage.total_tokens, (first.usage, second.usage)
+    with client.responses.stream(
+        model=model, input="What is the capital of France?", temperature=0, max_output_tokens=40
+    ) as stream:
+        deltas = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert deltas == stream.get_final_response().output_text == first.output_text
+
+
 def models_are_listed(client, model):
     assert model in [entry.id for entry in client.models.list()]
     assert client.models.retrieve(model).id == model
@@ -134,6 +149,7 @@ def cases(server, model):
         (logprobs_are_sane, (client, model)),
         (completions_of_every_prompt_form, (client, model)),
         (stop_strings_end_the_text, (client, model)),
+        (responses_go_on_from_each_other, (client, model)),
         (models_are_listed, (client, model)),
         (errors_have_their_types, (client, model)),
         (a_client_that_leaves_is_cancelled, (client, model, server)),

@@ -1,4 +1,4 @@
-//! OpenAI's API: chat completions, completions, models.
+//! OpenAI's API: chat completions, completions, responses, models.
 //!
 //! Knows no engine: it translates to [`crate::llm::GenerateRequest`] and back.
 //! Source: the OpenAI API reference; extensions as vLLM names them.
@@ -14,10 +14,14 @@ mod messages;
 mod models;
 mod prompt;
 mod refused;
+mod responses;
+mod tokens;
 
 use axum::Router;
 use axum::routing::{get, post};
 use serde::Serialize;
+
+pub(super) use responses::ResponseStore;
 
 use super::run::Usage;
 use super::state::{App, unix_now_s};
@@ -27,6 +31,10 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/chat/completions", post(chat::create))
         .route("/completions", post(completions::create))
+        .route("/responses", post(responses::create))
+        .route("/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/models", get(models::list))
         .route("/models/{*id}", get(models::retrieve))
 }

@@ -5,6 +5,23 @@ use serde_json::{Value, json};
 use super::fixture::*;
 
 #[tokio::test]
+async fn texts_become_tokens_and_tokens_texts() {
+    let (router, requests) = saying("a");
+    let reply = post(&router, "/tokenize", json!({"model": MODEL, "prompt": "hi", "return_token_strs": true})).await;
+    let expected = json!({"count": 2, "max_model_len": CONTEXT, "tokens": [104, 105], "token_strs": ["h", "i"]});
+    assert_eq!(reply.json(), expected);
+    let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]});
+    assert_eq!(post(&router, "/tokenize", chat).await.json()["count"], 20);
+    let reply = post(&router, "/v1/detokenize", json!({"model": MODEL, "tokens": [104, 105, 256]})).await;
+    assert_eq!(reply.json(), json!({"prompt": "hi<|end|>"}));
+    let reply = post(&router, "/detokenize", json!({"model": MODEL, "tokens": [999]})).await;
+    assert_eq!(reply.error().2.as_deref(), Some("tokens"));
+    let reply = post(&router, "/tokenize", json!({"model": MODEL})).await;
+    assert_eq!(reply.error().2.as_deref(), Some("prompt"));
+    assert!(requests.try_recv().is_err(), "none of these is a request to the engine");
+}
+
+#[tokio::test]
 async fn a_completion_is_answered_in_openai_s_form() {
     let (router, requests) = saying("cd");
     for path in ["/v1/completions", "/completions"] {

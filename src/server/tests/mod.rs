@@ -11,4 +11,5 @@ mod models;
 mod ollama;
 mod operations;
 mod refusals;
+mod responses;
 mod streams;

@@ -1,0 +1,177 @@
+//! A response and its items.
+//!
+//! Knows no requests but the fields that a response repeats.
+
+use axum::Json;
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Map, Value, json};
+
+use crate::llm::{Message, ToolCall};
+use crate::request::{FinishReason, Tenant};
+use crate::server::body::Object;
+use crate::server::parts::{Parts, WholeParts};
+use crate::server::run::{Usage, Whole};
+use crate::server::state::{App, unix_now_s};
+
+use super::request::Body;
+
+/// What an answer needs besides what is generated.
+pub(super) struct Form {
+    pub(super) app: App,
+    pub(super) id: String,
+    /// The fields of the response that do not change while it is made.
+    fixed: Map<String, Value>,
+    pub(super) parts: Parts,
+    /// Whose it is and what was said before it, where it is to be stored.
+    stored: Option<(Tenant, Vec<Message>)>,
+}
+
+impl Form {
+    pub(super) fn new(app: &App, body: &Body, parts: Parts, stored: Option<(Tenant, Vec<Message>)>) -> Self {
+        let id = format!("resp_{}", app.unique_id());
+        let effort = body.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref());
+        let fixed = json!({
+            "id": id,
+            "object": "response",
+            "created_at": unix_now_s(),
+            "model": body.model,
+            "instructions": body.instructions,
+            "previous_response_id": body.previous_response_id,
+            "max_output_tokens": body.max_output_tokens,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "tools": body.tools.clone().unwrap_or_default(),
+            "tool_choice": body.tool_choice.clone().unwrap_or_else(|| "auto".into()),
+            "parallel_tool_calls": body.parallel_tool_calls.unwrap_or(true),
+            "reasoning": { "effort": effort, "summary": null },
+            "text": { "format": { "type": "text" } },
+            "metadata": body.metadata.clone().unwrap_or_else(|| json!({})),
+            "store": stored.is_some(),
+            "background": false,
+            "service_tier": "default",
+            "truncation": "disabled",
+            "top_logprobs": 0,
+            "user": null,
+        });
+        let fixed = if let Value::Object(fixed) = fixed { fixed } else { Map::new() };
+        Self { app: app.clone(), id, fixed, parts, stored }
+    }
+
+    /// The response as it is while nothing has ended.
+    pub(super) fn in_progress(&self) -> Value {
+        self.response("in_progress", Vec::new(), None, None)
+    }
+
+    fn response(&self, status: &str, output: Vec<Value>, usage: Option<&Usage>, error: Option<Value>) -> Value {
+        let mut response = self.fixed.clone();
+        let incomplete = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
+        let usage = usage.map(|usage| {
+            json!({
+                "input_tokens": usage.prompt_tokens,
+                "input_tokens_details": { "cached_tokens": usage.prompt_tokens_details.cached_tokens },
+                "output_tokens": usage.completion_tokens,
+                "output_tokens_details": { "reasoning_tokens": 0 },
+                "total_tokens": usage.total_tokens,
+            })
+        });
+        for (name, value) in [
+            ("status", status.into()),
+            ("error", error.unwrap_or_default()),
+            ("incomplete_details", incomplete.unwrap_or_default()),
+            ("output", output.into()),
+            ("usage", usage.unwrap_or_default()),
+        ] {
+            response.insert(name.into(), value);
+        }
+        Value::Object(response)
+    }
+
+    /// The response that has failed.
+    pub(super) fn failed(&self, output: Vec<Value>, message: &str) -> Value {
+        self.response("failed", output, None, Some(json!({ "code": "server_error", "message": message })))
+    }
+
+    /// The response at its end, which is stored where it is to be.
+    pub(super) fn finished(&mut self, output: Vec<Value>, reason: Option<FinishReason>, usage: &Usage) -> Value {
+        let status = if reason == Some(FinishReason::Length) { "incomplete" } else { "completed" };
+        let said = said(&output);
+        let response = self.response(status, output, Some(usage), None);
+        if let Some((tenant, mut conversation)) = self.stored.take() {
+            conversation.extend(said);
+            self.app.responses.insert(tenant, &self.id, response.clone(), conversation);
+        }
+        response
+    }
+
+    /// The whole answer.
+    pub(super) fn whole(mut self, mut all: Whole) -> Response {
+        let choice = all.choices.pop().unwrap_or_default();
+        let WholeParts { text, reasoning, calls } = self.parts.whole(choice.text);
+        let mut output = Vec::new();
+        if !reasoning.is_empty() {
+            output.push(self.item(Item::Reasoning, "completed", &reasoning));
+        }
+        if !text.is_empty() || calls.is_empty() {
+            output.push(self.item(Item::Message, "completed", &text));
+        }
+        output.extend(calls.into_iter().map(|call| self.call(call)));
+        Json(self.finished(output, choice.reason, &all.usage)).into_response()
+    }
+
+    /// An item of text with an id of its own.
+    pub(super) fn item(&self, item: Item, status: &str, text: &str) -> Value {
+        let id = format!("{}_{}", item.id_prefix(), self.app.unique_id());
+        let content = if status == "in_progress" { Vec::new() } else { vec![item.part(text)] };
+        match item {
+            Item::Reasoning => {
+                json!({ "type": "reasoning", "id": id, "summary": [], "content": content, "status": status })
+            }
+            Item::Message => {
+                json!({ "type": "message", "id": id, "role": "assistant", "status": status, "content": content })
+            }
+        }
+    }
+
+    /// A call with an id of its own.
+    pub(super) fn call(&self, call: ToolCall) -> Value {
+        let ToolCall { name, arguments } = call;
+        json!({
+            "type": "function_call",
+            "id": format!("fc_{}", self.app.unique_id()),
+            "call_id": format!("call_{}", &self.app.unique_id()[16..]),
+            "name": name,
+            "arguments": arguments,
+            "status": "completed",
+        })
+    }
+}
+
+/// An item that is made of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Item {
+    Reasoning,
+    Message,
+}
+
+impl Item {
+    fn id_prefix(self) -> &'static str {
+        match self {
+            Self::Reasoning => "rs",
+            Self::Message => "msg",
+        }
+    }
+
+    /// The one part of its content.
+    pub(super) fn part(self, text: &str) -> Value {
+        match self {
+            Self::Reasoning => json!({ "type": "reasoning_text", "text": text }),
+            Self::Message => json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] }),
+        }
+    }
+}
+
+/// The turn that these items are, as a later request would bring it.
+fn said(output: &[Value]) -> Vec<Message> {
+    // What this server wrote, it reads.
+    super::items::translate(Value::Array(output.to_vec())).unwrap_or_default()
+}

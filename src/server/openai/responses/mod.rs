@@ -1,0 +1,99 @@
+//! `/v1/responses`: answers made of items, whole, streamed and stored.
+//!
+//! Knows no engine: it translates to [`crate::llm::GenerateRequest`] and back.
+//! Source: the OpenAI API reference, "Responses".
+
+mod answer;
+mod events;
+mod items;
+mod request;
+mod store;
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use axum::{Extension, Json};
+use serde_json::{Value, json};
+
+use crate::server::error::ApiError;
+use crate::server::guard::RequestRecord;
+use crate::server::parts::Parts;
+use crate::server::run::Run;
+use crate::server::state::App;
+use crate::server::{body, stream, tenant};
+
+pub(in crate::server) use store::ResponseStore;
+
+use answer::Form;
+use events::Events;
+use request::Body;
+
+/// Tools that were passed over since this server does not run them, by type.
+const PASSED_OVER: &str = "x-lantern-tools-passed-over";
+
+pub(super) async fn create(
+    State(app): State<App>,
+    Extension(record): Extension<Arc<RequestRecord>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let tenant = tenant::tenant(request.headers(), request.extensions());
+    let bytes = body::read(&app.config, request).await?;
+    let mut fields: Body = body::parse(&bytes)?;
+    drop(bytes);
+    let earlier = match &fields.previous_response_id {
+        Some(id) => app.responses.conversation(&tenant, id).ok_or_else(|| not_stored("previous_response_id", id))?,
+        None => Vec::new(),
+    };
+    let model = app.models.get(&fields.model).await?;
+    let asked = fields.conversation(earlier)?;
+    let with_tools = asked.tools.is_some();
+    let generate = fields.request(&asked, tenant.clone())?;
+    let run =
+        Run::start(&app, &model, record, vec![generate], true).await.map_err(|error| error.naming_prompt("input"))?;
+    let parser = model.llm.answer_parser(&run.prompts()[0], with_tools);
+    let parts = Parts::new(parser, fields.parallel_tool_calls == Some(false));
+    let stored = fields.is_stored().then_some((tenant, asked.conversation));
+    let form = Form::new(&app, &fields, parts, stored);
+    let mut response =
+        if fields.is_stream() { stream::respond(&app, run, Events::new(form)) } else { form.whole(run.whole().await?) };
+    if let Ok(passed_over) = HeaderValue::from_str(&asked.passed_over.join(", "))
+        && !passed_over.is_empty()
+    {
+        response.headers_mut().insert(PASSED_OVER, passed_over);
+    }
+    Ok(response)
+}
+
+/// A stored response.
+pub(super) async fn retrieve(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let tenant = tenant::tenant(request.headers(), request.extensions());
+    app.responses.response(&tenant, &id).map(Json).ok_or_else(|| not_stored("response_id", &id))
+}
+
+/// Forgets a stored response.
+pub(super) async fn delete(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let tenant = tenant::tenant(request.headers(), request.extensions());
+    if !app.responses.remove(&tenant, &id) {
+        return Err(not_stored("response_id", &id));
+    }
+    Ok(Json(json!({ "id": id, "object": "response", "deleted": true })))
+}
+
+fn not_stored(param: &str, id: &str) -> ApiError {
+    let message = format!(
+        "no response `{id}` is stored here: it was not to be stored, is another client's, or was too long ago \
+         (max_stored_responses)"
+    );
+    let error = ApiError::client(StatusCode::NOT_FOUND, Some("response_not_found"), message);
+    ApiError { param: Some(param.into()), ..error }
+}

@@ -1,0 +1,212 @@
+//! The body of a request to `/v1/responses`, and what it means to the library.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::llm::{Chat, GenerateRequest, Message, Prompt, SamplingOptions};
+use crate::request::Tenant;
+use crate::server::body::Object;
+use crate::server::chats;
+use crate::server::error::ApiError;
+
+use super::items::translate;
+
+/// The body; fields that change no answer here (`include`, `prompt_cache_key`, `metadata` ...) are passed over.
+#[derive(Debug, Deserialize)]
+pub(super) struct Body {
+    pub(super) model: String,
+    input: Option<Value>,
+    pub(super) instructions: Option<String>,
+    pub(super) previous_response_id: Option<String>,
+    pub(super) max_output_tokens: Option<u32>,
+    pub(super) temperature: Option<f32>,
+    pub(super) top_p: Option<f32>,
+    pub(super) tools: Option<Vec<Value>>,
+    pub(super) tool_choice: Option<Value>,
+    pub(super) parallel_tool_calls: Option<bool>,
+    pub(super) reasoning: Option<Object<Reasoning>>,
+    pub(super) text: Option<Object<Text>>,
+    pub(super) metadata: Option<Value>,
+    stream: Option<bool>,
+    store: Option<bool>,
+    background: Option<bool>,
+    truncation: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Reasoning {
+    pub(super) effort: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Text {
+    format: Option<Value>,
+}
+
+/// What is asked, in the library's words.
+pub(super) struct Asked {
+    /// What has been said, instructions apart: what a stored response goes on from.
+    pub(super) conversation: Vec<Message>,
+    pub(super) tools: Option<Value>,
+    /// Types of tools that this server does not run.
+    pub(super) passed_over: Vec<String>,
+}
+
+impl Body {
+    pub(super) fn is_stream(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    /// Whether later responses may refer to this one: they may, unless it is refused.
+    pub(super) fn is_stored(&self) -> bool {
+        self.store.unwrap_or(true)
+    }
+
+    /// What was said `earlier` and is said now, and the tools.
+    ///
+    /// # Errors
+    /// 400, naming the field that is wrong.
+    pub(super) fn conversation(&mut self, earlier: Vec<Message>) -> Result<Asked, ApiError> {
+        self.refuse()?;
+        let Some(input) = self.input.take() else { return Err(ApiError::invalid("input", "it is missing")) };
+        let mut conversation = earlier;
+        conversation.extend(translate(input)?);
+        if conversation.is_empty() {
+            return Err(ApiError::invalid("input", "there are no items; at least one is needed"));
+        }
+        let (mut functions, mut passed_over) = (Vec::new(), Vec::new());
+        for tool in self.tools.iter().flatten() {
+            match tool.get("type").and_then(Value::as_str) {
+                Some("function") => functions.push(function(tool)),
+                // Agents offer tools that only OpenAI's servers run; a model that does not hear of them calls none.
+                other => passed_over.push(other.unwrap_or("unknown").to_owned()),
+            }
+        }
+        if !passed_over.is_empty() {
+            tracing::info!(?passed_over, "tools that are no functions are not shown to the model");
+        }
+        let tools = chats::functions(Some(functions))?.filter(|_| self.tool_choice != Some("none".into()));
+        Ok(Asked { conversation, tools, passed_over })
+    }
+
+    /// What would give another answer if it were passed over.
+    fn refuse(&self) -> Result<(), ApiError> {
+        if self.background == Some(true) {
+            return Err(ApiError::unsupported("background", "responses are made while the client waits"));
+        }
+        if self.truncation.as_deref() == Some("auto") {
+            let why = "prompts are never cut; one that is too long is refused with both counts";
+            return Err(ApiError::unsupported("truncation", why));
+        }
+        let kind = self.text.as_ref().and_then(|Object(text)| text.format.as_ref()?.get("type")?.as_str());
+        if kind.is_some_and(|kind| kind != "text") {
+            let why = "structured output is not there yet; leave it out and say in the input what you want";
+            return Err(ApiError::unsupported("text.format", why));
+        }
+        match &self.tool_choice {
+            None | Some(Value::Null) => Ok(()),
+            Some(Value::String(choice)) if choice == "auto" || choice == "none" => Ok(()),
+            Some(_) => {
+                let why = "a call cannot be forced yet; `auto` and `none` are taken";
+                Err(ApiError::unsupported("tool_choice", why))
+            }
+        }
+    }
+
+    /// The request to the library.
+    ///
+    /// # Errors
+    /// 400: nothing may be generated. What depends on the model is checked by the engine.
+    pub(super) fn request(&self, asked: &Asked, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
+        if self.max_output_tokens == Some(0) {
+            return Err(ApiError::invalid("max_output_tokens", "0 asks for nothing; at least 1 is needed"));
+        }
+        let instructions = self.instructions.clone().filter(|text| !text.is_empty()).map(Message::system);
+        let mut template_variables = Map::new();
+        if let Some(effort) = self.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref()) {
+            chats::set_thinking(&mut template_variables, effort != "none");
+        }
+        let chat = Chat {
+            messages: instructions.into_iter().chain(asked.conversation.iter().cloned()).collect(),
+            tools: asked.tools.clone(),
+            template_variables,
+            ..Chat::default()
+        };
+        Ok(GenerateRequest {
+            max_tokens: self.max_output_tokens,
+            sampling: SamplingOptions {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                ..SamplingOptions::default()
+            },
+            tenant,
+            ..GenerateRequest::new(Prompt::Chat(chat))
+        })
+    }
+}
+
+/// A function in the form that templates read, which has its fields one level deeper.
+fn function(tool: &Value) -> Value {
+    let mut function = Map::new();
+    for name in ["name", "description", "parameters"] {
+        if let Some(value) = tool.get(name).filter(|value| !value.is_null()) {
+            function.insert(name.into(), value.clone());
+        }
+    }
+    json!({ "type": "function", "function": function })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(more: Value) -> Result<(Asked, GenerateRequest), ApiError> {
+        let mut body = json!({"model": "m", "input": "hi"});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let mut body: Body = crate::server::body::parse(body.to_string().as_bytes())?;
+        let asked = body.conversation(vec![Message::user("before"), Message::assistant("yes")])?;
+        let request = body.request(&asked, Tenant::default())?;
+        Ok((asked, request))
+    }
+
+    #[test]
+    fn instructions_come_first_and_are_no_part_of_the_conversation() {
+        let (asked, request) =
+            asked(json!({"instructions": "be brief", "max_output_tokens": 7, "temperature": 0.5})).expect("valid");
+        assert_eq!(asked.conversation.len(), 3);
+        let Prompt::Chat(chat) = request.prompt else { panic!("a chat") };
+        let texts: Vec<_> = chat.messages.iter().filter_map(|message| message.content.as_deref()).collect();
+        assert_eq!(texts, ["be brief", "before", "yes", "hi"]);
+        assert_eq!((request.max_tokens, request.sampling.temperature), (Some(7), Some(0.5)));
+    }
+
+    #[test]
+    fn functions_are_shown_and_other_tools_are_passed_over() {
+        let tools = json!([
+            {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": true},
+            {"type": "web_search"}, {"type": "local_shell"},
+        ]);
+        let (found, _) = asked(json!({"tools": tools, "tool_choice": "auto"})).expect("valid");
+        let function = json!({"name": "f", "parameters": {"type": "object"}});
+        assert_eq!(found.tools, Some(json!([{"type": "function", "function": function}])));
+        assert_eq!(found.passed_over, ["web_search", "local_shell"]);
+        assert_eq!(asked(json!({"tools": tools, "tool_choice": "none"})).expect("valid").0.tools, None);
+    }
+
+    #[test]
+    fn what_is_wrong_or_not_done_is_named() {
+        let cases = [
+            (json!({"input": null}), "input"),
+            (json!({"background": true}), "background"),
+            (json!({"truncation": "auto"}), "truncation"),
+            (json!({"text": {"format": {"type": "json_object"}}}), "text.format"),
+            (json!({"tool_choice": "required"}), "tool_choice"),
+            (json!({"max_output_tokens": 0}), "max_output_tokens"),
+            (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
+        ];
+        for (fields, name) in cases {
+            let error = asked(fields.clone()).err().expect(name);
+            assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(name)), "{fields}");
+        }
+    }
+}

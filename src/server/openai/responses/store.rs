@@ -1,0 +1,94 @@
+//! Responses that later ones may refer to: in memory, bounded, each for its tenant alone.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use crate::llm::Message;
+use crate::request::Tenant;
+
+struct Stored {
+    tenant: Tenant,
+    id: String,
+    response: Value,
+    /// What was said until and with this response, instructions apart.
+    conversation: Vec<Message>,
+    bytes: usize,
+}
+
+/// The latest responses; the oldest leave.
+pub(in crate::server) struct ResponseStore {
+    stored: Mutex<VecDeque<Stored>>,
+    max_responses: usize,
+    max_bytes: usize,
+}
+
+impl ResponseStore {
+    pub(in crate::server) fn new(max_responses: usize, max_bytes: usize) -> Self {
+        Self { stored: Mutex::default(), max_responses, max_bytes }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Stored>> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn insert(&self, tenant: Tenant, id: &str, response: Value, conversation: Vec<Message>) {
+        let of_message = |message: &Message| {
+            let extra: usize = message.extra.values().map(|value| value.to_string().len()).sum();
+            message.content.as_ref().map_or(0, String::len) + extra
+        };
+        let bytes = response.to_string().len() + conversation.iter().map(of_message).sum::<usize>();
+        let mut stored = self.lock();
+        stored.push_back(Stored { tenant, id: id.to_owned(), response, conversation, bytes });
+        let mut total: usize = stored.iter().map(|stored| stored.bytes).sum();
+        while stored.len() > self.max_responses || total > self.max_bytes {
+            let Some(oldest) = stored.pop_front() else { break };
+            total -= oldest.bytes;
+        }
+    }
+
+    fn with<T>(&self, tenant: &Tenant, id: &str, take: impl FnOnce(&Stored) -> T) -> Option<T> {
+        self.lock().iter().find(|stored| stored.id == id && stored.tenant == *tenant).map(take)
+    }
+
+    pub(super) fn conversation(&self, tenant: &Tenant, id: &str) -> Option<Vec<Message>> {
+        self.with(tenant, id, |stored| stored.conversation.clone())
+    }
+
+    pub(super) fn response(&self, tenant: &Tenant, id: &str) -> Option<Value> {
+        self.with(tenant, id, |stored| stored.response.clone())
+    }
+
+    /// Whether there was one.
+    pub(super) fn remove(&self, tenant: &Tenant, id: &str) -> bool {
+        let mut stored = self.lock();
+        let before = stored.len();
+        stored.retain(|stored| stored.id != id || stored.tenant != *tenant);
+        stored.len() < before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_oldest_leave_and_each_tenant_sees_its_own() {
+        let (ann, ben) = (Tenant::new("ann"), Tenant::new("ben"));
+        let store = ResponseStore::new(2, 1000);
+        store.insert(ann.clone(), "r1", json!({"n": 1}), vec![Message::user("a")]);
+        store.insert(ben.clone(), "r2", json!({"n": 2}), Vec::new());
+        assert_eq!(store.conversation(&ann, "r1"), Some(vec![Message::user("a")]));
+        assert_eq!((store.response(&ann, "r2"), store.remove(&ann, "r2")), (None, false));
+        store.insert(ann.clone(), "r3", json!({"n": 3}), Vec::new());
+        assert_eq!((store.response(&ann, "r1"), store.response(&ben, "r2")), (None, Some(json!({"n": 2}))));
+        store.insert(ann.clone(), "r4", json!("x".repeat(996)), Vec::new());
+        assert_eq!((store.response(&ann, "r3"), store.response(&ann, "r4").is_some()), (None, true));
+        store.insert(ann.clone(), "r5", json!("x".repeat(2000)), Vec::new());
+        assert!(store.response(&ann, "r5").is_none(), "more than all the room");
+        store.insert(ann.clone(), "r6", json!(6), Vec::new());
+        assert!(store.remove(&ann, "r6") && !store.remove(&ann, "r6"));
+    }
+}

@@ -1,0 +1,135 @@
+//! OpenAI's responses.
+
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::fixture::*;
+
+const PATH: &str = "/v1/responses";
+
+fn body(more: Value) -> Value {
+    let mut body = json!({"model": MODEL, "input": "hi"});
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    body
+}
+
+fn tools() -> Value {
+    json!([{"type": "function", "name": "f", "parameters": {"type": "object"}}, {"type": "web_search"}])
+}
+
+#[tokio::test]
+async fn a_whole_response() {
+    let (router, _requests) = saying("yes");
+    let reply = post(&router, PATH, body(json!({"instructions": "be brief", "metadata": {"a": "b"}}))).await.json();
+    assert!(reply["id"].as_str().is_some_and(|id| id.starts_with("resp_")));
+    assert_eq!((&reply["object"], &reply["status"]), (&json!("response"), &json!("completed")));
+    let item = &reply["output"][0];
+    assert_eq!(
+        (&item["type"], &item["role"], &item["status"]),
+        (&json!("message"), &json!("assistant"), &json!("completed"))
+    );
+    let part = json!({"type": "output_text", "text": "yes", "annotations": [], "logprobs": []});
+    assert_eq!(item["content"], json!([part]));
+    assert_eq!((&reply["usage"]["input_tokens"], &reply["usage"]["output_tokens"]), (&json!(37), &json!(4)));
+    assert_eq!((&reply["instructions"], &reply["metadata"]["a"]), (&json!("be brief"), &json!("b")));
+    let short = post(&router, PATH, body(json!({"max_output_tokens": 2}))).await.json();
+    assert_eq!(short["status"], "incomplete");
+    assert_eq!(short["incomplete_details"], json!({"reason": "max_output_tokens"}));
+}
+
+#[tokio::test]
+async fn events_come_in_order_and_end_with_the_whole() {
+    let router = calling(r#"so <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>"#);
+    let reply = post(&router, PATH, body(json!({"stream": true, "tools": tools()}))).await;
+    assert_eq!(reply.headers["x-lantern-tools-passed-over"], "web_search");
+    let events = reply.named_events();
+    for (number, (name, data)) in events.iter().enumerate() {
+        assert_eq!((&data["type"], &data["sequence_number"]), (&json!(name), &json!(number)));
+    }
+    let mut names: Vec<_> = events.iter().map(|(name, _)| name.strip_prefix("response.").expect("a prefix")).collect();
+    names.dedup();
+    let expected = [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "completed",
+    ];
+    assert_eq!(names, expected);
+    let whole = &events.last().expect("an event").1["response"];
+    let done: Vec<_> =
+        events.iter().filter(|(name, _)| name.ends_with("item.done")).map(|(_, data)| &data["item"]).collect();
+    assert_eq!(whole["output"].as_array().expect("items").iter().collect::<Vec<_>>(), done);
+    assert_eq!(whole["output"][1]["arguments"], r#"{"x":1}"#);
+    assert_eq!(whole["status"], "completed");
+}
+
+#[tokio::test]
+async fn thoughts_are_items_of_their_own() {
+    let router = thinking("hm</think>\n\nyes");
+    let reply = post(&router, PATH, body(json!({"reasoning": {"effort": "high"}}))).await.json();
+    let kinds: Vec<_> = reply["output"].as_array().expect("items").iter().map(|item| &item["type"]).collect();
+    assert_eq!(kinds, ["reasoning", "message"]);
+    assert_eq!(reply["output"][0]["content"], json!([{"type": "reasoning_text", "text": "hm"}]));
+    let events = post(&router, PATH, body(json!({"stream": true}))).await.named_events();
+    let deltas = |kind: &str| -> String {
+        let of_kind = events.iter().filter(|(name, _)| name == kind);
+        of_kind.filter_map(|(_, data)| data["delta"].as_str()).collect()
+    };
+    assert_eq!(deltas("response.reasoning_text.delta"), "hm");
+    assert_eq!(deltas("response.output_text.delta"), "yes");
+}
+
+#[tokio::test]
+async fn a_later_response_goes_on_from_a_stored_one() {
+    let (router, requests) = saying("yes");
+    let text = || {
+        let prompt: Vec<u8> = requests.recv().expect("a request").prompt.iter().map(|id| *id as u8).collect();
+        String::from_utf8(prompt).expect("UTF-8")
+    };
+    let first = post(&router, PATH, body(json!({"instructions": "be brief"}))).await.json();
+    let id = first["id"].as_str().expect("an id").to_owned();
+    text();
+    assert_eq!(get(&router, &format!("{PATH}/{id}")).await.json(), first);
+    let more = json!({"input": "and now?", "previous_response_id": id, "store": false});
+    let second = post(&router, PATH, body(more)).await.json();
+    assert_eq!(text(), "user: hi\nassistant: yes\nuser: and now?\nassistant: ");
+    let unstored = second["id"].as_str().expect("an id");
+    assert_eq!(get(&router, &format!("{PATH}/{unstored}")).await.status, StatusCode::NOT_FOUND);
+
+    let streamed = post(&router, PATH, body(json!({"stream": true}))).await.named_events();
+    let id = &streamed.last().expect("an event").1["response"]["id"];
+    let path = format!("{PATH}/{}", id.as_str().expect("an id"));
+    assert_eq!(get(&router, &path).await.json()["output"][0]["content"][0]["text"], "yes");
+    // Another client does not see it.
+    let mut other = request(Method::GET, &path, axum::body::Body::empty());
+    other.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer another"));
+    assert_eq!(send_request(&router, other).await.status, StatusCode::NOT_FOUND);
+    let deleted = send_request(&router, request(Method::DELETE, &path, axum::body::Body::empty())).await.json();
+    assert_eq!(deleted["deleted"], true);
+    assert_eq!(get(&router, &path).await.error().0, 404);
+    let reply = post(&router, PATH, body(json!({"previous_response_id": "resp_gone"}))).await;
+    assert_eq!(reply.error(), (404, Some("response_not_found".into()), Some("previous_response_id".into())));
+}
+
+#[tokio::test]
+async fn a_failure_after_the_beginning_is_told_as_failed() {
+    let (llm, mut submissions) = held(limits());
+    let router = crate::server::router(llm, config());
+    let answer = tokio::spawn(async move { post(&router, PATH, body(json!({"stream": true}))).await });
+    let submission = soon(submissions.recv()).await.expect("a request");
+    start(&submission);
+    drop(submission);
+    let events = soon(answer).await.expect("an answer").named_events();
+    let (name, data) = events.last().expect("an event");
+    assert_eq!((name.as_str(), &data["response"]["status"]), ("response.failed", &json!("failed")));
+    assert!(data["response"]["error"]["message"].as_str().is_some_and(|text| text.contains("not read fast enough")));
+}
