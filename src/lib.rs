@@ -57,9 +57,9 @@ pub mod tokenizer;
 mod weights;
 
 pub use llm::{
-    Answer, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Llm,
-    LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo, ModelLibrary, Prompt, SamplingOptions,
-    TokenCost, plan_preview,
+    Answer, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Grammar,
+    Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo, ModelLibrary, Prompt,
+    SamplingOptions, TokenCost, plan_preview,
 };
 pub use runner::{MemoryToPlan, ModelError, ModelFacts, PlanError, PlanPreview, RunnerError, WeightFormat};
 pub use weights::LoadError as FileError;

@@ -5,6 +5,7 @@
 mod builder;
 mod generate;
 mod generation;
+mod grammar;
 mod handle;
 mod info;
 mod library;
@@ -17,6 +18,7 @@ pub use generate::{
     Answer, Chat, GenerateError, GenerateRequest, GeneratedToken, GenerationEvent, Message, Prompt, SamplingOptions,
 };
 pub use generation::Generation;
+pub use grammar::Grammar;
 pub use handle::Llm;
 #[cfg(test)]
 pub(crate) use handle::LlmParts;

@@ -153,6 +153,30 @@ pub struct Request {
     pub tenant: Tenant,
     /// Keeps the prefix cache apart: blocks are shared only between equal salts.
     pub cache_salt: Option<Arc<str>>,
+    /// What its answers must follow.
+    pub masks: Option<Arc<dyn TokenMasks>>,
+}
+
+/// Says, for one answer, which tokens may come next.
+pub trait TokenMask: Send {
+    /// A bit for each token of the vocabulary, the lowest of each word first: 1 may come. Tokens behind the last word may
+    /// not.
+    ///
+    /// # Errors
+    /// No token can come, or it took too much work to find out.
+    fn allowed(&mut self) -> Result<&[u32], String>;
+
+    /// `token`, which was allowed, has been chosen.
+    ///
+    /// # Errors
+    /// It cannot come here.
+    fn commit(&mut self, token: TokenId) -> Result<(), String>;
+}
+
+/// What all answers of a request must follow: each gets a mask of its own.
+pub trait TokenMasks: fmt::Debug + Send + Sync {
+    /// A mask for an answer that begins.
+    fn start(&self) -> Box<dyn TokenMask>;
 }
 
 /// Why a sequence ended.

@@ -11,7 +11,7 @@
 
 // This lane's rows of x [.., stride]: of the unit's pairs first + g and first + g + 8, each row of x serving `share` pairs.
 template <typename T, int ROWS>
-__device__ __forceinline__ void aim_rows(const T* (&rows)[ROWS / 8], const T* x, const Unit& unit, int first, int share,
+__device__ __forceinline__ void aim_rows(const T* (&rows)[ROWS / 8], const T* x, const Work& unit, int first, int share,
                                          int stride) {
 #pragma unroll
     for (int i = 0; i < ROWS / 8; ++i) {
@@ -24,7 +24,7 @@ template <typename T, int ROWS>
 __device__ __forceinline__ void gate_up(T* act, const T* x, const T* w, const float* weights, Pairs pairs, int top_k, int F,
                                         int H) {
     extern __shared__ __align__(16) char rings[];
-    Unit unit(pairs, blockIdx.x);
+    Work unit(pairs, blockIdx.x);
     int column = blockIdx.y * 8, row = min(column + (int)((threadIdx.x & 31) >> 2), F - 1);
     const T* matrix = w + (int64_t)unit.expert * 2 * F * H;
     for (int first = 0; first < unit.count; first += ROWS) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void gate_up(T* act, const T* x, const T* w, const fl
 template <typename T, int ROWS>
 __device__ __forceinline__ void down_pairs(T* out, const T* act, const T* w, Pairs pairs, int H, int F) {
     extern __shared__ __align__(16) char rings[];
-    Unit unit(pairs, blockIdx.x);
+    Work unit(pairs, blockIdx.x);
     int column = blockIdx.y * 16;
     for (int first = 0; first < unit.count; first += ROWS) {
         const T* tile_rows[2];

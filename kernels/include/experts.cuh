@@ -14,11 +14,11 @@ struct Pairs {
 };
 
 // What one unit of work is: `count` pairs of one expert.
-struct Unit {
+struct Work {
     int expert, begin, count;
     const uint32_t* sorted;
 
-    __device__ __forceinline__ Unit(const Pairs& pairs, int unit) : sorted(pairs.sorted) {
+    __device__ __forceinline__ Work(const Pairs& pairs, int unit) : sorted(pairs.sorted) {
         if (sorted == nullptr) {
             expert = pairs.ids[unit], begin = unit, count = 1;
         } else {

@@ -29,9 +29,11 @@ struct QuantProduct {
     static constexpr int PITCH = 16 * TILES + 4;  // floats between rows of sums
     static constexpr int GROUP_SCALES = C::HALVES * TILE_ROWS, TABLE = Records<C>::TABLE, WIDTH = Records<C>::WIDTH;
 
-    // Sums of this warp's records into its part of `memory`, as floats [8 * COLUMNS][PITCH]; then a barrier.
+    // Sums of this warp's records into its part of `memory`, as floats [8 * COLUMNS][PITCH]; then a barrier. `row_of(m)`:
+    // the row of x that is the block's m-th.
+    template <typename RowOf>
     static __device__ __forceinline__ void accumulate(char* memory, const T* x, const char* const (&tiles)[TILES],
-                                                      const QuantShape& shape) {
+                                                      const QuantShape& shape, RowOf row_of) {
         int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
         int warp = (threadIdx.x >> 5) / shape.teams, warps = (blockDim.x >> 5) / shape.teams;  // of the team
         Records<C> records(shape.K, shape.group, shape.scales);
@@ -43,9 +45,7 @@ struct QuantProduct {
         const T* at[COLUMNS];
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
-            // Rows past the last one repeat it: what they give is not written.
-            int row = min((int)(blockIdx.x * COLUMNS + n) * 8 + g, shape.M - 1);
-            at[n] = x + (int64_t)row * shape.K + 4 * t + (warp < records.count ? warp * WIDTH : 0);
+            at[n] = x + (int64_t)row_of(8 * n + g) * shape.K + 4 * t + (warp < records.count ? warp * WIDTH : 0);
         }
         auto issue = [&](int slot, int index) {
             if (index < records.count) {
@@ -188,6 +188,11 @@ struct QuantProduct {
         return sum;
     }
 
+    // Rows past the last one repeat it: what they give is not written.
+    static __device__ __forceinline__ int row_of_block(int m, const QuantShape& shape) {
+        return min((int)blockIdx.x * COLUMNS * 8 + m, shape.M - 1);
+    }
+
     // Where tile `tile` begins.
     static __device__ __forceinline__ const char* tile_at(const char* w, int tile, const QuantShape& shape) {
         return w + tile * Records<C>(shape.K, shape.group, shape.scales).tile_bytes();
@@ -204,7 +209,7 @@ struct QuantProduct {
             int tile = (blockIdx.y * shape.teams + (threadIdx.x >> 5) % shape.teams) * TILES + i;
             tiles[i] = tile_at(w, min(tile, last_tile), shape);
         }
-        accumulate(memory, x, tiles, shape);
+        accumulate(memory, x, tiles, shape, [&](int m) { return row_of_block(m, shape); });
         int width = 16 * TILES * shape.teams;
         int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * width;
         int rows = min(8 * COLUMNS, shape.M - first_row);
@@ -227,7 +232,7 @@ struct QuantProduct {
         static_assert(TILES == 1, "a tile of gate, a tile of up");
         extern __shared__ __align__(16) char memory[];
         const char* tiles[1] = {tile_at((threadIdx.x >> 5) & 1 ? up : gate, blockIdx.y, shape)};
-        accumulate(memory, x, tiles, shape);
+        accumulate(memory, x, tiles, shape, [&](int m) { return row_of_block(m, shape); });
         int first_row = blockIdx.x * 8 * COLUMNS, first = blockIdx.y * 16;
         int rows = min(8 * COLUMNS, shape.M - first_row);
         for (int place = threadIdx.x; place < rows * 16; place += blockDim.x) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::grammar::Grammar;
 use crate::engine::SubmitError;
 use crate::request::{FinishReason, SamplingParams, Tenant, TokenId, TokenLogprobs};
 
@@ -141,6 +142,8 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<TokenId>,
     /// Go on past the model's end tokens.
     pub ignore_eos: bool,
+    /// What an answer must follow. It decides: neither a bias nor `min_tokens` nor `ignore_eos` goes past it.
+    pub grammar: Option<Grammar>,
     /// Whose request it is.
     pub tenant: Tenant,
     /// See [`crate::request::Request::cache_salt`].
@@ -161,6 +164,7 @@ impl GenerateRequest {
             include_stop: false,
             stop_token_ids: Vec::new(),
             ignore_eos: false,
+            grammar: None,
             tenant: Tenant::default(),
             cache_salt: None,
         }
@@ -260,6 +264,9 @@ pub enum GenerateError {
     /// Tools were given, and the model would never hear of them.
     #[error("this model's chat template has no place for tools; leave them out, or serve a model that knows tools")]
     NoTools,
+    /// The grammar is not valid, too large, or uses what is not known.
+    #[error("the grammar cannot be used: {0}")]
+    Grammar(String),
     /// A stop string is empty, too long, or there are too many.
     #[error("stop: {0}")]
     Stop(String),

@@ -2,17 +2,19 @@
 //!
 //! Knows how a model is used, not how it was loaded.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
+use crate::device::Device;
 use crate::engine::{EngineHandle, ModelFacts, SubmitError};
-use crate::request::{Request, StopConditions, TokenId};
+use crate::request::{Request, StopConditions, TokenId, TokenMasks};
 use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
 
 use super::builder::LlmBuilder;
 use super::generate::{Chat, GenerateError, GenerateRequest, Message, Prompt, SamplingOptions};
 use super::generation::{Choice, Generation};
+use super::grammar::{Grammar, GrammarCompiler};
 use super::info::ModelInfo;
 use super::library::ModelDescription;
 
@@ -39,6 +41,8 @@ pub(crate) struct LlmParts {
     pub(crate) defaults: SamplingOptions,
     pub(crate) eos_token_ids: Arc<[TokenId]>,
     pub(crate) engine: EngineHandle,
+    /// Made when the first grammar comes.
+    pub(crate) grammars: OnceLock<Result<GrammarCompiler, String>>,
 }
 
 impl Llm {
@@ -68,6 +72,7 @@ impl Llm {
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let stops = StopMatcher::new(&request.stop, request.include_stop)
             .map_err(|error| GenerateError::Stop(error.to_string()))?;
+        let masks = request.grammar.as_ref().map(|grammar| self.masks(grammar)).transpose()?;
         let prompt: Arc<[TokenId]> = self.prompt_tokens(&request.prompt)?.into();
         let max_context = request.max_context.unwrap_or(u32::MAX).min(self.engine().limits().max_context);
         if prompt.len() >= max_context as usize {
@@ -76,8 +81,9 @@ impl Llm {
         let room = max_context as usize - prompt.len();
         let conditions = StopConditions {
             max_tokens: request.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX).max(1)),
-            min_tokens: request.min_tokens,
-            ignore_eos: request.ignore_eos,
+            // A grammar says itself where an answer ends.
+            min_tokens: if masks.is_some() { 0 } else { request.min_tokens },
+            ignore_eos: request.ignore_eos && masks.is_none(),
             eos_token_ids: self.parts.eos_token_ids.clone(),
             stop_token_ids: request.stop_token_ids,
         };
@@ -93,11 +99,31 @@ impl Llm {
             stop: conditions.clone(),
             tenant: request.tenant,
             cache_salt: request.cache_salt,
+            masks,
         })?;
         let conditions = Arc::new(conditions);
         let choice = || Choice::new(decoder.clone(), stops.clone(), conditions.clone(), request.include_stop);
         let choices = (0..request.n).map(|_| choice()).collect();
         Ok(Generation::new(self.engine().clone(), stream, prompt, choices, request.stop))
+    }
+
+    /// What makes the model call one of `tools`, a list in OpenAI's form, in its own way of writing calls; exactly once if
+    /// `one`.
+    pub fn forced_calls(&self, tools: &[Value], one: bool) -> Grammar {
+        Grammar::calls(self.parts.template.call_format(), tools, one)
+    }
+
+    fn masks(&self, grammar: &Grammar) -> Result<Arc<dyn TokenMasks>, GenerateError> {
+        if self.info().runs_on != Device::Cpu {
+            let reason = "models on a GPU do not follow grammars yet; say in the prompt what you want";
+            return Err(GenerateError::Grammar(reason.into()));
+        }
+        let compiler = self.parts.grammars.get_or_init(|| {
+            let eos = self.parts.eos_token_ids.first().ok_or("this model has no token that ends an answer")?;
+            GrammarCompiler::new(&self.parts.tokenizer, self.engine().limits().vocab_size, *eos)
+        });
+        let compiler = compiler.as_ref().map_err(|reason| GenerateError::Grammar(reason.clone()))?;
+        compiler.compile(grammar).map_err(GenerateError::Grammar)
     }
 
     /// The tokens of a prompt, as [`Self::generate`] makes them.

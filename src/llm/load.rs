@@ -168,7 +168,15 @@ fn finish(
     let defaults = recommended(&model.defaults);
     let tokenizer = build_tokenizer(model.tokenizer, name)?;
     let eos_token_ids = model.eos_token_ids.into();
-    Ok(Llm::from_parts(LlmParts { info, tokenizer, template, defaults, eos_token_ids, engine }))
+    Ok(Llm::from_parts(LlmParts {
+        info,
+        tokenizer,
+        template,
+        defaults,
+        eos_token_ids,
+        engine,
+        grammars: Default::default(),
+    }))
 }
 
 /// What the model's makers recommend. GGUF files say nothing of it, and small models ramble at temperature 1: there the

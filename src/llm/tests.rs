@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::config::{EngineConfig, Lag};
 
 use super::load::load_path;
-use super::{Answer, GenerateError, GenerateRequest, GenerationEvent, Llm, Prompt};
+use super::{Answer, GenerateError, GenerateRequest, GenerationEvent, Grammar, Llm, Prompt};
+use crate::request::FinishReason;
 
 fn folder(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(family)
@@ -165,4 +166,54 @@ fn stop_strings_cut_the_text_wherever_tokens_cut_it() {
     asking.include_stop = true;
     let with = llm.generate(asking).expect("taken").collect_blocking().expect("answered").remove(0);
     assert_eq!(with.text, cut.text + &stop);
+}
+
+/// A request whose answer must be what `grammar` says, however wild the draws.
+fn formed(grammar: Grammar, seed: u64) -> GenerateRequest {
+    let mut request = GenerateRequest::new(Prompt::Tokens(vec![5, 6, 7])).max_tokens(200).temperature(5.0).seed(seed);
+    request.grammar = Some(grammar);
+    // Neither goes past the grammar.
+    (request.ignore_eos, request.min_tokens) = (true, 150);
+    request
+}
+
+#[test]
+fn answers_follow_their_grammars_at_any_temperature() {
+    let llm = load("llama3", |_| {});
+    let answer = |grammar: Grammar, seed| {
+        llm.generate(formed(grammar, seed)).expect("taken").collect_blocking().expect("answered").remove(0)
+    };
+    let choices = ["red".to_owned(), "green".to_owned(), "a \"quoted\" one".to_owned()];
+    let mut seen = std::collections::HashSet::new();
+    for seed in 0..12 {
+        let choice = answer(Grammar::Choice(choices.to_vec()), seed);
+        assert_eq!(choice.reason, FinishReason::Stop);
+        assert!(choices.contains(&choice.text), "{:?}", choice.text);
+        seen.insert(choice.text);
+        let digits = answer(Grammar::Regex("[0-9]{2,5}".into()), seed).text;
+        assert!((2..=5).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()), "{digits:?}");
+        let schema = serde_json::json!({
+            "type": "object", "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}},
+            "required": ["a", "b"], "additionalProperties": false,
+        });
+        let object = answer(Grammar::JsonSchema(schema), seed);
+        if object.reason == FinishReason::Stop {
+            let object: serde_json::Value = serde_json::from_str(&object.text).expect("JSON");
+            assert!(object["a"].is_boolean() && (object["b"] == "x" || object["b"] == "y"), "{object}");
+        }
+    }
+    assert!(seen.len() > 1, "seeds decide within the grammar: {seen:?}");
+}
+
+#[test]
+fn a_neighbour_with_a_grammar_changes_no_bit() {
+    let llm = load("llama3", |_| {});
+    let alone = one(&llm, &prompts()[5], 3);
+    let formed: Vec<_> = (0..4).map(|seed| llm.generate(formed(Grammar::Regex("[a-f]{40}".into()), seed))).collect();
+    let beside = one(&llm, &prompts()[5], 3);
+    assert_eq!(beside, alone);
+    for generation in formed {
+        let answer = generation.expect("taken").collect_blocking().expect("answered").remove(0);
+        assert_eq!(answer.text.len(), 40, "{:?}", answer.text);
+    }
 }

@@ -65,7 +65,15 @@ fn request(sampling: SamplingParams, prompt: &[u32], min_tokens: u32) -> Arc<Req
         eos_token_ids: Arc::from([5, 11]),
         stop_token_ids: vec![17],
     };
-    Arc::new(Request { prompt: prompt.into(), n: 1, sampling, stop, tenant: Default::default(), cache_salt: None })
+    Arc::new(Request {
+        prompt: prompt.into(),
+        n: 1,
+        sampling,
+        stop,
+        tenant: Default::default(),
+        cache_salt: None,
+        masks: None,
+    })
 }
 
 fn row(params: &SamplingParams, slot: u32, seed: u64, drawn: u32) -> SampleRow {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub(crate) use logprobs::token_logprobs;
 
-use crate::request::{Request, SeqId, TokenId, TokenLogprobs};
+use crate::request::{Request, SeqId, TokenId, TokenLogprobs, TokenMask};
 
 /// One drawn token.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +24,11 @@ pub(crate) struct Sampled {
 }
 
 /// Why no token could be drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SampleError {
+    /// The grammar leaves no token, or cannot be followed.
+    #[error("the answer cannot follow its grammar any further: {0}")]
+    Grammar(String),
     /// All logits are NaN or infinite.
     #[error("the model gave no finite logit, so no token can be chosen")]
     NotFinite,
@@ -36,6 +39,7 @@ struct SequenceState {
     choice: u32,
     seed: u64,
     history: processors::History,
+    mask: Option<Box<dyn TokenMask>>,
 }
 
 /// Draws tokens; keeps each sequence's history and place in its random stream.
@@ -51,7 +55,8 @@ impl Sampler {
     /// [`random_seed`] gave for all of its choices.
     pub(crate) fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
         let history = processors::History::new(&request);
-        self.sequences.insert(seq, SequenceState { request, choice, seed, history });
+        let mask = request.masks.as_ref().map(|masks| masks.start());
+        self.sequences.insert(seq, SequenceState { request, choice, seed, history, mask });
     }
 
     /// Forgets a sequence.
@@ -67,7 +72,7 @@ impl Sampler {
     /// Draws the next token of `seq` from its row of logits [vocab].
     ///
     /// # Errors
-    /// [`SampleError::NotFinite`].
+    /// [`SampleError`].
     ///
     /// # Panics
     /// If `seq` was not started.
@@ -77,8 +82,14 @@ impl Sampler {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         processors::process(&mut self.logits, params, &state.request.stop, &state.history);
+        if let Some(mask) = &mut state.mask {
+            processors::keep(&mut self.logits, mask.allowed().map_err(SampleError::Grammar)?);
+        }
         let uniform = random::uniform(state.seed, state.choice, state.history.drawn);
         let token = draw::draw(&self.logits, params, uniform, &mut self.scratch).ok_or(SampleError::NotFinite)?;
+        if let Some(mask) = &mut state.mask {
+            mask.commit(token).map_err(SampleError::Grammar)?;
+        }
         state.history.push(token);
         let logprobs = params.logprobs.map(|count| token_logprobs(logits, token, count));
         Ok(Sampled { seq, token, logprobs })

@@ -52,6 +52,18 @@ pub(super) fn process(logits: &mut [f32], params: &SamplingParams, stop: &StopCo
     }
 }
 
+/// Leaves of `logits` [vocab] those of tokens whose bit in `allowed` is set.
+pub(super) fn keep(logits: &mut [f32], allowed: &[u32]) {
+    for (index, logits) in logits.chunks_mut(u32::BITS as usize).enumerate() {
+        let word = allowed.get(index).copied().unwrap_or(0);
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
 fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History) {
     let penalty = params.repetition_penalty;
     if penalty != 1.0 {
@@ -97,6 +109,7 @@ mod tests {
             stop: stop(min_tokens),
             tenant: Default::default(),
             cache_salt: None,
+            masks: None,
         };
         let mut history = History::new(&request);
         generated.iter().for_each(|token| history.push(*token));

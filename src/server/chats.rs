@@ -25,6 +25,48 @@ pub(super) fn functions(tools: Option<Vec<Value>>) -> Result<Option<Value>, ApiE
     Ok((!tools.is_empty()).then_some(Value::Array(tools)))
 }
 
+/// Which tools are to be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ToolChoice {
+    /// The model decides.
+    Auto,
+    /// None; the model does not hear of them.
+    None,
+    /// At least one of them.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+impl ToolChoice {
+    /// From OpenAI's forms, of chats and of responses.
+    ///
+    /// # Errors
+    /// 400: it is none of those.
+    pub(super) fn read(choice: &Value) -> Result<Self, ApiError> {
+        let named = || choice.get("function").unwrap_or(choice).get("name").and_then(Value::as_str);
+        match (choice.as_str(), choice.get("type").and_then(Value::as_str)) {
+            (Some("auto"), _) => Ok(Self::Auto),
+            (Some("none"), _) => Ok(Self::None),
+            (Some("required" | "any"), _) => Ok(Self::Required),
+            (None, Some("function")) if named().is_some() => Ok(Self::Named(named().unwrap_or_default().to_owned())),
+            _ if choice.is_null() => Ok(Self::Auto),
+            _ => Err(ApiError::invalid("tool_choice", format!("{choice} is not known"))),
+        }
+    }
+
+    /// The tools of which one must be called; `None` where the model decides.
+    pub(super) fn forced(&self, tools: &[Value]) -> Option<Vec<Value>> {
+        match self {
+            Self::Auto | Self::None => None,
+            Self::Required => Some(tools.to_vec()),
+            Self::Named(name) => {
+                Some(tools.iter().filter(|tool| tool["function"]["name"] == name.as_str()).cloned().collect())
+            }
+        }
+    }
+}
+
 /// Tells a template whether the model is to think first, unless it is told already. Qwen's templates and DeepSeek's
 /// call it differently.
 pub(super) fn set_thinking(variables: &mut Map<String, Value>, thinks: bool) {

@@ -127,6 +127,10 @@ impl From<GenerateError> for ApiError {
             GenerateError::NoTools => {
                 Self { param: Some("tools".into()), ..Self::client(StatusCode::BAD_REQUEST, None, message) }
             }
+            GenerateError::Grammar(_) => Self {
+                param: Some("response_format".into()),
+                ..Self::client(StatusCode::BAD_REQUEST, Some("invalid_grammar"), message)
+            },
             GenerateError::Stop(_) => {
                 Self { param: Some("stop".into()), ..Self::client(StatusCode::BAD_REQUEST, None, message) }
             }

@@ -14,6 +14,7 @@ mod body;
 mod chats;
 mod dialect;
 mod error;
+mod grammars;
 mod guard;
 mod health;
 mod limits;

@@ -176,6 +176,7 @@ mod tests {
             },
             tenant: Default::default(),
             cache_salt: None,
+            masks: None,
         })
     }
 

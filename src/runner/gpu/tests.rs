@@ -272,6 +272,7 @@ fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
         },
         tenant: Tenant::default(),
         cache_salt: None,
+        masks: None,
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) async fn create(
     let model = app.models.get(&fields.model).await?;
     let chat = fields.chat()?;
     let with_tools = chat.tools.is_some();
-    let generate = fields.request(chat, tenant)?;
+    let generate = fields.request(chat, tenant, &model.llm)?;
     let run = Run::start(&app, &model, record, vec![generate], true)
         .await
         .map_err(|error| error.naming_prompt("messages"))?;

@@ -3,11 +3,12 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::llm::{Chat, GenerateRequest, Prompt, SamplingOptions};
+use crate::llm::{Chat, GenerateRequest, Grammar, Llm, Prompt, SamplingOptions};
 use crate::request::Tenant;
 use crate::server::body::Object;
-use crate::server::chats;
+use crate::server::chats::{self, ToolChoice};
 use crate::server::error::ApiError;
+use crate::server::grammars::response_format;
 
 use super::blocks::{InputMessage, translate};
 
@@ -24,13 +25,20 @@ pub(super) struct Body {
     top_p: Option<f32>,
     top_k: Option<u32>,
     tools: Option<Vec<Value>>,
-    tool_choice: Option<Object<ToolChoice>>,
+    tool_choice: Option<Object<Choice>>,
     thinking: Option<Object<Thinking>>,
+    output_config: Option<Object<OutputConfig>>,
 }
 
 #[derive(Debug, Deserialize)]
-struct ToolChoice {
+struct OutputConfig {
+    format: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Choice {
     r#type: String,
+    name: Option<String>,
     disable_parallel_tool_use: Option<bool>,
 }
 
@@ -55,7 +63,6 @@ impl Body {
     /// # Errors
     /// 400, naming the field that is wrong.
     pub(super) fn chat(&mut self) -> Result<Chat, ApiError> {
-        let shown = self.tools_are_shown()?;
         let tools = self.tools.take().unwrap_or_default();
         let tools = tools.into_iter().enumerate().map(|(index, tool)| function(tool, index));
         let tools = chats::functions(Some(tools.collect::<Result<_, _>>()?))?;
@@ -64,18 +71,38 @@ impl Body {
         let continue_final_message = messages.last().is_some_and(|last| last.role == "assistant");
         let mut template_variables = Map::new();
         chats::set_thinking(&mut template_variables, self.thinks()?);
-        Ok(Chat { messages, tools: tools.filter(|_| shown), template_variables, continue_final_message })
+        let tools = tools.filter(|_| self.choice() != Ok(ToolChoice::None));
+        Ok(Chat { messages, tools, template_variables, continue_final_message })
     }
 
-    fn tools_are_shown(&self) -> Result<bool, ApiError> {
-        match self.tool_choice.as_ref().map(|Object(choice)| choice.r#type.as_str()) {
-            None | Some("auto") => Ok(true),
-            Some("none") => Ok(false),
-            Some("any" | "tool") => {
-                let why = "a call cannot be forced yet; `auto` and `none` are taken";
-                Err(ApiError::unsupported("tool_choice", why))
+    fn choice(&self) -> Result<ToolChoice, ApiError> {
+        let Some(Object(choice)) = &self.tool_choice else { return Ok(ToolChoice::Auto) };
+        match (choice.r#type.as_str(), &choice.name) {
+            ("auto", _) => Ok(ToolChoice::Auto),
+            ("none", _) => Ok(ToolChoice::None),
+            ("any", _) => Ok(ToolChoice::Required),
+            ("tool", Some(name)) => Ok(ToolChoice::Named(name.clone())),
+            ("tool", None) => Err(ApiError::invalid("tool_choice.name", "it is missing")),
+            (other, _) => Err(ApiError::invalid("tool_choice.type", format!("`{other}` is not known"))),
+        }
+    }
+
+    /// What the answer must follow: a form, or a call that is forced in the model's own way of writing calls.
+    fn grammar(&self, chat: &Chat, llm: &Llm) -> Result<Option<Grammar>, ApiError> {
+        let format = self.output_config.as_ref().and_then(|Object(config)| config.format.as_ref());
+        let form = format.map_or(Ok(None), |format| response_format(format, "output_config.format"))?;
+        let choice = self.choice()?;
+        let tools = chat.tools.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        match choice.forced(tools) {
+            None => Ok(form),
+            Some(forced) if forced.is_empty() => Err(ApiError::invalid("tool_choice", "no tool is called so")),
+            Some(_) if form.is_some() => {
+                Err(ApiError::invalid("tool_choice", "an answer of one form and a forced call exclude each other"))
             }
-            Some(other) => Err(ApiError::invalid("tool_choice.type", format!("`{other}` is not known"))),
+            Some(forced) => {
+                let one = self.one_call() || matches!(choice, ToolChoice::Named(_));
+                Ok(Some(llm.forced_calls(&forced, one)))
+            }
         }
     }
 
@@ -92,7 +119,8 @@ impl Body {
     ///
     /// # Errors
     /// 400, naming the field that is wrong. What depends on the model is checked by the engine.
-    pub(super) fn request(&self, chat: Chat, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
+    pub(super) fn request(&self, chat: Chat, tenant: Tenant, llm: &Llm) -> Result<GenerateRequest, ApiError> {
+        let grammar = self.grammar(&chat, llm)?;
         let max_tokens = match self.max_tokens {
             None => return Err(ApiError::invalid("max_tokens", "it is missing")),
             Some(0) => return Err(ApiError::invalid("max_tokens", "0 asks for nothing; at least 1 is needed")),
@@ -107,6 +135,7 @@ impl Body {
                 top_k: self.top_k,
                 ..SamplingOptions::default()
             },
+            grammar,
             tenant,
             ..GenerateRequest::new(Prompt::Chat(chat))
         })
@@ -137,7 +166,7 @@ mod tests {
         body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         let mut body: Body = crate::server::body::parse(body.to_string().as_bytes())?;
         let chat = body.chat()?;
-        body.request(chat, Tenant::default())
+        body.request(chat, Tenant::default(), &crate::server::tests::fixture::named("m", "", ()))
     }
 
     fn chat(more: Value) -> Chat {
@@ -194,6 +223,8 @@ mod tests {
             (json!({"max_tokens": 0}), "max_tokens"),
             (json!({"thinking": {"type": "deep"}}), "thinking.type"),
             (json!({"tool_choice": {"type": "any"}}), "tool_choice"),
+            (json!({"tool_choice": {"type": "tool"}}), "tool_choice.name"),
+            (json!({"output_config": {"format": {"type": "xml"}}}), "output_config.format.type"),
             (json!({"tool_choice": {"type": "maybe"}}), "tool_choice.type"),
             (json!({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}), "tools[0].type"),
             (json!({"tools": [{"description": "d"}]}), "tools[0].function"),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
 use crate::config::KeepAlive;
-use crate::llm::{GenerateRequest, Prompt, SamplingOptions};
+use crate::llm::{GenerateRequest, Grammar, Prompt, SamplingOptions};
 use crate::request::Tenant;
 use crate::server::body::Object;
 use crate::server::error::ApiError;
@@ -69,6 +69,10 @@ impl Fields {
         text.parse().map(Some).map_err(|error| ApiError::invalid("keep_alive", error))
     }
 
+    fn asks_for_form(&self) -> bool {
+        !matches!(&self.format, None | Some(Value::Null)) && self.format != Some("".into())
+    }
+
     /// The variables of the template that switch thoughts.
     ///
     /// # Errors
@@ -76,6 +80,8 @@ impl Fields {
     pub(super) fn template_variables(&self) -> Result<Map<String, Value>, ApiError> {
         let mut variables = Map::new();
         let thinks = match &self.think {
+            // Thoughts have no place in an answer of one form.
+            None | Some(Value::Null) if self.asks_for_form() => false,
             None | Some(Value::Null) => return Ok(variables),
             Some(Value::Bool(thinks)) => *thinks,
             Some(Value::String(level)) if matches!(level.as_str(), "low" | "medium" | "high" | "max") => {
@@ -96,14 +102,18 @@ impl Fields {
     /// # Errors
     /// 400, naming the field that is wrong. What depends on the model is checked by the engine.
     pub(super) fn request(&self, prompt: Prompt, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
-        match &self.format {
-            None | Some(Value::Null) => {}
-            Some(Value::String(text)) if text.is_empty() => {}
-            Some(_) => {
-                let why = "structured output is not there yet; leave it out and say in the prompt what you want";
-                return Err(ApiError::unsupported("format", why));
+        let grammar = match &self.format {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(Value::String(text)) if text == "json" => Some(Grammar::JsonObject),
+            Some(schema @ Value::Object(_)) => Some(Grammar::JsonSchema(schema.clone())),
+            Some(other) => {
+                return Err(ApiError::invalid(
+                    "format",
+                    format!("{other} is not known; \"json\" or a schema is taken"),
+                ));
             }
-        }
+        };
         let none = Options::default();
         let options = self.options.as_ref().map_or(&none, |Object(options)| options);
         let whole = |name, number: &Option<Number>| number.as_ref().map(|number| whole(name, number)).transpose();
@@ -130,6 +140,7 @@ impl Fields {
             max_tokens: positive("options.num_predict", &options.num_predict)?,
             max_context: positive("options.num_ctx", &options.num_ctx)?,
             stop: stop(options.stop.as_ref())?,
+            grammar,
             tenant,
             ..GenerateRequest::new(prompt)
         })

@@ -13,7 +13,9 @@ use serde_json::{Map, Value};
 use crate::llm::{Chat, GenerateRequest, Prompt};
 use crate::request::Tenant;
 use crate::server::body::Object;
+use crate::server::chats::ToolChoice;
 use crate::server::error::ApiError;
+use crate::server::grammars::FormFields;
 use crate::server::guard::RequestRecord;
 use crate::server::parts::Parts;
 use crate::server::run::Run;
@@ -49,13 +51,22 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let tenant = tenant::tenant(request.headers(), request.extensions());
     let bytes = body::read(&app.config, request).await?;
-    let (fields, chat): (Fields, ChatBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
+    let (mut fields, chat): (Fields, ChatBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
+    fields.grammar = body::parse::<FormFields>(&bytes)?.grammar()?;
     body::parse::<Refused>(&bytes)?.check()?;
     drop(bytes);
     let model = app.models.get(&fields.model).await?;
     let wants_logprobs = chat.logprobs.unwrap_or(false);
     let one_call = chat.parallel_tool_calls == Some(false);
-    let generate = translate_body(&fields, chat, tenant)?;
+    let (mut generate, choice) = translate_body(&fields, chat, tenant)?;
+    if let Prompt::Chat(chat) = &generate.prompt
+        && let Some(forced) = chat.tools.as_ref().and_then(Value::as_array).and_then(|tools| choice.forced(tools))
+    {
+        if generate.grammar.is_some() {
+            return Err(ApiError::invalid("tool_choice", "an answer of one form and a forced call exclude each other"));
+        }
+        generate.grammar = Some(model.llm.forced_calls(&forced, one_call || matches!(choice, ToolChoice::Named(_))));
+    }
     let with_tools = matches!(&generate.prompt, Prompt::Chat(chat) if chat.tools.is_some());
     let run = Run::start(&app, &model, record, vec![generate], true)
         .await
@@ -75,7 +86,7 @@ pub(super) async fn create(
     Ok(whole(&app, &model.llm, &envelope, all, parts, wants_logprobs, prompt_logprobs))
 }
 
-fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
+fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<(GenerateRequest, ToolChoice), ApiError> {
     if body.echo == Some(true) {
         return Err(ApiError::unsupported("echo", "a chat does not repeat its prompt; completions do"));
     }
@@ -91,9 +102,12 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<Gen
         }
         _ => {}
     }
-    let tools = tools(body.tools, body.tool_choice.as_ref())?;
+    let (tools, choice) = tools(body.tools, body.tool_choice.as_ref())?;
+    let forms = fields.grammar.is_some() || matches!(choice, ToolChoice::Required | ToolChoice::Named(_));
     let mut template_variables = body.chat_template_kwargs.unwrap_or_default();
-    if let Some(thinks) = thinks(body.reasoning_effort.as_deref(), &template_variables) {
+    // Thoughts have no place in an answer of one form.
+    let thinks = thinks(body.reasoning_effort.as_deref(), &template_variables);
+    if let Some(thinks) = thinks.or(forms.then_some(false)) {
         chats::set_thinking(&mut template_variables, thinks);
     }
     let chat = Chat { messages: translate(body.messages)?, tools, template_variables, continue_final_message };
@@ -103,7 +117,7 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<Gen
         (false, None | Some(0)) => None,
         (false, Some(_)) => return Err(ApiError::invalid("top_logprobs", "it needs `logprobs` to be true")),
     };
-    Ok(request)
+    Ok((request, choice))
 }
 
 /// Whether the model is to think first, where the request says so.
@@ -112,28 +126,20 @@ fn thinks(effort: Option<&str>, variables: &Map<String, Value>) -> Option<bool> 
     told.or_else(|| effort.map(|effort| effort != "none"))
 }
 
-/// What the template may show of the tools.
-fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<Option<Value>, ApiError> {
+/// What the template may show of the tools, and which are to be called.
+fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<(Option<Value>, ToolChoice), ApiError> {
     let tools = chats::functions(tools)?;
-    let shown = match choice {
-        None => true,
-        Some(Value::String(choice)) if choice == "auto" => true,
-        Some(Value::String(choice)) if choice == "none" => false,
-        Some(Value::String(choice)) if choice == "required" => {
-            return Err(ApiError::unsupported(
-                "tool_choice",
-                "a call cannot be forced yet; `auto` and `none` are taken",
-            ));
+    let choice = choice.map_or(Ok(ToolChoice::Auto), ToolChoice::read)?;
+    if let ToolChoice::Named(name) = &choice {
+        let named = |tool: &&Value| tool["function"]["name"] == name.as_str();
+        if !tools.as_ref().and_then(Value::as_array).into_iter().flatten().any(|tool| named(&tool)) {
+            return Err(ApiError::invalid("tool_choice", format!("no tool is called `{name}`")));
         }
-        Some(Value::Object(_)) => {
-            return Err(ApiError::unsupported(
-                "tool_choice",
-                "a call cannot be forced yet; `auto` and `none` are taken",
-            ));
-        }
-        Some(other) => return Err(ApiError::invalid("tool_choice", format!("{other} is not known"))),
-    };
-    Ok(tools.filter(|_| shown))
+    }
+    if choice == ToolChoice::Required && tools.is_none() {
+        return Err(ApiError::invalid("tool_choice", "a call is required, and there are no tools"));
+    }
+    Ok((tools.filter(|_| choice != ToolChoice::None), choice))
 }
 
 #[cfg(test)]
@@ -145,7 +151,7 @@ mod tests {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         let bytes = body.to_string().into_bytes();
-        translate_body(&body::parse(&bytes)?, body::parse(&bytes)?, Tenant::default())
+        Ok(translate_body(&body::parse(&bytes)?, body::parse(&bytes)?, Tenant::default())?.0)
     }
 
     fn chat(more: Value) -> Chat {
@@ -184,8 +190,8 @@ mod tests {
     fn what_is_not_done_is_refused_by_name() {
         let tool = json!([{"type": "function", "function": {"name": "f"}}]);
         let cases = [
-            (json!({"tools": tool, "tool_choice": "required"}), "tool_choice"),
-            (json!({"tools": tool, "tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
+            (json!({"tool_choice": "required"}), "tool_choice"),
+            (json!({"tools": tool, "tool_choice": {"type": "function", "function": {"name": "g"}}}), "tool_choice"),
             (json!({"tool_choice": "sometimes"}), "tool_choice"),
             (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
             (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0].function"),

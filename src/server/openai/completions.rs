@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::llm::{GenerateRequest, Llm, Prompt};
 use crate::request::TokenId;
 use crate::server::error::ApiError;
+use crate::server::grammars::FormFields;
 use crate::server::guard::RequestRecord;
 use crate::server::run::Run;
 use crate::server::state::App;
@@ -43,6 +44,7 @@ pub(super) async fn create(
     let tenant = tenant::tenant(request.headers(), request.extensions());
     let bytes = body::read(&app.config, request).await?;
     let (mut fields, body): (Fields, CompletionBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
+    fields.grammar = body::parse::<FormFields>(&bytes)?.grammar()?;
     body::parse::<Refused>(&bytes)?.check()?;
     drop(bytes);
     let model = app.models.get(&fields.model).await?;

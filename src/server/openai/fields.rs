@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
-use crate::llm::{GenerateRequest, Prompt, SamplingOptions};
+use crate::llm::{GenerateRequest, Grammar, Prompt, SamplingOptions};
 use crate::request::{Tenant, TokenId};
 use crate::server::body::Object;
 use crate::server::error::ApiError;
@@ -35,6 +35,9 @@ pub(super) struct Fields {
     ignore_eos: Option<bool>,
     pub(super) prompt_logprobs: Option<u32>,
     cache_salt: Option<String>,
+    /// What the answer must follow; read from fields of its own.
+    #[serde(skip)]
+    pub(super) grammar: Option<Grammar>,
     stream: Option<bool>,
     stream_options: Option<Object<StreamOptions>>,
 }
@@ -99,6 +102,7 @@ impl Fields {
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             stop_token_ids: self.stop_token_ids.clone().unwrap_or_default(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
+            grammar: self.grammar.clone(),
             tenant,
             cache_salt: match self.cache_salt.as_deref() {
                 Some("") => {

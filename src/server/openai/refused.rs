@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::server::error::ApiError;
 
-const STRUCTURED: &str = "structured output is not there yet; leave it out and say in the prompt what you want";
+const STRUCTURED: &str = "send it as `response_format` or in `structured_outputs`";
 const TEXT_ONLY: &str = "only text is taken and given";
 const NOT_HERE: &str = "this server does not do that; leave it out";
 
@@ -18,13 +18,7 @@ const NOT_HERE: &str = "this server does not do that; leave it out";
 type Rule = (&'static str, fn(&Value) -> bool, &'static str);
 
 /// `null`, `false`, empty text, lists and objects ask for nothing anywhere and need no rule.
-const REFUSED: [Rule; 24] = [
-    ("response_format", |value| value.get("type").is_some_and(|kind| kind == "text"), STRUCTURED),
-    ("structured_outputs", never, STRUCTURED),
-    ("guided_json", never, STRUCTURED),
-    ("guided_regex", never, STRUCTURED),
-    ("guided_choice", never, STRUCTURED),
-    ("guided_grammar", never, STRUCTURED),
+const REFUSED: [Rule; 18] = [
     ("grammar", never, STRUCTURED),
     ("json_schema", never, STRUCTURED),
     ("functions", never, "the older form of `tools`; send `tools` instead"),
@@ -115,8 +109,7 @@ mod tests {
     #[test]
     fn what_changes_the_answer_is_refused_by_name() {
         let refused = [
-            (r#"{"response_format": {"type": "json_object"}}"#, "response_format"),
-            (r#"{"guided_regex": "a+"}"#, "guided_regex"),
+            (r#"{"json_schema": {"type": "object"}}"#, "json_schema"),
             (r#"{"modalities": ["text", "audio"]}"#, "modalities"),
             (r#"{"suffix": "end"}"#, "suffix"),
             (r#"{"use_beam_search": true}"#, "use_beam_search"),
@@ -132,8 +125,8 @@ mod tests {
     fn what_asks_for_nothing_passes() {
         for json in [
             "{}",
-            r#"{"response_format": null, "suffix": "", "functions": [], "use_beam_search": false}"#,
-            r#"{"response_format": {"type": "text"}, "modalities": ["text"], "mirostat": 0}"#,
+            r#"{"suffix": "", "functions": [], "use_beam_search": false}"#,
+            r#"{"modalities": ["text"], "mirostat": 0}"#,
             r#"{"store": true, "metadata": {"a": "b"}, "anything": [1, 2]}"#,
         ] {
             let found: Refused = serde_json::from_str(json).expect(json);

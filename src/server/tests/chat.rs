@@ -190,3 +190,31 @@ async fn thoughts_stand_beside_the_answer() {
     // The template opens no thoughts then.
     assert_eq!(without["choices"][0]["message"]["content"], "so</think>\n\nYes.");
 }
+
+#[tokio::test]
+async fn a_form_or_a_forced_call_is_a_grammar_that_the_engine_follows() {
+    let (router, requests) = saying("{}");
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
+    let schema = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}});
+    let named = json!({"type": "function", "function": {"name": "f"}});
+    let cases = [
+        (json!({}), false),
+        (json!({"response_format": {"type": "text"}}), false),
+        (json!({"response_format": schema}), true),
+        (json!({"guided_regex": "a+"}), true),
+        (json!({"structured_outputs": {"choice": ["a", "b"]}}), true),
+        (json!({"tools": tools, "tool_choice": "auto"}), false),
+        (json!({"tools": tools, "tool_choice": "required"}), true),
+        (json!({"tools": tools, "tool_choice": named}), true),
+    ];
+    for (more, followed) in cases {
+        let reply = post(&router, "/v1/chat/completions", chat_body(more.clone())).await;
+        assert_eq!(reply.status, 200, "{more}: {}", reply.text);
+        assert_eq!(requests.recv().expect("a request").masks.is_some(), followed, "{more}");
+    }
+    let unknown = json!({"type": "json_schema", "json_schema": {"schema": {"type": "array", "uniqueItems": true}}});
+    let reply = post(&router, "/v1/chat/completions", chat_body(json!({"response_format": unknown}))).await;
+    let expected = (400, Some("invalid_grammar".to_owned()), Some("response_format".to_owned()));
+    assert_eq!(reply.error(), expected, "{}", reply.text);
+    assert!(reply.message().contains("uniqueItems"), "{}", reply.text);
+}

@@ -74,7 +74,7 @@ pub(super) fn llm(limits: EngineLimits, mut script: impl FnMut(Submission) + Sen
 }
 
 /// A model of another name whose engine always says `text`; it holds `held` until it is unloaded.
-pub(super) fn named(name: &str, text: &'static str, held: impl Send + 'static) -> Llm {
+pub(in crate::server) fn named(name: &str, text: &'static str, held: impl Send + 'static) -> Llm {
     let (engine, mut inbox) = channel(limits());
     std::thread::spawn(move || {
         let _held = held;
@@ -121,6 +121,7 @@ fn with_template_and_name(engine: EngineHandle, template: &str, name: &str) -> L
         defaults: SamplingOptions::default(),
         eos_token_ids: [EOS].into(),
         engine,
+        grammars: Default::default(),
     })
 }
 

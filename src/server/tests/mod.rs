@@ -5,7 +5,7 @@
 mod anthropic;
 mod chat;
 mod completions;
-mod fixture;
+pub(super) mod fixture;
 mod lifecycle;
 mod models;
 mod ollama;

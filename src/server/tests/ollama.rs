@@ -125,7 +125,7 @@ async fn errors_have_ollamas_form() {
     let cases = [
         ("/api/chat", chat(json!({"model": "nobody"})), 404, "nobody"),
         ("/api/chat", chat(json!({"options": {"temperature": -1}})), 400, "temperature"),
-        ("/api/chat", chat(json!({"format": "json"})), 400, "format"),
+        ("/api/chat", chat(json!({"format": "xml"})), 400, "format"),
         ("/api/generate", json!({"model": MODEL, "prompt": "a", "suffix": "b"}), 400, "suffix"),
         ("/api/show", json!({"model": "nobody"}), 404, "nobody"),
         ("/api/nothing", json!({}), 404, "/nothing"),
@@ -170,4 +170,14 @@ async fn models_are_told() {
     let show = post(&thinking(""), "/api/show", json!({"model": MODEL})).await.json();
     assert_eq!(show["capabilities"], json!(["completion", "thinking"]));
     assert!(get(&router, "/api/version").await.json()["version"].is_string());
+}
+
+#[tokio::test]
+async fn a_format_is_a_grammar_that_the_engine_follows() {
+    let (router, requests) = saying("{}");
+    for (format, followed) in [(json!(""), false), (json!("json"), true), (json!({"type": "object"}), true)] {
+        let reply = post(&router, "/api/chat", chat(json!({"format": format, "stream": false}))).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+        assert_eq!(requests.recv().expect("a request").masks.is_some(), followed, "{format}");
+    }
 }

@@ -49,7 +49,7 @@ pub(super) async fn create(
     let model = app.models.get(&fields.model).await?;
     let asked = fields.conversation(earlier)?;
     let with_tools = asked.tools.is_some();
-    let generate = fields.request(&asked, tenant.clone())?;
+    let generate = fields.request(&asked, tenant.clone(), &model.llm)?;
     let run =
         Run::start(&app, &model, record, vec![generate], true).await.map_err(|error| error.naming_prompt("input"))?;
     let parser = model.llm.answer_parser(&run.prompts()[0], with_tools);

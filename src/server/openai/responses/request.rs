@@ -3,11 +3,12 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::llm::{Chat, GenerateRequest, Message, Prompt, SamplingOptions};
+use crate::llm::{Chat, GenerateRequest, Grammar, Llm, Message, Prompt, SamplingOptions};
 use crate::request::Tenant;
 use crate::server::body::Object;
-use crate::server::chats;
+use crate::server::chats::{self, ToolChoice};
 use crate::server::error::ApiError;
+use crate::server::grammars::response_format;
 
 use super::items::translate;
 
@@ -48,6 +49,7 @@ pub(super) struct Asked {
     /// What has been said, instructions apart: what a stored response goes on from.
     pub(super) conversation: Vec<Message>,
     pub(super) tools: Option<Value>,
+    choice: ToolChoice,
     /// Types of tools that this server does not run.
     pub(super) passed_over: Vec<String>,
 }
@@ -85,8 +87,12 @@ impl Body {
         if !passed_over.is_empty() {
             tracing::info!(?passed_over, "tools that are no functions are not shown to the model");
         }
-        let tools = chats::functions(Some(functions))?.filter(|_| self.tool_choice != Some("none".into()));
-        Ok(Asked { conversation, tools, passed_over })
+        let choice = self.tool_choice.as_ref().map_or(Ok(ToolChoice::Auto), ToolChoice::read)?;
+        let tools = chats::functions(Some(functions))?.filter(|_| choice != ToolChoice::None);
+        if matches!(choice, ToolChoice::Required | ToolChoice::Named(_)) && tools.is_none() {
+            return Err(ApiError::invalid("tool_choice", "a call is required, and there are no functions"));
+        }
+        Ok(Asked { conversation, tools, choice, passed_over })
     }
 
     /// What would give another answer if it were passed over.
@@ -98,18 +104,28 @@ impl Body {
             let why = "prompts are never cut; one that is too long is refused with both counts";
             return Err(ApiError::unsupported("truncation", why));
         }
-        let kind = self.text.as_ref().and_then(|Object(text)| text.format.as_ref()?.get("type")?.as_str());
-        if kind.is_some_and(|kind| kind != "text") {
-            let why = "structured output is not there yet; leave it out and say in the input what you want";
-            return Err(ApiError::unsupported("text.format", why));
-        }
-        match &self.tool_choice {
-            None | Some(Value::Null) => Ok(()),
-            Some(Value::String(choice)) if choice == "auto" || choice == "none" => Ok(()),
-            Some(_) => {
-                let why = "a call cannot be forced yet; `auto` and `none` are taken";
-                Err(ApiError::unsupported("tool_choice", why))
+        Ok(())
+    }
+
+    /// What the answer must follow: a form, or a call that is forced in the model's own way of writing calls.
+    fn grammar(&self, asked: &Asked, llm: &Llm) -> Result<Option<Grammar>, ApiError> {
+        let tools = asked.tools.as_ref().and_then(Value::as_array);
+        let forced = match tools.and_then(|tools| asked.choice.forced(tools)) {
+            Some(forced) if forced.is_empty() => {
+                return Err(ApiError::invalid("tool_choice", "no function is called so"));
             }
+            forced => forced,
+        };
+        let form = match self.text.as_ref().and_then(|Object(text)| text.format.as_ref()) {
+            Some(format) => response_format(format, "text.format")?,
+            None => None,
+        };
+        let one = self.parallel_tool_calls == Some(false) || matches!(asked.choice, ToolChoice::Named(_));
+        match (form, forced) {
+            (Some(_), Some(_)) => {
+                Err(ApiError::invalid("tool_choice", "an answer of one form and a forced call exclude each other"))
+            }
+            (form, forced) => Ok(form.or_else(|| forced.map(|tools| llm.forced_calls(&tools, one)))),
         }
     }
 
@@ -117,14 +133,19 @@ impl Body {
     ///
     /// # Errors
     /// 400: nothing may be generated. What depends on the model is checked by the engine.
-    pub(super) fn request(&self, asked: &Asked, tenant: Tenant) -> Result<GenerateRequest, ApiError> {
+    pub(super) fn request(&self, asked: &Asked, tenant: Tenant, llm: &Llm) -> Result<GenerateRequest, ApiError> {
         if self.max_output_tokens == Some(0) {
             return Err(ApiError::invalid("max_output_tokens", "0 asks for nothing; at least 1 is needed"));
         }
         let instructions = self.instructions.clone().filter(|text| !text.is_empty()).map(Message::system);
+        let grammar = self.grammar(asked, llm)?;
         let mut template_variables = Map::new();
         if let Some(effort) = self.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref()) {
             chats::set_thinking(&mut template_variables, effort != "none");
+        }
+        if grammar.is_some() {
+            // Thoughts have no place in an answer of one form.
+            chats::set_thinking(&mut template_variables, false);
         }
         let chat = Chat {
             messages: instructions.into_iter().chain(asked.conversation.iter().cloned()).collect(),
@@ -139,6 +160,7 @@ impl Body {
                 top_p: self.top_p,
                 ..SamplingOptions::default()
             },
+            grammar,
             tenant,
             ..GenerateRequest::new(Prompt::Chat(chat))
         })
@@ -165,7 +187,8 @@ mod tests {
         body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         let mut body: Body = crate::server::body::parse(body.to_string().as_bytes())?;
         let asked = body.conversation(vec![Message::user("before"), Message::assistant("yes")])?;
-        let request = body.request(&asked, Tenant::default())?;
+        let llm = crate::server::tests::fixture::named("m", "", ());
+        let request = body.request(&asked, Tenant::default(), &llm)?;
         Ok((asked, request))
     }
 
@@ -199,7 +222,7 @@ mod tests {
             (json!({"input": null}), "input"),
             (json!({"background": true}), "background"),
             (json!({"truncation": "auto"}), "truncation"),
-            (json!({"text": {"format": {"type": "json_object"}}}), "text.format"),
+            (json!({"text": {"format": {"type": "xml"}}}), "text.format.type"),
             (json!({"tool_choice": "required"}), "tool_choice"),
             (json!({"max_output_tokens": 0}), "max_output_tokens"),
             (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
