@@ -5,6 +5,7 @@
 
 constexpr uint32_t HAS_PENALTIES = 1;
 constexpr uint32_t HAS_BANS = 2;
+constexpr uint32_t HAS_MASK = 4;
 constexpr uint32_t NO_LOGPROBS = 0xffffffffu;
 constexpr int MAX_TOP = 20;
 // Entries of a slot's lists of bias and of banned tokens.
@@ -39,7 +40,7 @@ __device__ __forceinline__ bool is_greedy(const SampleRow& row) { return row.tem
 
 // Whether the row's logits are changed before the draw, so that they lie in the scratch.
 __device__ __forceinline__ bool is_edited(const SampleRow& row, int slots) {
-    return row.slot < uint32_t(slots) && ((row.flags & (HAS_PENALTIES | HAS_BANS)) || row.bias_count);
+    return row.slot < uint32_t(slots) && ((row.flags & (HAS_PENALTIES | HAS_BANS | HAS_MASK)) || row.bias_count);
 }
 
 // Orders floats as unsigned integers; -0 counts as 0. Never 0 for what is no NaN.

@@ -20,13 +20,15 @@ extern "C" __global__ void mark_tokens(
     }
 }
 
-// edited[r] = the row's logits after penalties, then bias, then the ban of tokens that may not come yet: logits and
+// edited[r] = the row's logits after penalties, then bias, then the ban of tokens that may not come yet, and then of those
+// that the slot's mask leaves out: logits and
 // edited f32 [R, vocab]. Rows that ask for none of these are left alone. Tokens of a slot's bias are distinct.
-// counts u16 [slots, vocab], bias (u32, f32) and bans u32 [slots, MAX_EDITS]. Grid: (R, slices of `slice` tokens).
+// counts u16 [slots, vocab], bias (u32, f32) and bans u32 [slots, MAX_EDITS], masks u32 [slots, (vocab + 31) / 32]: a bit
+// for each token, 1 may come. Grid: (R, slices of `slice` tokens).
 // Moves 10 bytes a token of the rows concerned.
 extern "C" __global__ void __launch_bounds__(256) edit_logits(
     float* edited, const float* logits, const SampleRow* rows, const uint16_t* counts, const uint2* bias,
-    const uint32_t* bans, int vocab, int slots, int slice
+    const uint32_t* bans, const uint32_t* masks, int vocab, int slots, int slice
 ) {
     SampleRow row = rows[blockIdx.x];
     if (!is_edited(row, slots)) return;
@@ -56,11 +58,20 @@ extern "C" __global__ void __launch_bounds__(256) edit_logits(
         uint2 pair = pairs[i];
         if (pair.x >= uint32_t(begin) && pair.x < uint32_t(end)) to[pair.x] += __uint_as_float(pair.y);
     }
-    if (!(row.flags & HAS_BANS)) return;
-    __syncthreads();
-    const uint32_t* banned = bans + size_t(row.slot) * MAX_EDITS;
-    for (uint32_t i = threadIdx.x; i < min(row.ban_count, uint32_t(MAX_EDITS)); i += blockDim.x) {
-        uint32_t token = banned[i];
-        if (token >= uint32_t(begin) && token < uint32_t(end)) to[token] = __uint_as_float(0xff800000u);
+    const float never = __uint_as_float(0xff800000u);
+    if (row.flags & HAS_BANS) {
+        __syncthreads();
+        const uint32_t* banned = bans + size_t(row.slot) * MAX_EDITS;
+        for (uint32_t i = threadIdx.x; i < min(row.ban_count, uint32_t(MAX_EDITS)); i += blockDim.x) {
+            uint32_t token = banned[i];
+            if (token >= uint32_t(begin) && token < uint32_t(end)) to[token] = never;
+        }
+    }
+    if (row.flags & HAS_MASK) {
+        __syncthreads();
+        const uint32_t* mask = masks + size_t(row.slot) * ((vocab + 31) / 32);
+        for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
+            if (!(mask[i / 32] >> (i % 32) & 1)) to[i] = never;
+        }
     }
 }

@@ -53,6 +53,8 @@ pub struct Sampling {
     bias: DeviceTensor,
     /// u32 `[slots, MAX_EDITS]`.
     bans: DeviceTensor,
+    /// u32 `[slots, vocab / 32]`, rounded up: a bit for each token, 1 may come.
+    masks: DeviceTensor,
     /// f32 `[slots, vocab]`: changed logits, then weights.
     edited: DeviceTensor,
     /// What each slice of a row tells `[slots, slices x SLICE_BYTES]`, and u16 `[slots, slices x LISTED]` as bytes: its
@@ -105,7 +107,8 @@ impl Sampling {
     #[cfg(test)]
     pub fn bytes(rows: usize, vocab: usize) -> usize {
         let slices = vocab.div_ceil(SLICE) * (SLICE_BYTES + 2 * LISTED);
-        rows * (vocab * (2 + 4) + slices + MAX_EDITS * (8 + 4) + 4 + 8 + 8 + 4) + HISTORY_CHUNK * 4
+        rows * (vocab * (2 + 4) + vocab.div_ceil(32) * 4 + slices + MAX_EDITS * (8 + 4) + 4 + 8 + 8 + 4)
+            + HISTORY_CHUNK * 4
     }
 
     /// State and room for `rows` sequences, and as many rows a step, of a vocabulary of `vocab` tokens.
@@ -127,6 +130,7 @@ impl Sampling {
             counts: zeros(2 * vocab, DType::U8)?,
             bias: zeros(2 * MAX_EDITS, DType::U32)?,
             bans: zeros(MAX_EDITS, DType::U32)?,
+            masks: zeros(vocab.div_ceil(32), DType::U32)?,
             edited: zeros(vocab, DType::F32)?,
             slices: zeros(slices * SLICE_BYTES, DType::U8)?,
             lists: zeros(slices * LISTED * 2, DType::U8)?,
@@ -180,6 +184,19 @@ impl Sampling {
             gpu.queue_upload_of(&self.bans.slice(row, 1), &words(banned))?;
         }
         Ok(())
+    }
+
+    /// Sets which tokens may come next in `slot`: a bit for each of the vocabulary, those behind the last word of `allowed`
+    /// may not. Does not wait for the GPU.
+    ///
+    /// # Errors
+    /// If the slot is outside; what the driver says.
+    pub fn set_mask(&self, gpu: &Gpu, slot: u32, allowed: &[u32]) -> Result<(), CudaError> {
+        let row = slot as usize;
+        require("set_mask", row < self.slots, || format!("slot {slot} of {}", self.slots))?;
+        let mut bytes = words(allowed);
+        bytes.resize(self.vocab.div_ceil(32) * 4, 0);
+        gpu.queue_upload_of(&self.masks.slice(row, 1), &bytes)
     }
 
     fn mark(&self, gpu: &Gpu, slot: u32, tokens: &[u32], generated: bool) -> Result<(), CudaError> {
@@ -284,7 +301,8 @@ impl Sampling {
 
     fn edit(&self, gpu: &Gpu, logits: &DeviceTensor, rows: &DeviceTensor) -> Result<(), CudaError> {
         let arguments = Arguments::new().tensor(&self.edited).tensor(logits).tensor(rows).tensor(&self.counts);
-        let arguments = arguments.tensor(&self.bias).tensor(&self.bans).size(self.vocab).size(self.slots);
+        let arguments =
+            arguments.tensor(&self.bias).tensor(&self.bans).tensor(&self.masks).size(self.vocab).size(self.slots);
         let mut grid = Grid::linear(logits.rows(), 256);
         grid.blocks[1] = self.vocab.div_ceil(SLICES[0]) as u32;
         // SAFETY: `sample` checked the shapes; the kernel bounds slots and tokens.

@@ -6,7 +6,6 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
-use crate::device::Device;
 use crate::engine::{EngineHandle, ModelFacts, SubmitError};
 use crate::request::{Request, StopConditions, TokenId, TokenMasks};
 use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
@@ -114,10 +113,6 @@ impl Llm {
     }
 
     fn masks(&self, grammar: &Grammar) -> Result<Arc<dyn TokenMasks>, GenerateError> {
-        if self.info().runs_on != Device::Cpu {
-            let reason = "models on a GPU do not follow grammars yet; say in the prompt what you want";
-            return Err(GenerateError::Grammar(reason.into()));
-        }
         let compiler = self.parts.grammars.get_or_init(|| {
             let eos = self.parts.eos_token_ids.first().ok_or("this model has no token that ends an answer")?;
             GrammarCompiler::new(&self.parts.tokenizer, self.engine().limits().vocab_size, *eos)

@@ -74,6 +74,7 @@ impl Scheduler {
             choices: request.n,
             stop: request.stop.clone(),
             prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
+            waits_for_commit: request.masks.is_some(),
         });
         self.arrivals += 1;
         let prompt_len = request.prompt.len();

@@ -16,6 +16,8 @@ pub(super) struct RequestFacts {
     pub(super) choices: u32,
     pub(super) stop: StopConditions,
     pub(super) prompt_logprobs: bool,
+    /// What may come next depends on what came last: a token is committed before the next one is drawn.
+    pub(super) waits_for_commit: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +83,8 @@ impl Sequence {
     }
 
     pub(super) fn work(&self) -> Work {
-        if self.tokens.len() + self.pending >= self.max_len {
+        let waits = self.pending > 0 && self.request.waits_for_commit;
+        if waits || self.tokens.len() + self.pending >= self.max_len {
             Work::Nothing
         } else if self.left() == 1 && self.computed >= self.prompt_len {
             Work::Decode

@@ -11,7 +11,7 @@ pub const MAX_TOP_LOGPROBS: usize = 20;
 pub struct SampleRow {
     /// Where the row's sequence keeps its state; `u32::MAX`: nowhere, nothing is remembered.
     pub slot: u32,
-    /// [`SampleRow::PENALTIES`] and [`SampleRow::BANS`].
+    /// [`SampleRow::PENALTIES`], [`SampleRow::BANS`] and [`SampleRow::MASK`].
     pub flags: u32,
     /// Divides the logits; 0 chooses the likeliest token.
     pub temperature: f32,
@@ -48,6 +48,8 @@ impl SampleRow {
     pub const PENALTIES: u32 = 1;
     /// Flag: the slot's banned tokens may not come yet.
     pub const BANS: u32 = 2;
+    /// Flag: only tokens of the slot's mask may come.
+    pub const MASK: u32 = 4;
     /// No log-probabilities.
     pub const NO_LOGPROBS: u32 = u32::MAX;
 
@@ -112,7 +114,7 @@ impl SampleOutput {
 /// Which kernels a step's rows need besides `greedy`, which every row needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SamplingNeeds {
-    /// Some row has penalties, bias or banned tokens.
+    /// Some row has penalties, bias, banned tokens or a mask.
     pub edits: bool,
     /// Some row is not greedy.
     pub draws: bool,

@@ -161,6 +161,11 @@ impl GpuRunner {
             let banned: Vec<u32> = state.banned().collect();
             self.sampling.begin_slot(self.gpu.gpu(), slot, state.generated.last().copied(), history, bias, &banned)?;
         }
+        for seq in &planned.samples {
+            if let Some((slot, allowed)) = self.sequences.mask(*seq) {
+                self.sampling.set_mask(self.gpu.gpu(), slot, allowed)?;
+            }
+        }
         Ok(())
     }
 
@@ -304,6 +309,9 @@ fn take_sample(sequences: &mut Sequences, seq: SeqId, drawn: &SampleOutput, outp
         output.failed.push((seq, "the model gave no finite logit, so no token can be chosen".to_owned()));
     }
     let wanted = sequences.collected(seq, drawn.token).and_then(|request| request.sampling.logprobs);
+    if let Some(reason) = sequences.broken(seq) {
+        output.failed.push((seq, format!("the answer cannot follow its grammar any further: {reason}")));
+    }
     let logprobs = wanted.map(|count| logprobs(drawn, count));
     output.sampled.push(Sampled { seq, token: drawn.token, logprobs });
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::cuda::SampleRow;
-use crate::request::{Request, SamplingParams, SeqId, TokenId};
+use crate::request::{Request, SamplingParams, SeqId, TokenId, TokenMask};
 
 /// Top bit of an id that stands for a slot's last token.
 const LATE_TOKEN: u32 = 1 << 31;
@@ -22,6 +22,10 @@ pub(super) struct SequenceState {
     /// Tokens that were collected.
     pub(super) generated: Vec<TokenId>,
     slot: Option<u32>,
+    /// Which tokens may come next, where it follows a grammar.
+    mask: Option<Box<dyn TokenMask>>,
+    /// Why it cannot go on.
+    broken: Option<String>,
     /// The last step that had it.
     step: u64,
 }
@@ -56,7 +60,10 @@ impl Sequences {
     }
 
     pub(super) fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
-        let state = SequenceState { seq, request, choice, seed, drawn: 0, generated: Vec::new(), slot: None, step: 0 };
+        let mask = request.masks.as_ref().map(|masks| masks.start());
+        let generated = Vec::new();
+        let state =
+            SequenceState { seq, request, choice, seed, drawn: 0, generated, slot: None, mask, broken: None, step: 0 };
         if self.states.len() <= seq.place() {
             self.states.resize_with(seq.place() + 1, || None);
         }
@@ -82,7 +89,29 @@ impl Sequences {
     pub(super) fn collected(&mut self, seq: SeqId, token: TokenId) -> Option<&Request> {
         let state = self.get_mut(seq)?;
         state.generated.push(token);
+        if let Some(Err(reason)) = state.mask.as_mut().map(|mask| mask.commit(token)) {
+            state.broken.get_or_insert(reason);
+        }
         Some(&state.request)
+    }
+
+    /// Slot and mask of `seq`, where it follows a grammar. One that cannot be followed any further is told by
+    /// [`Self::broken`].
+    pub(super) fn mask(&mut self, seq: SeqId) -> Option<(u32, &[u32])> {
+        let state = self.get_mut(seq)?;
+        let slot = state.slot?;
+        match state.mask.as_mut()?.allowed() {
+            Ok(allowed) => Some((slot, allowed)),
+            Err(reason) => {
+                state.broken.get_or_insert(reason);
+                None
+            }
+        }
+    }
+
+    /// Why `seq` cannot follow its grammar any further, told once.
+    pub(super) fn broken(&mut self, seq: SeqId) -> Option<String> {
+        self.get_mut(seq)?.broken.take()
     }
 
     /// Gives every one of `seqs`, which are all of a step's, a slot. Those that are new to theirs go to `fresh`.
@@ -128,7 +157,9 @@ impl Sequences {
         let slot = state.slot.expect("a sampled sequence has a slot");
         let banned = state.drawn < state.request.stop.min_tokens;
         let row = SampleRow {
-            flags: u32::from(state.counts_history()) * SampleRow::PENALTIES + u32::from(banned) * SampleRow::BANS,
+            flags: u32::from(state.counts_history()) * SampleRow::PENALTIES
+                + u32::from(banned) * SampleRow::BANS
+                + u32::from(state.mask.is_some()) * SampleRow::MASK,
             choice: state.choice,
             drawn: state.drawn,
             ban_count: state.banned().count() as u32,

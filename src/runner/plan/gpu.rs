@@ -224,7 +224,7 @@ fn expert_bytes(spec: &DecoderSpec, limits: StepLimits) -> usize {
 /// Bytes of `cuda::Sampling`: for each sequence counts and changed logits of a vocabulary, and some lists.
 fn sampling_bytes(rows: usize, vocab: usize) -> usize {
     let slices = vocab.div_ceil(4096) * (24 + 2 * 512);
-    rows * (vocab * 6 + slices + SAMPLING_EDIT_BYTES + 24) + SAMPLING_HISTORY_BYTES
+    rows * (vocab * 6 + vocab.div_ceil(32) * 4 + slices + SAMPLING_EDIT_BYTES + 24) + SAMPLING_HISTORY_BYTES
 }
 
 /// Bytes of what is added to a sequence's logits, and of what is banned.
