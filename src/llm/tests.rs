@@ -187,7 +187,7 @@ fn answers_follow_their_grammars_at_any_temperature() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_answers_follow_their_grammars_at_any_temperature() {
-    let llm = load("llama3", |config| config.device = crate::config::DeviceWish::Cuda(None));
+    let llm = load("llama3_heads64", |config| config.device = crate::config::DeviceWish::Cuda(None));
     all_grammars_are_followed(&llm);
     let formed = (0..4).map(|seed| llm.generate(formed(Grammar::Regex("[a-f]{40}".into()), seed)));
     let free = (0..4).map(|seed| llm.generate(request(&prompts()[5], seed)));
