@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
-pub use engine::{DeviceWish, DeviceWishError, EngineConfig, Lag, MAX_SEQUENCES, StepSizes};
+pub use engine::{DeviceWish, DeviceWishError, EngineConfig, GpuLayers, GpuLayersError, Lag, MAX_SEQUENCES, StepSizes};
 pub use keep_alive::{KeepAlive, KeepAliveError};
 pub use kv_dtype::{KvDType, KvDTypeError, KvDTypeWish};
 pub use random_format::{RandomFormat, RandomFormatError};
@@ -226,6 +226,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         kv_cache_bytes: settings.kv_cache.map(|size| size.0),
         kv_dtype: settings.kv_cache_dtype.and_then(|wish| wish.0),
         gpu_memory_limit_bytes: settings.gpu_memory_limit.map(|size| size.0),
+        gpu_layers: settings.gpu_layers.unwrap_or_default(),
         max_sequences: settings.max_sequences,
         max_step_tokens: settings.max_step_tokens,
         max_prompt_chunk_while_decoding: settings.max_prompt_chunk_while_decoding,

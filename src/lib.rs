@@ -61,5 +61,5 @@ pub use llm::{
     Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo, ModelLibrary, Prompt,
     SamplingOptions, TokenCost, plan_preview,
 };
-pub use runner::{MemoryToPlan, ModelError, ModelFacts, PlanError, PlanPreview, RunnerError, WeightFormat};
+pub use runner::{MemoryToPlan, ModelError, ModelFacts, Offload, PlanError, PlanPreview, RunnerError, WeightFormat};
 pub use weights::LoadError as FileError;

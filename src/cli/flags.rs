@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{ByteSize, DeviceWish, HostText, KvDTypeWish, Settings};
+use crate::config::{ByteSize, DeviceWish, GpuLayers, HostText, KvDTypeWish, Settings};
 
 /// Where the server is.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -27,6 +27,24 @@ pub struct StoreFlags {
     /// Never use the network [LANTERN_OFFLINE]
     #[arg(long)]
     offline: bool,
+}
+
+/// Which layers run on a GPU.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct LayerFlags {
+    /// Layers on the GPU, the others on the CPU: auto (as many as fit), all, or a number [default: auto]
+    #[arg(long, value_name = "N|auto|all")]
+    gpu_layers: Option<GpuLayers>,
+    /// Refuse a model that does not fit the GPU instead of running some layers on the CPU, as --gpu-layers all does
+    #[arg(long, conflicts_with = "gpu_layers")]
+    no_offload: bool,
+}
+
+impl LayerFlags {
+    /// What was asked for.
+    pub fn wish(&self) -> Option<GpuLayers> {
+        if self.no_offload { Some(GpuLayers::All) } else { self.gpu_layers }
+    }
 }
 
 /// How a model is loaded.
@@ -51,6 +69,8 @@ pub struct EngineFlags {
     /// Most memory taken of a GPU, like 8GiB: a large card does as one of that size would [default: what is free]
     #[arg(long, value_name = "SIZE")]
     gpu_memory_limit: Option<ByteSize>,
+    #[command(flatten)]
+    layers: LayerFlags,
     /// Most sequences computed at once [default: 64]
     #[arg(long, value_name = "N")]
     max_sequences: Option<u32>,
@@ -92,6 +112,7 @@ impl EngineFlags {
             kv_cache: self.kv_cache,
             kv_cache_dtype: self.kv_cache_dtype,
             gpu_memory_limit: self.gpu_memory_limit,
+            gpu_layers: self.layers.wish(),
             max_sequences: self.max_sequences,
             max_waiting: self.max_waiting,
             max_step_tokens: self.max_step_tokens,
@@ -132,7 +153,8 @@ mod tests {
     #[test]
     fn every_flag_reaches_its_setting() {
         let flags = "--host 0.0.0.0:1 --port 2 --models-dir /m --offline --device cpu --threads 3 --context 4096 \
-                     --kv-cache 2GiB --kv-cache-dtype fp8 --gpu-memory-limit 3GiB --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
+                     --kv-cache 2GiB --kv-cache-dtype fp8 --gpu-memory-limit 3GiB --gpu-layers 20 \
+                     --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
                      --max-prompt-chunk-while-decoding 8 --no-prefix-cache";
         let expected = Settings {
             host: "0.0.0.0:1".parse().ok(),
@@ -145,6 +167,7 @@ mod tests {
             kv_cache: Some(ByteSize(2 << 30)),
             kv_cache_dtype: Some(KvDTypeWish(Some(KvDType::Fp8))),
             gpu_memory_limit: Some(ByteSize(3 << 30)),
+            gpu_layers: Some(GpuLayers::Count(20)),
             max_sequences: Some(5),
             max_waiting: Some(6),
             max_step_tokens: Some(700),
@@ -153,5 +176,6 @@ mod tests {
             ..Settings::default()
         };
         assert_eq!(settings(flags), expected);
+        assert_eq!(settings("--no-offload").gpu_layers, Some(GpuLayers::All));
     }
 }

@@ -5,7 +5,7 @@
 use super::doctor::memory_here;
 use super::progress::Bar;
 use super::{CliError, Session};
-use crate::config::{ByteSize, Config, EngineConfig, HubConfig, environment};
+use crate::config::{ByteSize, Config, EngineConfig, GpuLayers, HubConfig, environment};
 use crate::hub::{self, Catalog, HubError, HubOptions, Located, ModelName, Store};
 use crate::llm::{DEFAULT_MODEL, Llm, plan_preview};
 
@@ -61,10 +61,12 @@ fn share(config: &Config, models: &[Located]) -> Result<EngineConfig, CliError> 
     if config.engine.kv_cache_bytes.is_some() {
         return Ok(config.engine.clone());
     }
-    let memory = memory_here(config)?;
+    let (memory, _) = memory_here(config)?;
+    // What is shared is the memory of whole models.
+    let whole = EngineConfig { gpu_layers: GpuLayers::All, ..config.engine.clone() };
     let (mut usable_bytes, mut fixed_bytes) = (0, 0);
     for model in models {
-        let plan = plan_preview(model.kind.path(), false, &config.engine, memory, None)?;
+        let plan = plan_preview(model.kind.path(), false, &whole, memory, None)?;
         usable_bytes = plan.usable_bytes;
         fixed_bytes += plan.weight_bytes + plan.step_bytes + plan.kernel_bytes + plan.graph_bytes;
     }

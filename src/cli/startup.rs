@@ -27,6 +27,10 @@ impl std::fmt::Display for Startup<'_> {
             writeln!(f, "  model    {} ({parameters} parameters, {}, {size})", model.name, model.format)?;
             writeln!(f, "  device   {}", model.device)?;
             writeln!(f, "           because {}", model.device_reason)?;
+            if let Some(offload) = &model.offload {
+                writeln!(f, "  layers   {offload}")?;
+                writeln!(f, "           (--gpu-layers sets how many; --no-offload refuses what does not fit the GPU)")?;
+            }
             writeln!(f, "  room     {}", room(model))?;
         }
         if let Some(largest) = self.largest {
@@ -92,6 +96,7 @@ mod tests {
             kv_dtype: "f32".into(),
             planned_bytes: 2_000_000_000,
             used_bytes: None,
+            offload: None,
             loaded_at_unix_s: 0,
         }
     }
@@ -132,6 +137,28 @@ curl http://127.0.0.1:11434/v1/chat/completions \
         );
         assert!(text.contains(r#"-d '{"model":"it'\''s","#), "{text}");
         assert!(!text.contains("largest"), "{text}");
+    }
+
+    #[test]
+    fn layers_on_the_cpu_are_said_loudly() {
+        let offload = crate::engine::Offload {
+            gpu_layers: 20,
+            cpu_layers: 12,
+            cpu_bytes: 5_000_000_000,
+            cpu_weight_bytes: 4_500_000_000,
+            cpu_token_bytes: 4_000_000_000,
+            gpu_token_bytes: 8_000_000_000,
+            cpu_bytes_per_second: Some(40e9),
+            gpu_bytes_per_second: Some(800e9),
+        };
+        let model = ModelInfo { offload: Some(offload), ..model() };
+        let address = Address::default();
+        let text = Startup { models: &[&model], address: &address, largest: None }.to_string();
+        let expected = "
+  layers   20 of 32 on the GPU, 12 on the CPU in 5.00 GB of main memory: slower, at most 9.1 tokens a second for one user
+           (--gpu-layers sets how many; --no-offload refuses what does not fit the GPU)
+  room ";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -84,6 +84,56 @@ impl TryFrom<String> for DeviceWish {
     }
 }
 
+/// How many layers run on a GPU where one serves: those nearest to the output, and the output with them. The others run on
+/// the CPU, slower by as much as its memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(try_from = "LayersText")]
+pub enum GpuLayers {
+    /// As many as fit.
+    #[default]
+    Auto,
+    /// All of them, or an error that says what would fit.
+    All,
+    /// So many, or all if there are fewer. 0: the model runs on the CPU.
+    Count(u32),
+}
+
+/// A number, as it may stand in `lantern.toml`, or a word.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum LayersText {
+    Number(u32),
+    Text(String),
+}
+
+impl TryFrom<LayersText> for GpuLayers {
+    type Error = GpuLayersError;
+
+    fn try_from(text: LayersText) -> Result<Self, GpuLayersError> {
+        match text {
+            LayersText::Number(count) => Ok(Self::Count(count)),
+            LayersText::Text(text) => text.parse(),
+        }
+    }
+}
+
+/// Why a text is no number of layers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no number of layers; auto, all and whole numbers are")]
+pub struct GpuLayersError(String);
+
+impl FromStr for GpuLayers {
+    type Err = GpuLayersError;
+
+    fn from_str(text: &str) -> Result<Self, GpuLayersError> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "all" => Ok(Self::All),
+            count => count.parse().map(Self::Count).map_err(|_| GpuLayersError(text.to_owned())),
+        }
+    }
+}
+
 /// Sizes and limits of one engine. Resolved once; nothing changes it after start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -100,6 +150,8 @@ pub struct EngineConfig {
     /// Bytes of a GPU's memory that this process may take. `None`: what is free. A large card then does as a small one
     /// would.
     pub gpu_memory_limit_bytes: Option<u64>,
+    /// Layers that run on a GPU where one serves.
+    pub gpu_layers: GpuLayers,
     /// Sequences in one step, 1 to [`MAX_SEQUENCES`]. `None`: see [`StepSizes`], as for the next three.
     pub max_sequences: Option<u32>,
     /// Tokens in one step, at least `max_sequences`.
@@ -175,6 +227,7 @@ impl Default for EngineConfig {
             kv_cache_bytes: None,
             kv_dtype: None,
             gpu_memory_limit_bytes: None,
+            gpu_layers: GpuLayers::Auto,
             max_sequences: None,
             max_step_tokens: None,
             max_prompt_chunk_while_decoding: None,
@@ -261,6 +314,22 @@ mod tests {
         for text in ["", "tpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "auto:1"] {
             let error = text.parse::<DeviceWish>().expect_err(text).to_string();
             assert_eq!(error, format!("`{text}` is no device; auto, cpu, cuda and cuda:N are"));
+        }
+    }
+
+    #[test]
+    fn numbers_of_layers_are_read_and_other_words_are_not() {
+        for (text, expected) in [
+            ("auto", GpuLayers::Auto),
+            (" ALL ", GpuLayers::All),
+            ("0", GpuLayers::Count(0)),
+            ("20", GpuLayers::Count(20)),
+        ] {
+            assert_eq!(text.parse(), Ok(expected));
+        }
+        for text in ["", "-1", "half", "2.5"] {
+            let error = text.parse::<GpuLayers>().expect_err(text).to_string();
+            assert_eq!(error, format!("`{text}` is no number of layers; auto, all and whole numbers are"));
         }
     }
 

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{ByteSize, ConfigError, DeviceWish, HostText, KeepAlive, KvDTypeWish};
+use super::{ByteSize, ConfigError, DeviceWish, GpuLayers, HostText, KeepAlive, KvDTypeWish};
 
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -39,6 +39,8 @@ pub struct Settings {
     pub kv_cache_dtype: Option<KvDTypeWish>,
     /// See [`super::EngineConfig::gpu_memory_limit_bytes`].
     pub gpu_memory_limit: Option<ByteSize>,
+    /// See [`super::EngineConfig::gpu_layers`].
+    pub gpu_layers: Option<GpuLayers>,
     /// See [`super::EngineConfig::max_sequences`].
     pub max_sequences: Option<u32>,
     /// See [`super::EngineConfig::max_step_tokens`].
@@ -74,7 +76,7 @@ impl FromStr for Origins {
 }
 
 /// The keys of `lantern.toml`.
-pub const KEYS: [&str; 21] = [
+pub const KEYS: [&str; 22] = [
     "model",
     "host",
     "port",
@@ -87,6 +89,7 @@ pub const KEYS: [&str; 21] = [
     "kv_cache",
     "kv_cache_dtype",
     "gpu_memory_limit",
+    "gpu_layers",
     "max_sequences",
     "max_step_tokens",
     "max_prompt_chunk_while_decoding",
@@ -118,6 +121,7 @@ impl Settings {
             kv_cache: read.first(&["LANTERN_KV_CACHE"])?,
             kv_cache_dtype: read.first(&["LANTERN_KV_CACHE_DTYPE"])?,
             gpu_memory_limit: read.first(&["LANTERN_GPU_MEMORY_LIMIT"])?,
+            gpu_layers: read.first(&["LANTERN_GPU_LAYERS"])?,
             max_sequences: read.first(&["LANTERN_MAX_SEQUENCES"])?,
             max_step_tokens: read.first(&["LANTERN_MAX_STEP_TOKENS"])?,
             max_prompt_chunk_while_decoding: read.first(&["LANTERN_MAX_PROMPT_CHUNK_WHILE_DECODING"])?,
@@ -159,6 +163,7 @@ impl Settings {
             kv_cache: self.kv_cache.or(below.kv_cache),
             kv_cache_dtype: self.kv_cache_dtype.or(below.kv_cache_dtype),
             gpu_memory_limit: self.gpu_memory_limit.or(below.gpu_memory_limit),
+            gpu_layers: self.gpu_layers.or(below.gpu_layers),
             max_sequences: self.max_sequences.or(below.max_sequences),
             max_step_tokens: self.max_step_tokens.or(below.max_step_tokens),
             max_prompt_chunk_while_decoding: self
@@ -248,7 +253,7 @@ mod tests {
     #[test]
     fn a_file_is_read_with_sizes_and_hosts_as_text() {
         let text = "origins = ['https://a.example', '*']\nmodel = 'qwen3:8b'\nhost = '0.0.0.0:8080'\nkv_cache = '8GiB'\nmax_body = 1024\nkeep_alive = '5m'\n\
-                    offline = true\nthreads = 4\n";
+                    offline = true\nthreads = 4\ngpu_layers = 20\n";
         let settings = Settings::from_toml(Path::new("lantern.toml"), text).expect("valid settings");
         assert_eq!(settings.host, Some(HostText { host: Some("0.0.0.0".into()), port: Some(8080) }));
         assert_eq!(settings.kv_cache, Some(ByteSize(8 << 30)));
@@ -257,6 +262,7 @@ mod tests {
         assert_eq!(settings.offline, Some(true));
         assert_eq!(settings.threads, NonZeroUsize::new(4));
         assert_eq!(settings.origins, "https://a.example,*".parse().ok());
+        assert_eq!(settings.gpu_layers, Some(GpuLayers::Count(20)));
         assert_eq!(settings.port, None);
     }
 
@@ -277,6 +283,7 @@ mod tests {
             ("kv_cache = 'lots'", "`lots` is no size; write it like 8GiB"),
             ("host = 'https://x'", "`https://` is not spoken here"),
             ("threads = 0", "nonzero"),
+            ("gpu_layers = 'some'", "`some` is no number of layers; auto, all and whole numbers are"),
         ];
         for (text, expected) in causes {
             let error = Settings::from_toml(Path::new("lantern.toml"), text).expect_err(text);

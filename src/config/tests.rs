@@ -85,6 +85,7 @@ fn sizes_durations_and_switches_reach_their_places() {
         ("LANTERN_CONTEXT", "4096"),
         ("LANTERN_KV_CACHE_DTYPE", "int8"),
         ("LANTERN_GPU_MEMORY_LIMIT", "3GiB"),
+        ("LANTERN_GPU_LAYERS", "all"),
         ("LANTERN_PREFIX_CACHE", "off"),
         ("LANTERN_MAX_SEQUENCES", "1000"),
         ("LANTERN_MAX_BODY", "1MiB"),
@@ -98,6 +99,7 @@ fn sizes_durations_and_switches_reach_their_places() {
     assert_eq!(config.engine.context_length, Some(4096));
     assert_eq!(config.engine.kv_dtype, Some(KvDType::Int8));
     assert_eq!(config.engine.gpu_memory_limit_bytes, Some(3 << 30));
+    assert_eq!(config.engine.gpu_layers, GpuLayers::All);
     assert!(!config.engine.prefix_cache);
     let sizes = config.engine.step_sizes(StepSizes::CPU);
     assert_eq!((sizes.max_sequences, sizes.max_step_tokens), (1000, 1000));

@@ -1,11 +1,19 @@
 //! What the machine can do at most: the yardstick that `benches/kernels.rs` holds the kernels against.
 #![allow(dead_code)] // the bench includes this room; the library itself does not measure
 
+use std::time::Instant;
+
 use super::simd::{Kernel, Lanes, dispatch};
 use super::{Cpu, SharedMut};
 
 /// Independent chains of additions: enough to hide the latency of each.
 const CHAINS: usize = 12;
+
+/// What is read to measure how fast that is: more than most processors' caches.
+const READ_BYTES: usize = 256 << 20;
+
+/// How often.
+const READINGS: usize = 4;
 
 /// Steps of one task.
 const STEPS: usize = 1 << 16;
@@ -32,6 +40,21 @@ impl Cpu {
             dispatch(self.simd, Read { data, task, out });
         });
         sums.iter().sum()
+    }
+}
+
+impl Cpu {
+    /// Bytes that all threads together read from memory each second: the best of some readings of what no cache holds, which
+    /// take a fraction of a second.
+    pub fn read_bytes_per_second(&self) -> f64 {
+        // Not zeros: pages that nobody has written may all be one.
+        let data = vec![1.0_f32; READ_BYTES / size_of::<f32>()];
+        let seconds = (0..READINGS).map(|_| {
+            let started = Instant::now();
+            std::hint::black_box(self.peak_read(&data));
+            started.elapsed().as_secs_f64()
+        });
+        READ_BYTES as f64 / seconds.fold(f64::INFINITY, f64::min)
     }
 }
 

@@ -38,12 +38,20 @@ pub fn card_rates(ordinal: usize, library_folders: &[PathBuf]) -> Result<CardRat
     // in a second one.
     std::mem::forget(gpu.context().clone());
     let data = random_bytes(PRODUCT_SIZE * PRODUCT_SIZE);
-    let copy_bytes_per_second = copy_rate(&gpu, &data)?;
+    let copy_bytes_per_second = copy_rate_of(&gpu, &data)?;
     let flops_per_second = product_rate(&gpu, library_folders, &data)?;
     Ok(CardRates { copy_bytes_per_second, flops_per_second })
 }
 
-fn copy_rate(gpu: &Gpu, data: &[u8]) -> Result<f64, CudaError> {
+/// Bytes read and written each second by a large copy within a card's memory; takes up to 2 GiB of it for a moment.
+///
+/// # Errors
+/// What the driver says.
+pub fn copy_rate(gpu: &Gpu) -> Result<f64, CudaError> {
+    copy_rate_of(gpu, &random_bytes(PRODUCT_SIZE * PRODUCT_SIZE))
+}
+
+fn copy_rate_of(gpu: &Gpu, data: &[u8]) -> Result<f64, CudaError> {
     let (free_bytes, _) = gpu.memory()?;
     let rows = (COPIED_BYTES.min(free_bytes / 4) / data.len()).max(1);
     let both = gpu.empty(2 * rows, data.len(), DType::U8, "what is copied, and its copy")?;

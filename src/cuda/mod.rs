@@ -38,7 +38,7 @@ pub use attention::{
 };
 pub use blas::{Blas, BlasMissing, find_blas};
 pub use blocks::{BlockFormat, BlockMatrix, TILE_ROWS};
-pub use ceilings::{CardRates, card_rates};
+pub use ceilings::{CardRates, card_rates, copy_rate};
 pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 #[cfg(test)]

@@ -27,7 +27,7 @@ impl StartError {
     /// Whether it would fit if there were more memory.
     pub(crate) fn does_not_fit(&self) -> bool {
         let Self::Model(ModelError::Plan(error)) = self else { return false };
-        matches!(error, PlanError::DoesNotFit { .. } | PlanError::ContextTooLong { .. })
+        matches!(error, PlanError::DoesNotFit { .. } | PlanError::ContextTooLong { .. } | PlanError::Layers { .. })
     }
 
     /// Whether the GPU is in order and this model not for it, so that the CPU may serve.

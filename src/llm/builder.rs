@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{EngineConfig, HubConfig, KvDType, RandomFormat, environment};
+use crate::config::{EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, environment};
 use crate::hub::{self, Catalog, HubOptions, Located, ModelName, Progress, Store};
 
 use super::handle::Llm;
@@ -114,6 +114,12 @@ impl LlmBuilder {
     /// Bytes of a GPU's memory that this process may take.
     pub fn gpu_memory_limit_bytes(mut self, bytes: u64) -> Self {
         self.engine.gpu_memory_limit_bytes = Some(bytes);
+        self
+    }
+
+    /// Layers that run on a GPU where one serves; the others run on the CPU.
+    pub fn gpu_layers(mut self, layers: GpuLayers) -> Self {
+        self.engine.gpu_layers = layers;
         self
     }
 

@@ -1,6 +1,7 @@
 //! What is loaded, where it runs, and how much fits: what start-up prints and `/health` tells.
 
 use crate::device::Device;
+use crate::engine::Offload;
 
 /// What one token costs a model: from it a benchmark works out how fast the model could be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub struct ModelInfo {
     pub planned_bytes: u64,
     /// On a GPU, the bytes that they took once the model was ready; nothing grows after that.
     pub used_bytes: Option<u64>,
+    /// Where a GPU has no room for all layers, how they are divided: what the others take is in main memory, and `kv_bytes`,
+    /// `planned_bytes` and `used_bytes` are the GPU's.
+    pub offload: Option<Offload>,
     /// How many requests of `context_length` tokens the KV cache holds at once; at least 1.
     pub full_contexts: u32,
     /// Tokens the KV cache holds in all.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::{DeviceWish, EngineConfig, HubConfig};
+use crate::config::{DeviceWish, EngineConfig, GpuLayers, HubConfig};
 use crate::engine::{self, ModelFacts, ModelFiles, StartError};
 use crate::hub::{self, Catalog, HubError, HubOptions, Located, LocatedKind, ModelName, Progress, Store};
 
@@ -114,7 +114,7 @@ impl ModelLibrary {
     }
 
     /// Loads a model of the list. Never downloads, and never opens a path: names come from the network. `gpu_or_nothing`
-    /// fails where `auto` would fall back to the CPU.
+    /// fails where `auto` would fall back to the CPU, with all layers or with some.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -123,6 +123,9 @@ impl ModelLibrary {
         let mut engine = self.engine.clone();
         if gpu_or_nothing && engine.device == DeviceWish::Auto {
             engine.device = DeviceWish::Cuda(None);
+        }
+        if gpu_or_nothing && engine.gpu_layers == GpuLayers::Auto {
+            engine.gpu_layers = GpuLayers::All;
         }
         Llm::builder()
             .located(Located { kind, display_name: model.name })

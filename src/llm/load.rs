@@ -5,9 +5,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-#[cfg(feature = "cuda")]
-use crate::config::DeviceWish;
-use crate::config::{EngineConfig, RandomFormat};
+use crate::config::{DeviceWish, EngineConfig, GpuLayers, RandomFormat};
 use crate::device::{self, Device, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
@@ -96,27 +94,36 @@ pub(super) fn load_files(
 ) -> Result<Llm, LoadError> {
     config.validate()?;
     let mut hardware = Hardware::detect();
-    hardware.ask_driver(Probing::Wished(config.device), libraries);
+    // Without layers on a GPU none is looked for.
+    let wish = if config.gpu_layers == GpuLayers::Count(0) { DeviceWish::Cpu } else { config.device };
+    hardware.ask_driver(Probing::Wished(wish), libraries);
     #[cfg_attr(not(feature = "cuda"), allow(unused_mut))]
-    let mut choice = device::choose(&hardware, config.device)?;
+    let mut choice = device::choose(&hardware, wish)?;
+    // Where the system does not say what is free, nothing is held back.
+    let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
     #[cfg(feature = "cuda")]
     if let Device::Cuda { ordinal } = choice.device {
         let library_folders = libraries.map(Path::to_owned).into_iter().collect();
-        let target = engine::GpuTarget { ordinal: ordinal as usize, library_folders };
+        let target = engine::GpuTarget { ordinal: ordinal as usize, library_folders, main_bytes: free_bytes };
         let card = choice.climb.gpus.iter().find(|gpu| gpu.ordinal == ordinal).map_or("a GPU", |gpu| &gpu.name);
         match engine::start(files, config, Target::Gpu(target)) {
             Ok(started) => {
                 return finish(started, name, choice.device, format!("{card} (cuda:{ordinal})"), choice.reason);
             }
-            Err(error) if config.device == DeviceWish::Auto && error.is_for_the_cpu() => {
+            Err(error)
+                if config.device == DeviceWish::Auto
+                    && config.gpu_layers == GpuLayers::Auto
+                    && error.is_for_the_cpu() =>
+            {
                 tracing::warn!(%card, %error, "the model runs on the CPU");
                 choice.reason = format!("{card} cannot run this model: {error}");
             }
             Err(error) => return Err(error.into()),
         }
     }
-    // Where the system does not say what is free, nothing is held back.
-    let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
+    if choice.device == Device::Cpu && matches!(config.gpu_layers, GpuLayers::Count(1..)) {
+        tracing::warn!(reason = choice.reason, "layers were asked to be on a GPU, and all run on the CPU");
+    }
     let (engine, model) = engine::start(files, config, Target::Cpu { free_bytes })?;
     let device = hardware.describe_cpu(model.threads.unwrap_or(1));
     finish((engine, model), name, Device::Cpu, device, choice.reason)
@@ -137,9 +144,10 @@ fn finish(
     };
     // Of each format as large a share is looked up as of all weights together: exact where there is but one.
     let share = model.token_parameters as f64 / model.parameters.max(1) as f64;
+    let weight_bytes = plan.weight_bytes + model.offload.map_or(0, |offload| offload.cpu_weight_bytes);
     let token_cost = TokenCost {
         parameters: model.token_parameters,
-        weight_bytes: (plan.weight_bytes as f64 * share) as u64,
+        weight_bytes: (weight_bytes as f64 * share) as u64,
         kv_bytes: plan.kv_token_bytes(),
     };
     let info = ModelInfo {
@@ -147,7 +155,7 @@ fn finish(
         architecture: model.architecture,
         parameters: model.parameters,
         format: model.format,
-        weight_bytes: plan.weight_bytes,
+        weight_bytes,
         context_length: plan.context_length,
         device,
         runs_on,
@@ -158,6 +166,7 @@ fn finish(
         kv_dtype: plan.kv_dtype.to_string(),
         planned_bytes: plan.total_bytes(),
         used_bytes: model.used_bytes,
+        offload: model.offload,
         full_contexts: plan.full_contexts(),
         loaded_at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     };

@@ -2,6 +2,8 @@
 //!
 //! Knows no family by name and no scheduling: a batch of packed rows goes in, logits of chosen tokens come out.
 
+use std::ops::Range;
+
 use candle_core::{Result, bail};
 
 use crate::layers::{AttentionBuffers, GatedMlp, LatentAttention, Linear, MixtureOfExperts, RmsNorm, SelfAttention};
@@ -51,13 +53,20 @@ pub(super) enum Block {
     Experts(MixtureOfExperts, usize),
 }
 
-/// A decoder-only transformer, ready to run.
+/// What comes after the last layer.
+struct Output {
+    norm: RmsNorm,
+    linear: Linear,
+}
+
+/// A decoder-only transformer, ready to run; or some layers of one, whose neighbours run elsewhere.
 pub(crate) struct Decoder {
     spec: DecoderSpec,
-    embedding: Weight,
+    /// With the first layer.
+    embedding: Option<Weight>,
     layers: Vec<Layer>,
-    output_norm: RmsNorm,
-    output: Linear,
+    /// With the last layer.
+    output: Option<Output>,
     rope: Rope,
 }
 
@@ -73,20 +82,43 @@ impl Decoder {
         weights: &Weights,
         context: u32,
     ) -> std::result::Result<Self, DecoderError> {
+        let layers = 0..spec.layers;
+        Self::load_layers(compute, spec, weights, context, layers)
+    }
+
+    /// The same of some layers: the embedding belongs to the first one, the output to the last.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_layers(
+        compute: &Compute,
+        spec: DecoderSpec,
+        weights: &Weights,
+        context: u32,
+        layers: Range<usize>,
+    ) -> std::result::Result<Self, DecoderError> {
         let loader = Loader { compute, spec: &spec, weights };
-        let embedding = loader.weight(&[(WeightName::TokenEmbedding, spec.vocab)], spec.hidden)?;
-        let output = if spec.tied_embeddings {
-            embedding.clone()
-        } else {
-            loader.weight(&[(WeightName::Output, spec.vocab)], spec.hidden)?
+        let vocabulary = |name| loader.weight(&[(name, spec.vocab)], spec.hidden);
+        let embedding = match layers.start {
+            0 => Some(vocabulary(WeightName::TokenEmbedding)?),
+            _ => None,
         };
-        let layers =
-            (0..spec.layers as u32).map(|layer| loader.layer(layer)).collect::<std::result::Result<Vec<_>, _>>()?;
-        let output_norm = loader.norm(WeightName::OutputNorm, spec.hidden)?;
+        let output = if layers.end == spec.layers {
+            let weight = match &embedding {
+                Some(embedding) if spec.tied_embeddings => embedding.clone(),
+                None if spec.tied_embeddings => vocabulary(WeightName::TokenEmbedding)?,
+                _ => vocabulary(WeightName::Output)?,
+            };
+            let norm = loader.norm(WeightName::OutputNorm, spec.hidden)?;
+            Some(Output { norm, linear: Linear::new(weight, None) })
+        } else {
+            None
+        };
+        let layers = layers.map(|layer| loader.layer(layer as u32)).collect::<std::result::Result<Vec<_>, _>>()?;
         let angles = super::rope::table(&spec.rope, context as usize);
         let rope = RopeTable::new(spec.rope.layout, spec.rope.rotary_dim, angles.cos, angles.sin)?;
         let rope = Rope::load(compute, rope)?;
-        Ok(Self { layers, output_norm, output: Linear::new(output, None), rope, embedding, spec })
+        Ok(Self { layers, output, rope, embedding, spec })
     }
 
     /// What it is.
@@ -94,8 +126,14 @@ impl Decoder {
         &self.spec
     }
 
-    /// Runs a step's tokens through all layers; their keys and values go to `kv`. What [`Self::logits`] needs stays in
-    /// `workspace`.
+    /// How many layers it has here, each with keys and values.
+    pub(crate) fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Runs a step's tokens through its layers; their keys and values go to `kv`. What [`Self::logits`] needs stays in
+    /// `workspace`. Without the first layer it begins with the residual stream that is there; without the last one, which
+    /// is for the CPU, it leaves the whole stream for the next layer there.
     ///
     /// # Errors
     /// If shapes do not fit, or there are more tokens than the workspace holds.
@@ -107,7 +145,9 @@ impl Decoder {
         workspace: &Workspace,
     ) -> Result<()> {
         let buffers = workspace.tokens(inputs.tokens())?;
-        ops::embed(compute, &self.embedding, inputs, &buffers.residual)?;
+        if let Some(embedding) = &self.embedding {
+            ops::embed(compute, embedding, inputs, &buffers.residual)?;
+        }
         for (index, (layer, kv)) in self.layers.iter().zip(kv.layers()).enumerate() {
             let (residual, update, normed) = (&buffers.residual, &buffers.update, &buffers.normed);
             if index == 0 {
@@ -120,6 +160,9 @@ impl Decoder {
             layer.ffn_norm.add_forward(compute, residual, update, normed)?;
             layer.transform(compute, &buffers)?;
         }
+        if self.output.is_none() {
+            ops::add(compute, &buffers.residual, &buffers.update)?;
+        }
         Ok(())
     }
 
@@ -128,10 +171,11 @@ impl Decoder {
     /// # Errors
     /// If there are more indices than the workspace has rows for, or one is outside the step.
     pub(crate) fn logits(&self, compute: &Compute, indices: RowIndices<'_>, workspace: &Workspace) -> Result<Tensor> {
+        let Some(output) = &self.output else { bail!("logits of a decoder without its last layer") };
         let rows = workspace.rows(indices.count())?;
         let (residual, update) = (workspace.residual(), workspace.update());
-        self.output_norm.add_forward_rows(compute, residual, update, indices, &rows.normed)?;
-        self.output.forward(compute, &rows.normed, &rows.logits)?;
+        output.norm.add_forward_rows(compute, residual, update, indices, &rows.normed)?;
+        output.linear.forward(compute, &rows.normed, &rows.logits)?;
         Ok(rows.logits)
     }
 }
@@ -214,7 +258,9 @@ impl Decoder {
             ));
             products.push(product(&inner, dense().map(|(mlp, _)| mlp.linears()[1].weight()).collect(), &tokens.update));
         }
-        products.push(product(&logits.normed, vec![self.output.weight()], &logits.logits));
+        if let Some(output) = &self.output {
+            products.push(product(&logits.normed, vec![output.linear.weight()], &logits.logits));
+        }
         Ok(products)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows no file format; the builders in this folder fill it in, and nothing enters it unchecked.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::rope::RopeSpec;
@@ -113,7 +114,18 @@ pub(crate) struct Stack {
 impl DecoderSpec {
     /// Elements of all its weights.
     pub(crate) fn parameters(&self) -> u64 {
-        let [hidden, ffn, vocab, head] = [self.hidden, self.ffn, self.vocab, self.head_dim].map(|size| size as u64);
+        let vocabularies = if self.tied_embeddings { 1 } else { 2 };
+        vocabularies * self.vocabulary_parameters() + self.layer_parameters(0..self.layers) + self.hidden as u64
+    }
+
+    /// Elements of the embedding, and of the output layer.
+    pub(crate) fn vocabulary_parameters(&self) -> u64 {
+        self.vocab as u64 * self.hidden as u64
+    }
+
+    /// Elements of some layers' weights.
+    pub(crate) fn layer_parameters(&self, layers: Range<usize>) -> u64 {
+        let [hidden, ffn, head] = [self.hidden, self.ffn, self.head_dim].map(|size| size as u64);
         let (q, kv) = (self.q_heads as u64 * head, self.kv_heads as u64 * head);
         let bias = |present: bool, size: u64| if present { size } else { 0 };
         let biases =
@@ -123,21 +135,19 @@ impl DecoderSpec {
             None => hidden * (2 * q + 2 * kv),
             Some(latent) => latent.parameters(hidden),
         };
-        let (expert_layers, mixture) = self.experts.as_ref().map_or((0, 0), |experts| {
-            (experts.layers.iter().filter(|is| **is).count() as u64, experts.parameters(hidden, experts.count))
-        });
-        let dense_layers = self.layers as u64 - expert_layers;
-        let blocks = expert_layers * mixture + dense_layers * 3 * hidden * ffn;
-        let layers = self.layers as u64 * (attention + norms + biases) + blocks;
-        vocab * hidden * if self.tied_embeddings { 1 } else { 2 } + layers + hidden
+        let block = |layer: usize| match self.experts_of(layer as u32) {
+            Some(experts) => experts.parameters(hidden, experts.count),
+            None => 3 * hidden * ffn,
+        };
+        layers.map(|layer| attention + norms + biases + block(layer)).sum()
     }
 
-    /// Elements of the weights that are not multiplied with a token: those of experts that it does not go to.
-    pub(crate) fn idle_parameters(&self) -> u64 {
-        let Some(experts) = &self.experts else { return 0 };
-        let layers = experts.layers.iter().filter(|is| **is).count() as u64;
-        let idle = (experts.count - experts.routing.top_k) as u64;
-        layers * idle * 3 * self.hidden as u64 * experts.ffn as u64
+    /// Elements of some layers' weights that are not multiplied with a token: those of experts that it does not go to.
+    pub(crate) fn idle_parameters(&self, layers: Range<usize>) -> u64 {
+        let idle = |experts: &ExpertsSpec| {
+            (experts.count - experts.routing.top_k) as u64 * 3 * self.hidden as u64 * experts.ffn as u64
+        };
+        layers.filter_map(|layer| self.experts_of(layer as u32)).map(idle).sum()
     }
 
     /// Whether the block of `layer` is a mixture of experts.

@@ -147,6 +147,16 @@ impl Workspace {
         max_tokens as u64 * per_token as u64 + logit_rows as u64 * per_row as u64
     }
 
+    /// The residual stream of a step of `count` tokens, `[count, H]` of f32: where a decoder without its first layer
+    /// begins, and what one without its last layer leaves.
+    ///
+    /// # Errors
+    /// If there is room for fewer.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn stream(&self, count: usize) -> Result<Tensor> {
+        self.residual.first_rows(count)
+    }
+
     /// The residual stream `[max_tokens, H]`.
     pub(super) fn residual(&self) -> &Tensor {
         &self.residual

@@ -176,6 +176,18 @@ pub fn add_rms_norm(
     }
 }
 
+/// `residual += x` in place: both `[t, h]`. On the CPU.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn add(compute: &Compute, residual: &Tensor, x: &Tensor) -> Result<()> {
+    match compute {
+        Compute::Cpu(_) => on_cpu::add(residual.cpu()?, x.cpu()?),
+        #[cfg(feature = "cuda")]
+        Compute::Gpu(_) => tensor::elsewhere("add"),
+    }
+}
+
 /// `dst[i] = rms_norm(residual[rows[i]] + x[rows[i]])`: `residual`, `x` `[t, h]`, `weight [h]`, `dst [rows, h]`. What
 /// `residual` holds in those rows afterwards is undefined; on the CPU a row comes once at most.
 ///

@@ -1,8 +1,9 @@
 //! One step's inputs, packed: what the scheduler planned, as the arrays that kernels read.
 //!
-//! Knows no tensors. The buffers are kept between steps, so that a step allocates nothing.
+//! Knows no models. The buffers are kept between steps, so that a step allocates nothing.
 
 use crate::attention::AttentionInputs;
+use crate::ops::StepInputs;
 use crate::request::{SeqId, TokenId};
 use crate::scheduler::SchedulerOutput;
 
@@ -50,6 +51,12 @@ impl InputBatch {
                 self.logit_tokens.push(end - 1);
             }
         }
+    }
+
+    /// The step as the CPU reads it.
+    pub(crate) fn on_cpu(&self) -> StepInputs<'_> {
+        let Self { tokens: ids, positions, attention, .. } = self;
+        StepInputs::Cpu { ids, positions, slots: &attention.slot_mapping, attention: attention.as_ref() }
     }
 
     /// Empties all arrays and keeps their memory.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::config::KvDType;
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, ModelSource, Workspace};
-use crate::ops::{Compute, KvCache, KvLayout, RowIndices, StepInputs};
+use crate::ops::{Compute, KvCache, KvLayout, RowIndices};
 use crate::runner::batch::InputBatch;
 
 const BLOCK: usize = KvLayout::BLOCK_SIZE;
@@ -92,6 +92,8 @@ fn continues(fixture: &Fixture, prompt: &ExpectedPrompt) -> bool {
 /// A model with its cache, driven by hand.
 pub(super) struct Rig {
     compute: Compute,
+    /// The first layers, where they run by themselves.
+    first: Option<(Decoder, KvCache)>,
     decoder: Decoder,
     kv: KvCache,
     workspace: Workspace,
@@ -116,20 +118,34 @@ impl Rig {
         let compute = Compute::cpu(NonZeroUsize::new(threads));
         let decoder = Decoder::load(&compute, source.spec, &source.weights, context).expect("the weights load");
         let spec = decoder.spec();
-        let kv = KvCache::zeros(&compute, spec.layers, spec.kv_layout(kv_dtype), BLOCKS).expect("memory");
+        let kv = KvCache::zeros(&compute, decoder.layer_count(), spec.kv_layout(kv_dtype), BLOCKS).expect("memory");
         let workspace = Workspace::new(spec, MAX_TOKENS, LOGIT_ROWS, &compute).expect("memory");
-        Self { compute, decoder, kv, workspace }
+        Self { compute, first: None, decoder, kv, workspace }
+    }
+
+    /// In two parts, of which the first has `cut` layers.
+    fn divided(folder: &Path, cut: usize) -> Self {
+        let source = ModelSource::open(folder).expect("the fixture loads");
+        let rig = Self::new(folder, 256, 2);
+        let part = |layers: std::ops::Range<usize>| {
+            let (count, spec) = (layers.len(), source.spec.clone());
+            let decoder = Decoder::load_layers(&rig.compute, spec, &source.weights, 256, layers).expect("weights");
+            let layout = decoder.spec().kv_layout(KvDType::F32);
+            let kv = KvCache::zeros(&rig.compute, count, layout, BLOCKS).expect("memory");
+            (decoder, kv)
+        };
+        let (decoder, kv) = part(cut..source.spec.layers);
+        Self { first: Some(part(0..cut)), decoder, kv, ..rig }
     }
 
     /// Runs one step of `rows`; the logits of all their tokens, row after row.
     pub(super) fn step(&self, rows: &[Row<'_>]) -> Vec<Vec<f32>> {
         let mut batch = InputBatch::default();
         pack(rows, &mut batch);
-        let InputBatch { tokens: ids, positions, attention: inputs, .. } = &batch;
-        let slots = &inputs.slot_mapping;
-        let tokens = StepInputs::Cpu { ids, positions, slots, attention: inputs.as_ref() };
-        self.decoder.forward(&self.compute, tokens, &self.kv, &self.workspace).expect("a step");
-        let indices: Vec<u32> = (0..ids.len() as u32).collect();
+        for (decoder, kv) in self.first.iter().map(|(decoder, kv)| (decoder, kv)).chain([(&self.decoder, &self.kv)]) {
+            decoder.forward(&self.compute, batch.on_cpu(), kv, &self.workspace).expect("a step");
+        }
+        let indices: Vec<u32> = (0..batch.tokens.len() as u32).collect();
         let mut all = Vec::new();
         for slice in indices.chunks(LOGIT_ROWS) {
             let logits = self.decoder.logits(&self.compute, RowIndices::Cpu(slice), &self.workspace).expect("logits");
@@ -245,6 +261,28 @@ fn chunks_blocks_and_threads_change_no_bit() {
         let threaded = Rig::new(&fixture.folder, 256, 5);
         assert_eq!(threaded.chunked(&prompt.ids, &[MAX_TOKENS], &blocks(7..23)), whole, "{}", fixture.family());
     }
+}
+
+#[test]
+fn layers_in_two_parts_change_no_bit() {
+    let mut divided = 0;
+    for fixture in fixtures() {
+        let prompt = fixture.prompts.iter().find(|prompt| prompt.name == "medium").expect("a medium prompt");
+        let whole = Rig::new(&fixture.folder, 256, 2);
+        let wanted = whole.chunked(&prompt.ids, &[MAX_TOKENS], &blocks(0..16));
+        for cut in 1..whole.decoder.spec().layers {
+            let parts = Rig::divided(&fixture.folder, cut);
+            assert!(parts.decoder.logits(&parts.compute, RowIndices::Cpu(&[0]), &parts.workspace).is_ok());
+            let (first, _) = parts.first.as_ref().expect("two parts");
+            assert!(
+                first.logits(&parts.compute, RowIndices::Cpu(&[0]), &parts.workspace).is_err(),
+                "no output is there"
+            );
+            assert_eq!(parts.chunked(&prompt.ids, &[50, 7], &blocks(0..16)), wanted, "{} at {cut}", fixture.family());
+            divided += 1;
+        }
+    }
+    assert!(divided >= 13, "{divided} divisions");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::request::TokenId;
 use crate::weights::LoadError as FileError;
 
 use super::model_runner::ModelRunner;
-use super::plan::{MemoryPlan, Placement, PlanError, plan};
+use super::plan::{MemoryPlan, Offload, Placement, PlanError, plan};
 use super::step::{RunnerError, StepRunner};
 
 /// What is known of a loaded model besides its weights.
@@ -41,6 +41,8 @@ pub(crate) struct LoadedModel {
     pub(crate) plan: MemoryPlan,
     /// On a GPU, the bytes that were taken for it once it was ready.
     pub(crate) used_bytes: Option<u64>,
+    /// On a GPU that has no room for all layers, how they are divided.
+    pub(crate) offload: Option<Offload>,
     /// How large its steps are.
     pub(crate) sizes: StepSizes,
     /// Threads that compute; `None` on a GPU.
@@ -172,7 +174,8 @@ pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, th
     LoadedModel {
         architecture: source.spec.architecture.clone(),
         parameters,
-        token_parameters: parameters.saturating_sub(looked_up as u64 + source.spec.idle_parameters()),
+        token_parameters: parameters
+            .saturating_sub(looked_up as u64 + source.spec.idle_parameters(0..source.spec.layers)),
         format: source.weights.main_format().to_string(),
         vocab: u32::try_from(source.spec.vocab).unwrap_or(u32::MAX),
         tokenizer: source.tokenizer,
@@ -182,6 +185,7 @@ pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, th
         defaults: source.defaults,
         plan,
         used_bytes: None,
+        offload: None,
         sizes,
         threads,
         products: None,

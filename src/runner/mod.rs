@@ -24,6 +24,6 @@ pub(crate) use gpu::GpuTarget;
 pub(crate) use load::{LoadedModel, ModelFiles, Target, describe, load};
 pub use load::{ModelError, ModelFacts};
 pub(crate) use plan::preview;
-pub use plan::{MemoryToPlan, PlanError, PlanPreview, WeightFormat};
+pub use plan::{MemoryToPlan, Offload, PlanError, PlanPreview, WeightFormat};
 pub use step::RunnerError;
 pub(crate) use step::{StepOutput, StepRunner};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::models::{Decoder, Workspace};
-use crate::ops::{Compute, KvCache, KvLayout, RowIndices, StepInputs};
+use crate::ops::{Compute, KvCache, KvLayout, RowIndices};
 use crate::request::{Request, SeqId, TokenId, TokenLogprobs};
 use crate::sampling::{Sampled, Sampler, token_logprobs};
 use crate::scheduler::{ScheduledRow, SchedulerOutput};
@@ -51,7 +51,7 @@ impl ModelRunner {
         max_step_tokens: usize,
     ) -> Result<Self, RunnerError> {
         let spec = model.spec();
-        let kv = KvCache::zeros(&compute, spec.layers, spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
+        let kv = KvCache::zeros(&compute, model.layer_count(), spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
         let workspace = Workspace::new(spec, max_step_tokens, LOGIT_ROWS, &compute)?;
         Ok(Self {
             compute,
@@ -72,13 +72,7 @@ impl ModelRunner {
         }
         let last_sampled = &self.last_sampled;
         self.batch.fill(planned, KvLayout::BLOCK_SIZE as u32, |seq| last_sampled.get(&seq).copied());
-        let inputs = StepInputs::Cpu {
-            ids: &self.batch.tokens,
-            positions: &self.batch.positions,
-            slots: &self.batch.attention.slot_mapping,
-            attention: self.batch.attention.as_ref(),
-        };
-        self.model.forward(&self.compute, inputs, &self.kv, &self.workspace)
+        self.model.forward(&self.compute, self.batch.on_cpu(), &self.kv, &self.workspace)
     }
 
     /// Draws from, and reports on, one row of logits [vocab].

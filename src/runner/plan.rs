@@ -3,6 +3,7 @@
 //! Pure functions over plain numbers; they read no hardware and allocate nothing.
 
 mod gpu;
+mod offload;
 mod preview;
 #[cfg(test)]
 mod tests;
@@ -12,9 +13,12 @@ use crate::models::{DecoderSpec, Workspace};
 use crate::ops::KvLayout;
 
 #[cfg(feature = "cuda")]
-pub(crate) use gpu::{GpuMemory, GpuWeights, StepLimits, decode_sizes, mixed_sizes, plan_for_gpu, usable_bytes};
+pub(crate) use gpu::{GpuMemory, GpuWeights, StepLimits, decode_sizes, mixed_sizes, usable_bytes};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gpu::{kernel_bytes, kv_dtypes};
+pub use offload::Offload;
+#[cfg(feature = "cuda")]
+pub(crate) use offload::{LayerPlan, PartWeights, plan_layers};
 pub(crate) use preview::preview;
 pub use preview::{MemoryToPlan, PlanPreview, WeightFormat};
 
@@ -127,6 +131,18 @@ pub enum PlanError {
         /// What fits, in tokens.
         fits: u64,
     },
+    /// All layers were to be on the GPU.
+    #[error(
+        "{error}; {fit} of {layers} layers would fit the GPU, the others on the CPU: --gpu-layers {fit} or --gpu-layers auto"
+    )]
+    Layers {
+        /// Why not all of them fit.
+        error: Box<PlanError>,
+        /// How many do.
+        fit: usize,
+        /// How many there are.
+        layers: usize,
+    },
     /// The KV cache cannot be of this type here.
     #[error(
         "there is no KV cache of {asked} {place}; what can be had is {}",
@@ -191,8 +207,7 @@ pub(crate) fn plan(
 ) -> Result<MemoryPlan, PlanError> {
     let context = context_wanted(spec, config)?;
     let kv_dtype = placement.kv_dtype(config)?;
-    let layout = spec.kv_layout(kv_dtype);
-    let block_bytes = (layout.planes.count() * spec.layers * layout.block_bytes()) as u64;
+    let block_bytes = block_bytes(spec, kv_dtype);
     let workspace_bytes =
         Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.activation_bytes);
     let Placement { kernel_bytes, graph_bytes, kv_share, max_full_contexts, .. } = placement;
@@ -231,6 +246,12 @@ pub(crate) fn plan(
         block_bytes,
         context_length: u32::try_from(fits.min(u64::from(context))).unwrap_or(context),
     })
+}
+
+/// Bytes of one block of the KV cache, all layers of `spec`.
+fn block_bytes(spec: &DecoderSpec, dtype: KvDType) -> u64 {
+    let layout = spec.kv_layout(dtype);
+    (layout.planes.count() * spec.layers * layout.block_bytes()) as u64
 }
 
 /// The context that is asked for, or the model's own.

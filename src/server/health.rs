@@ -55,6 +55,12 @@ fn facts(llm: &Llm) -> Value {
             "kv_cache_bytes": info.kv_bytes,
             "kv_cache_dtype": info.kv_dtype,
         },
+        "offload": info.offload.map(|offload| json!({
+            "gpu_layers": offload.gpu_layers,
+            "cpu_layers": offload.cpu_layers,
+            "cpu_bytes": offload.cpu_bytes,
+            "expected_tokens_per_second": offload.expected_tokens_per_second(),
+        })),
         "queue": {
             "running": engine.running,
             "waiting": engine.waiting,

@@ -122,6 +122,11 @@ impl WeightName {
         }
     }
 
+    /// Which layer's it is.
+    pub fn layer(self) -> Option<u32> {
+        self.row().0
+    }
+
     /// Which expert's it is.
     pub fn expert(self) -> Option<u32> {
         match self {

@@ -5,12 +5,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{CliError, Session};
-use crate::cli::flags::StoreFlags;
+use crate::cli::flags::{LayerFlags, StoreFlags};
 use crate::cli::load;
 use crate::cli::startup::count;
-use crate::config::{ByteSize, Config, DeviceWish, KvDTypeWish, Settings};
-use crate::device::{self, Device, Hardware, Probing};
-use crate::engine::{MemoryToPlan, PlanPreview, WeightFormat};
+use crate::config::{ByteSize, Config, DeviceWish, GpuLayers, KvDTypeWish, Settings};
+use crate::device::{self, Ceilings, Device, Hardware, Probing};
+use crate::engine::{MemoryToPlan, Offload, PlanPreview, WeightFormat};
 use crate::hub::{self, HubError, Store};
 use crate::llm::plan_preview;
 
@@ -24,9 +24,11 @@ pub struct PlanFlags {
     /// Plan for a GPU of this size, like 8GiB [default: where it would run here]
     #[arg(long, value_name = "SIZE", requires = "plan")]
     vram: Option<ByteSize>,
-    /// Plan for this much free main memory, on the CPU
-    #[arg(long, value_name = "SIZE", requires = "plan", conflicts_with = "vram")]
+    /// Plan for this much free main memory: on the CPU, or with --vram for layers that the GPU has no room for
+    #[arg(long, value_name = "SIZE", requires = "plan")]
     ram: Option<ByteSize>,
+    #[command(flatten)]
+    layers: LayerFlags,
     /// Tokens of prompt and answer together that each user gets
     #[arg(long, value_name = "TOKENS", requires = "plan")]
     context: Option<u32>,
@@ -56,14 +58,20 @@ pub fn run(flags: PlanFlags, store: StoreFlags, session: &Session) -> Result<(),
     let settings = Settings {
         context: flags.context,
         kv_cache_dtype: flags.kv_cache_dtype,
-        device: flags.ram.map(|_| DeviceWish::Cpu),
+        device: flags.ram.filter(|_| flags.vram.is_none()).map(|_| DeviceWish::Cpu),
+        gpu_layers: flags.layers.wish(),
         ..Settings::default()
     };
     let config = session.resolve(store.fill(settings))?;
     session.log(&config, "warn")?;
     let (path, is_config) = locate(flags.plan.as_deref().unwrap_or_default(), &config)?;
-    let memory = memory(&flags, &config)?;
-    let preview = plan_preview(&path, is_config, &config.engine, memory, flags.quantize)?;
+    let (memory, here) = memory(&flags, &config)?;
+    let mut preview = plan_preview(&path, is_config, &config.engine, memory, flags.quantize)?;
+    if let (Some(offload), Some(ordinal)) = (&mut preview.offload, here) {
+        let libraries = Store::libraries_below(&config.hub.models_dir);
+        let ceilings = Ceilings::measure(ordinal, Some(&libraries));
+        offload.gpu_bytes_per_second = ceilings.ok().map(|ceilings| ceilings.copy_bytes_per_second);
+    }
     if flags.json {
         let json = serde_json::to_string_pretty(&preview).map_err(|error| CliError::Refused(error.to_string()))?;
         return session.print(&format!("{json}\n"));
@@ -102,37 +110,43 @@ fn has_weights(folder: &Path) -> bool {
         .any(|path| path.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf"))
 }
 
-/// The memory that the flags name, or that of where a model would run here.
-fn memory(flags: &PlanFlags, config: &Config) -> Result<MemoryToPlan, CliError> {
+/// The memory that the flags name, or that of where a model would run here; and the GPU of this machine, if it is one.
+fn memory(flags: &PlanFlags, config: &Config) -> Result<(MemoryToPlan, Option<u32>), CliError> {
     if let Some(size) = flags.vram {
-        return Ok(MemoryToPlan::Gpu(size.0));
+        if config.engine.gpu_layers == GpuLayers::Count(0) {
+            return Err(CliError::Refused("--gpu-layers 0 runs on the CPU: --vram plans nothing; give --ram".into()));
+        }
+        let free_bytes = || Hardware::detect().memory.map(|memory| memory.available_bytes);
+        let main_bytes = flags.ram.map(|size| size.0).or_else(free_bytes).unwrap_or(UNKNOWN_BYTES);
+        return Ok((MemoryToPlan::Gpu { bytes: size.0, main_bytes }, None));
     }
     if let Some(size) = flags.ram {
-        return Ok(MemoryToPlan::Cpu(size.0));
+        return Ok((MemoryToPlan::Cpu(size.0), None));
     }
     memory_here(config)
 }
 
-/// The memory of where a model would run here.
+/// Main memory where nobody knows how much is free: nothing is held back.
+const UNKNOWN_BYTES: u64 = u64::MAX / 2;
+
+/// The memory of where a model would run here, and which GPU that is, if it is one.
 ///
 /// # Errors
 /// [`CliError::Refused`]: the device that is wished for cannot be had, or nobody knows how much memory is free.
-pub fn memory_here(config: &Config) -> Result<MemoryToPlan, CliError> {
+pub fn memory_here(config: &Config) -> Result<(MemoryToPlan, Option<u32>), CliError> {
     let mut hardware = Hardware::detect();
+    let without_gpu = config.engine.gpu_layers == GpuLayers::Count(0);
+    let wish = if without_gpu { DeviceWish::Cpu } else { config.engine.device };
     hardware.ask_driver(Probing::All, Some(&Store::libraries_below(&config.hub.models_dir)));
-    let choice =
-        device::choose(&hardware, config.engine.device).map_err(|error| CliError::Refused(error.to_string()))?;
+    let choice = device::choose(&hardware, wish).map_err(|error| CliError::Refused(error.to_string()))?;
     let unknown = || CliError::Refused("this system does not say how much memory is free; give --ram or --vram".into());
+    let free_bytes = hardware.memory.map(|memory| memory.available_bytes);
     match choice.device {
-        Device::Cpu => {
-            let memory = hardware.memory.ok_or_else(unknown)?;
-            Ok(MemoryToPlan::Cpu(memory.available_bytes))
-        }
+        Device::Cpu => Ok((MemoryToPlan::Cpu(free_bytes.ok_or_else(unknown)?), None)),
         Device::Cuda { ordinal } => {
             let (_, total_bytes) = super::gpus::memory(&choice.climb, ordinal).ok_or_else(unknown)?;
-            Ok(MemoryToPlan::Gpu(
-                config.engine.gpu_memory_limit_bytes.map_or(total_bytes, |limit| limit.min(total_bytes)),
-            ))
+            let bytes = config.engine.gpu_memory_limit_bytes.map_or(total_bytes, |limit| limit.min(total_bytes));
+            Ok((MemoryToPlan::Gpu { bytes, main_bytes: free_bytes.unwrap_or(UNKNOWN_BYTES) }, Some(ordinal)))
         }
     }
 }
@@ -161,7 +175,10 @@ fn describe(plan: &PlanPreview) -> String {
         None => {
             text += &line("left over", bytes(plan.left_bytes));
             let users = if plan.users == 1 { "user" } else { "users" };
-            text += &format!("\nIt fits: {} {users} with {context} tokens of context each.\n", plan.users);
+            match &plan.offload {
+                None => text += &format!("\nIt fits: {} {users} with {context} tokens of context each.\n", plan.users),
+                Some(offload) => text += &describe_parts(plan, offload, users),
+            }
         }
         Some(reason) => {
             text += &format!("\nIt does not fit: {reason}.\n");
@@ -172,6 +189,19 @@ fn describe(plan: &PlanPreview) -> String {
                 text += "  nothing that can be set makes it fit; a smaller model would\n";
             }
         }
+    }
+    text
+}
+
+/// What is said of a model that fits in two parts.
+fn describe_parts(plan: &PlanPreview, offload: &Offload, users: &str) -> String {
+    let context = plan.context_length;
+    let mut text = format!(
+        "\nIt fits in two parts: {} {users} with {context} tokens of context each.\nlayers          {offload}\n",
+        plan.users
+    );
+    for advice in &plan.would_fit {
+        text += &format!("  would fit as a whole: {advice}\n");
     }
     text
 }
@@ -200,6 +230,7 @@ mod tests {
             users: 4,
             kv_bytes: 2_000_000_000,
             left_bytes: 67_340_019,
+            offload: None,
             max_sequences: 64,
             max_step_tokens: 2048,
             reason: None,
@@ -225,6 +256,28 @@ left over         67.3 MB
 It fits: 4 users with 8192 tokens of context each.
 ";
         assert_eq!(describe(&preview()), expected);
+    }
+
+    #[test]
+    fn what_fits_in_two_parts_says_so_and_how_fast_it_is() {
+        let offload = Offload {
+            gpu_layers: 20,
+            cpu_layers: 8,
+            cpu_bytes: 5_000_000_000,
+            cpu_weight_bytes: 4_500_000_000,
+            cpu_token_bytes: 3_000_000_000,
+            gpu_token_bytes: 8_000_000_000,
+            cpu_bytes_per_second: Some(30e9),
+            gpu_bytes_per_second: Some(800e9),
+        };
+        let would_fit = vec!["a smaller format, q4_k or a file of about its size".to_owned()];
+        let text = describe(&PlanPreview { offload: Some(offload), would_fit, ..preview() });
+        let end = "
+It fits in two parts: 4 users with 8192 tokens of context each.
+layers          20 of 28 on the GPU, 8 on the CPU in 5.00 GB of main memory: slower, at most 9.1 tokens a second for one user
+  would fit as a whole: a smaller format, q4_k or a file of about its size
+";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

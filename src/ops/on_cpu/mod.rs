@@ -62,6 +62,21 @@ pub fn add_rms_norm(cpu: &Cpu, residual: &Tensor, x: &Tensor, weight: &Tensor, e
     })
 }
 
+/// `residual += x` in place: both `[t, h]`.
+///
+/// # Errors
+/// If shapes or dtypes do not fit.
+pub fn add(residual: &Tensor, x: &Tensor) -> Result<()> {
+    const OP: &str = "add";
+    let (rows, width) = shape2(x, OP, "x")?;
+    expect_shape(residual, OP, "residual", &[rows, width])?;
+    write_f32(residual, OP, &[x], |residual| {
+        let x = Source::new(x, OP, "x")?;
+        residual.iter_mut().zip(x.iter()).for_each(|(residual, x)| *residual += x);
+        Ok(())
+    })
+}
+
 /// `dst[t, n] = sum over k of x[t, k] * w[n, k] (+ bias[n])`: `x [t, k]`, `dst [t, n]`, `bias [n]`; `n` runs over the rows
 /// of all `parts`, stacked, whose formats may differ.
 ///

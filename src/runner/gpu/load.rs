@@ -7,16 +7,19 @@ use std::time::Instant;
 use crate::config::{EngineConfig, StepSizes};
 use crate::cuda::{
     AttentionPlan, AttentionScratch, AttentionShape, Blas, CudaError, DType, ExpertBuffers, Gemm, Gpu, HEAD_DIMS,
-    LATENT_DIM, LATENT_ROTARY_DIM, MAX_EXPERTS, MAX_GROUP, MAX_TOP_K, Sampling,
+    LATENT_DIM, LATENT_ROTARY_DIM, MAX_EXPERTS, MAX_GROUP, MAX_TOP_K, Sampling, copy_rate,
 };
 use crate::models::{Decoder, DecoderSpec, ModelSource, Workspace};
-use crate::ops::{Compute, GpuCompute, KvCache, LatentShape};
+use crate::ops::{Compute, Cpu, GpuCompute, KvCache, LatentShape};
 use crate::runner::batch::InputBatch;
 use crate::runner::load::{LoadedModel, ModelError, loaded};
-use crate::runner::plan::{GpuMemory, GpuWeights, MemoryPlan, StepLimits, plan_for_gpu, usable_bytes};
+use crate::runner::plan::{
+    GpuMemory, GpuWeights, LayerPlan, MemoryPlan, Offload, PartWeights, StepLimits, plan_layers, usable_bytes,
+};
 use crate::runner::step::{RunnerError, StepRunner};
 
 use super::buffers::StepBuffers;
+use super::cpu_layers::CpuLayers;
 use super::graphs::StepGraphs;
 use super::sequences::Sequences;
 use super::{GpuRunner, Packed};
@@ -28,6 +31,8 @@ pub(crate) struct GpuTarget {
     pub(crate) ordinal: usize,
     /// Folders that may hold cuBLAS, besides those of the system.
     pub(crate) library_folders: Vec<PathBuf>,
+    /// Main memory that is free for layers that the GPU has no room for.
+    pub(crate) main_bytes: u64,
 }
 
 /// Brings `source` to a GPU.
@@ -44,21 +49,30 @@ pub(in crate::runner) fn load(
     let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
     let free_bytes = usable_bytes(free_bytes as u64, config.gpu_memory_limit_bytes);
+    let dtype = if source.weights.main_format() == "F16" { DType::F16 } else { DType::Bf16 };
+    let memory = GpuMemory { free_bytes, is_f16: dtype == DType::F16 };
+    let weights = |first| PartWeights::of(&source, first);
+    let layers = plan_layers(&source.spec, &weights, config, memory, target.main_bytes)?;
+    let cpu = layers.cpu.as_ref().map(|_| Arc::new(Cpu::new(config.threads)));
+    let offload = offload(&source.spec, &layers, &gpu, cpu.as_deref());
+    let LayerPlan { first, cpu: cpu_plan, gpu: plan, sizes } = layers;
     if config.gpu_memory_limit_bytes.is_some() {
         gpu.limit_memory(free_bytes);
     }
-    let dtype = if source.weights.main_format() == "F16" { DType::F16 } else { DType::Bf16 };
-    let memory = GpuMemory { free_bytes, is_f16: dtype == DType::F16 };
-    let (plan, sizes) = plan_for_gpu(&source.spec, GpuWeights::of(&source), config, memory)?;
     let gemm = Gemm::load(&gpu, Blas::open(&gpu, &target.library_folders)).map_err(RunnerError::from)?;
     let products = gemm.description();
     tracing::info!(model = source.name, blocks = plan.blocks, ?dtype, products, "loading to the GPU");
     let layout = Layout::new(plan.context_length as usize, sizes);
     let compute = compute_for(gpu, dtype, gemm, &layout, &source).map_err(RunnerError::from)?;
     let handle = Compute::Gpu(compute.clone());
-    let model = Decoder::load(&handle, source.spec.clone(), &source.weights, plan.context_length)?;
+    let (spec, context) = (source.spec.clone(), plan.context_length);
+    let model = Decoder::load_layers(&handle, spec, &source.weights, context, first..source.spec.layers)?;
     tracing::info!(seconds = started.elapsed().as_secs_f32(), "the weights are on the GPU");
     let mut runner = build(compute, handle, model, &plan, &layout)?;
+    if let (Some(cpu), Some(plan)) = (cpu, &cpu_plan) {
+        let tokens = sizes.max_step_tokens as usize;
+        runner.cpu_layers = Some(CpuLayers::load(runner.gpu.gpu(), cpu, &source, first, plan, tokens)?);
+    }
     runner.tune()?;
     let used_bytes = record(&mut runner)?;
     let (planned_bytes, seconds) = (plan.total_bytes(), started.elapsed().as_secs_f32());
@@ -66,7 +80,18 @@ pub(in crate::runner) fn load(
     let mut loaded = loaded(source, plan, sizes, None);
     loaded.products = Some(products);
     loaded.used_bytes = Some(used_bytes);
+    loaded.offload = offload;
     Ok((Box::new(runner), loaded))
+}
+
+/// What is said of layers that stay on the CPU, said loudly.
+fn offload(spec: &DecoderSpec, plan: &LayerPlan, gpu: &Gpu, cpu: Option<&Cpu>) -> Option<Offload> {
+    let mut offload = Offload::new(spec, plan)?;
+    offload.cpu_bytes_per_second = cpu.map(Cpu::read_bytes_per_second);
+    offload.gpu_bytes_per_second =
+        copy_rate(gpu).inspect_err(|error| tracing::warn!(%error, "the GPU's memory could not be timed")).ok();
+    tracing::warn!(layers = %offload, "not all layers are on the GPU");
+    Some(offload)
 }
 
 /// Records the graphs; the bytes that are taken then, of which those of the graphs are the driver's word.
@@ -157,7 +182,7 @@ pub(super) fn compute_for(
             Some(ExpertBuffers::new(&gpu, pairs, experts.count, source.spec.hidden, experts.ffn, dtype)?)
         }
     };
-    let dense_bytes = GpuWeights::of(source).dense_bytes as usize;
+    let dense_bytes = GpuWeights::of(source, 0).dense_bytes as usize;
     Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch, dense_bytes, experts)?))
 }
 
@@ -173,7 +198,7 @@ pub(super) fn build(
     let workspace = Workspace::new(spec, layout.sizes.max_step_tokens as usize, rows, &compute)?;
     let sampling = Sampling::new(gpu.gpu(), rows, spec.vocab)?;
     let buffers = StepBuffers::new(gpu.gpu(), layout.limits)?;
-    let kv = KvCache::zeros(&compute, spec.layers, spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
+    let kv = KvCache::zeros(&compute, model.layer_count(), spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
     let done = [gpu.gpu().event()?, gpu.gpu().event()?];
     Ok(GpuRunner {
         workspace,
@@ -186,6 +211,7 @@ pub(super) fn build(
         sequences: Sequences::new(rows),
         batch: InputBatch::default(),
         plan: AttentionPlan::default(),
+        cpu_layers: None,
         query_lens: Vec::new(),
         context: layout.context,
         packed: Packed::default(),

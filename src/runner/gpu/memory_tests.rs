@@ -1,16 +1,101 @@
 //! The memory plan held to the truth: a model under a limit takes what was planned, by our count and by the driver's.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::load::{GpuTarget, load};
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, Lag};
 use crate::cuda::Gpu;
+use crate::kv_cache::BlockId;
 use crate::models::ModelSource;
+use crate::request::{Request, SamplingParams, SeqId, StopConditions, Tenant};
+use crate::runner::step::StepRunner;
+use crate::scheduler::{ScheduledRow, SchedulerOutput};
 
 const MIB: f64 = (1 << 20) as f64;
 
 /// How far what is taken may be from the plan, as a share of it.
 const TOLERANCE: f64 = 0.03;
+
+/// A model that does not fit: as many layers as fit are there, and no byte more than the limit is taken. A step runs.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_memory_of_a_model_in_two_parts_is_what_was_planned() {
+    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes");
+    let source = ModelSource::random(&shapes.join("qwen2.5-1.5b.json")).expect("a shape");
+    let (limit, layers) = (3_u64 << 30, source.spec.layers as u32);
+    let config =
+        EngineConfig { gpu_memory_limit_bytes: Some(limit), context_length: Some(2048), ..EngineConfig::default() };
+    let gpu = Gpu::open(0).expect("an NVIDIA GPU");
+    let (before, _) = gpu.memory().expect("an answer");
+    let target = GpuTarget { ordinal: 0, library_folders: Vec::new(), main_bytes: 32 << 30 };
+    let (mut runner, loaded) = load(source, &config, &target).expect("it fits in parts");
+    let (after, _) = gpu.memory().expect("an answer");
+    let offload = loaded.offload.expect("layers on the CPU");
+    let (planned, used) = (loaded.plan.total_bytes(), loaded.used_bytes.expect("counted"));
+    let of_driver = (before - after) as u64;
+    println!(
+        "{offload}: {offload:?}; planned {planned}, counted {used}, by the driver {of_driver}; {:?}",
+        loaded.sizes
+    );
+    assert_eq!(offload.gpu_layers + offload.cpu_layers, layers);
+    assert!(offload.gpu_layers > 0 && offload.cpu_layers > 0, "{offload:?}");
+    assert!(offload.gpu_bytes_per_second.is_some() && offload.cpu_bytes_per_second.is_some(), "{offload:?}");
+    let apart = (used as f64 / planned as f64 - 1.0).abs();
+    assert!(apart <= TOLERANCE, "{:.1} % from the plan", 100.0 * apart);
+    assert!(used <= limit && of_driver <= limit, "more than {limit} bytes");
+    assert_eq!(loaded.sizes.lag, Lag::Zero);
+    let rate = decode_rate(&mut *runner);
+    let expected = offload.expected_tokens_per_second().expect("both rates are known");
+    println!("{rate:.1} tokens a second, at most {expected:.1} expected");
+    assert!(rate > 0.0 && rate < 1.3 * expected, "{rate} tokens a second, and {expected} expected at most");
+}
+
+/// Tokens each second of one sequence.
+fn decode_rate(runner: &mut dyn StepRunner) -> f64 {
+    const STEPS: u32 = 20;
+    let stop = StopConditions {
+        max_tokens: 1000,
+        min_tokens: 0,
+        ignore_eos: true,
+        eos_token_ids: Arc::from([]),
+        stop_token_ids: vec![],
+    };
+    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let prompt = [3].as_slice().into();
+    let request = Request { prompt, n: 1, sampling, stop, tenant: Tenant::default(), cache_salt: None, masks: None };
+    let seq = SeqId(0);
+    runner.start(seq, Arc::new(request), 0, 7);
+    let (mut token, mut started) = (3, Instant::now());
+    for start in 0..=STEPS {
+        if start == 1 {
+            // The first step reads the files.
+            started = Instant::now();
+        }
+        let row = ScheduledRow {
+            seq,
+            start,
+            tokens: 0..1,
+            blocks: 0..2,
+            follows_sample: false,
+            samples: 0..1,
+            prompt_logprobs: false,
+        };
+        let planned = SchedulerOutput {
+            rows: vec![row],
+            tokens: vec![token],
+            block_tables: vec![BlockId(1), BlockId(0)],
+            samples: vec![seq],
+            ..SchedulerOutput::default()
+        };
+        runner.begin(&planned).expect("a step");
+        let output = runner.collect().expect("a step");
+        assert!(output.failed.is_empty(), "{:?}", output.failed);
+        token = output.sampled[0].token;
+    }
+    f64::from(STEPS) / started.elapsed().as_secs_f64()
+}
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
@@ -24,7 +109,7 @@ fn cuda_memory_under_a_limit_is_what_was_planned() {
         // Holds the context, so that what the driver says of free memory is not of its own needs.
         let gpu = Gpu::open(0).expect("an NVIDIA GPU");
         let (before, _) = gpu.memory().expect("an answer");
-        let target = GpuTarget { ordinal: 0, library_folders: Vec::new() };
+        let target = GpuTarget { ordinal: 0, library_folders: Vec::new(), main_bytes: 0 };
         let (runner, loaded) = load(source, &config, &target).expect("it fits");
         let (after, _) = gpu.memory().expect("an answer");
         let (planned, used) = (loaded.plan.total_bytes(), loaded.used_bytes.expect("counted"));

@@ -1,9 +1,11 @@
 //! Runs steps on a GPU: the host packs a step and queues it, and packs the next while that runs.
 //!
 //! Sampled tokens stay on the GPU for the step after; they reach the host when a step is collected. Nothing is allocated
-//! after start, and nothing waits for the GPU but `collect`.
+//! after start, and nothing waits for the GPU but `collect`. Where the first layers are on the CPU, they are computed before
+//! the GPU's part is queued, and one step is in flight at most: they need the tokens of the step before.
 
 mod buffers;
+mod cpu_layers;
 mod graphs;
 mod load;
 #[cfg(test)]
@@ -15,7 +17,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cuda::{AttentionPlan, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds, tile_queries};
 use crate::models::{Decoder, Workspace};
@@ -27,6 +29,7 @@ use crate::scheduler::SchedulerOutput;
 use super::batch::InputBatch;
 use super::step::{RunnerError, StepOutput, StepRunner};
 use buffers::{HostInputs, Padding, StepArrays, StepBuffers};
+use cpu_layers::CpuLayers;
 use graphs::{Recorded, StepGraphs};
 pub(crate) use load::GpuTarget;
 pub(super) use load::load;
@@ -53,6 +56,8 @@ pub(crate) struct GpuRunner {
     sequences: Sequences,
     batch: InputBatch,
     plan: AttentionPlan,
+    /// The layers before the GPU's, if it has not all.
+    cpu_layers: Option<CpuLayers>,
     query_lens: Vec<u32>,
     /// Most tokens of a sequence.
     context: usize,
@@ -89,6 +94,8 @@ enum Way {
 /// A step that was begun and not collected.
 struct InFlight {
     side: usize,
+    /// What its layers on the CPU took.
+    cpu_time: Duration,
     samples: Vec<SeqId>,
     prompts: Vec<PromptRow>,
 }
@@ -110,7 +117,8 @@ impl StepRunner for GpuRunner {
     }
 
     fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
-        assert!(self.in_flight.len() < SIDES, "a step was begun while two are in flight");
+        let most = if self.cpu_layers.is_some() { 1 } else { SIDES };
+        assert!(self.in_flight.len() < most, "a step was begun while {most} are in flight");
         let side = self.side;
         self.side = (side + 1) % SIDES;
         self.assign_slots(planned)?;
@@ -121,10 +129,11 @@ impl StepRunner for GpuRunner {
         if !self.packed.copies.is_empty() {
             self.gpu.copy_blocks(&self.kv, &self.buffers.copies(self.packed.copies.len()))?;
         }
+        let cpu_time = self.run_cpu_layers()?;
         self.run(way, planned.samples.len())?;
         self.buffers.download(self.gpu.gpu(), side, planned.samples.len(), self.packed.prompt_tokens.len())?;
         self.gpu.gpu().mark(&self.done[side])?;
-        self.in_flight.push_back(InFlight { side, samples: planned.samples.clone(), prompts });
+        self.in_flight.push_back(InFlight { side, cpu_time, samples: planned.samples.clone(), prompts });
         Ok(())
     }
 
@@ -132,7 +141,7 @@ impl StepRunner for GpuRunner {
         let step = self.in_flight.pop_front().ok_or(RunnerError::NothingBegun)?;
         let waiting = Instant::now();
         self.done[step.side].wait()?;
-        let mut output = StepOutput { model_time: waiting.elapsed(), ..StepOutput::default() };
+        let mut output = StepOutput { model_time: step.cpu_time + waiting.elapsed(), ..StepOutput::default() };
         let prompt_tokens = step.prompts.iter().map(|prompt| prompt.count).sum();
         let [samples, mut prompts] = self.buffers.results(step.side, step.samples.len(), prompt_tokens);
         for (seq, drawn) in step.samples.iter().zip(samples) {
@@ -255,6 +264,16 @@ impl GpuRunner {
     fn padding(&self, way: Way) -> Padding {
         let own = Padding { tokens: self.batch.tokens.len(), tiles: self.plan.tiles.len() };
         self.recorded(way).map_or(own, |recorded| recorded.padding)
+    }
+
+    /// Computes the packed step's layers on the CPU, if there are some, and queues the copy of what they leave; the time
+    /// that took.
+    fn run_cpu_layers(&mut self) -> Result<Duration, RunnerError> {
+        let started = Instant::now();
+        let Some(layers) = &mut self.cpu_layers else { return Ok(Duration::ZERO) };
+        let stream = self.workspace.stream(self.batch.tokens.len())?;
+        layers.run(self.gpu.gpu(), &self.batch, &self.packed.copies, stream.gpu()?)?;
+        Ok(started.elapsed())
     }
 
     /// Queues the model and the draws.

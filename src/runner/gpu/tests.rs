@@ -1,21 +1,23 @@
 //! The GPU beside the CPU on tiny models whose heads have the sizes that kernels are made for: the CPU's logits are those
 //! of transformers (`runner::golden`), and the GPU's must be near them. Needs an NVIDIA GPU.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use crate::config::{EngineConfig, KvDType, StepSizes};
+use crate::config::{EngineConfig, KvDType, Lag, StepSizes};
 use crate::cuda::{Blas, DType, Gemm, Gpu};
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, ModelSource};
-use crate::ops::{Compute, RowIndices, StepInputs};
+use crate::ops::{Compute, Cpu, RowIndices, StepInputs};
 use crate::request::{Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs};
 use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, pack, relative_error};
-use crate::runner::plan::{Placement, kv_dtypes, plan};
+use crate::runner::plan::{MemoryPlan, Placement, kv_dtypes, plan};
 use crate::runner::step::StepRunner;
 use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutput};
 
 use super::GpuRunner;
 use super::buffers::Padding;
+use super::cpu_layers::CpuLayers;
 use super::load::{Layout, build, compute_for};
 
 const CONTEXT: usize = 256;
@@ -41,13 +43,20 @@ fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
 
 /// With a KV cache of this type.
 fn runner_with(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>) -> GpuRunner {
+    runner_from(fixture, dtype, kv_dtype, 0)
+}
+
+/// With the layers before `first` on the CPU, whose keys and values are f32 there.
+fn runner_from(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>, first: usize) -> GpuRunner {
     let source = ModelSource::open(&fixture.folder).expect("the fixture loads");
     let gpu = Gpu::open(0).expect("an NVIDIA GPU");
     let gemm = Gemm::load(&gpu, Blas::open(&gpu, &[])).expect("kernels");
     let layout = Layout::new(CONTEXT, SIZES);
     let compute = compute_for(gpu, dtype, gemm, &layout, &source).expect("memory");
     let handle = Compute::Gpu(compute.clone());
-    let model = Decoder::load(&handle, source.spec.clone(), &source.weights, CONTEXT as u32).expect("weights");
+    let layers = first..source.spec.layers;
+    let model = Decoder::load_layers(&handle, source.spec.clone(), &source.weights, CONTEXT as u32, layers);
+    let model = model.expect("weights");
     let block_bytes = 2 * 2 * 16 * (source.spec.layers * source.spec.kv_heads * source.spec.head_dim) as u64;
     let config = EngineConfig {
         kv_cache_bytes: Some(BLOCKS * block_bytes),
@@ -57,7 +66,14 @@ fn runner_with(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>) -> Gp
     };
     let placement = Placement { kv_dtypes: kv_dtypes(&source.spec, dtype == DType::F16), ..Placement::CPU };
     let plan = plan(&source.spec, 0, &config, SIZES, placement, 1 << 30).expect("it fits");
-    build(compute, handle, model, &plan, &layout).expect("memory")
+    let mut runner = build(compute, handle, model, &plan, &layout).expect("memory");
+    if first > 0 {
+        let plan = MemoryPlan { kv_dtype: KvDType::F32, ..plan };
+        let (cpu, tokens) = (Arc::new(Cpu::new(NonZeroUsize::new(2))), SIZES.max_step_tokens as usize);
+        let layers = CpuLayers::load(runner.gpu.gpu(), cpu, &source, first, &plan, tokens);
+        runner.cpu_layers = Some(layers.expect("memory"));
+    }
+    runner
 }
 
 impl GpuRunner {
@@ -70,6 +86,7 @@ impl GpuRunner {
         self.plan_attention();
         let padding = Padding { tokens, tiles: self.plan.tiles.len() };
         self.upload(0, padding).expect("a step");
+        self.run_cpu_layers().expect("a step");
         let inputs = self.inputs(padding, self.plan.items.len());
         self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace).expect("a step");
         let mut all = Vec::new();
@@ -131,21 +148,35 @@ fn sensitivity(fixture: &Fixture, dtype: DType, ids: &[u32], wanted: &[Vec<f32>]
 fn cuda_golden_logits_are_those_of_the_cpu() {
     for fixture in wide_fixtures() {
         for dtype in [DType::Bf16, DType::F16] {
-            let mut gpu = runner(&fixture, dtype);
-            let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
-            for prompt in &fixture.prompts {
-                let ids: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().take(CONTEXT).collect();
-                let wanted = cpu.chunked(&ids, &[ids.len()], &blocks(0..16));
-                let tolerance = tolerance(dtype).max(ROUNDINGS * sensitivity(&fixture, dtype, &ids, &wanted));
-                for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
-                    let table = blocks((0..16).map(|block| 63 - 3 * block));
-                    let found = gpu.chunked(&ids, &chunks, &table);
-                    let place = format!("{} {dtype:?} {} in {chunks:?}", fixture.family(), prompt.name);
-                    let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
-                    println!("{place}: relative error up to {:e} of {tolerance:e}", errors.fold(0.0, f64::max));
-                    compare(&place, &found, &wanted, tolerance);
-                }
-            }
+            check_golden(&fixture, dtype, runner(&fixture, dtype));
+        }
+    }
+}
+
+/// Holds logits to those of the CPU, whose step is that of transformers.
+fn check_golden(fixture: &Fixture, dtype: DType, mut gpu: GpuRunner) {
+    let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
+    for prompt in &fixture.prompts {
+        let ids: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().take(CONTEXT).collect();
+        let wanted = cpu.chunked(&ids, &[ids.len()], &blocks(0..16));
+        let tolerance = tolerance(dtype).max(ROUNDINGS * sensitivity(fixture, dtype, &ids, &wanted));
+        for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
+            let table = blocks((0..16).map(|block| 63 - 3 * block));
+            let found = gpu.chunked(&ids, &chunks, &table);
+            let place = format!("{} {dtype:?} {} in {chunks:?}", fixture.family(), prompt.name);
+            let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
+            println!("{place}: relative error up to {:e} of {tolerance:e}", errors.fold(0.0, f64::max));
+            compare(&place, &found, &wanted, tolerance);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_golden_logits_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
+    for fixture in wide_fixtures() {
+        for dtype in [DType::Bf16, DType::F16] {
+            check_golden(&fixture, dtype, runner_from(&fixture, dtype, None, 1));
         }
     }
 }
@@ -205,8 +236,9 @@ fn cuda_golden_mixed_batches_are_as_each_row_alone() {
 
 type Answer = Vec<(TokenId, Option<TokenLogprobs>)>;
 
-/// Runs requests to their ends through a scheduler, one step ahead, as the engine does.
+/// Runs requests to their ends through a scheduler, one step ahead where all layers are on the GPU, as the engine does.
 fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Vec<Answer> {
+    let lag = if runner.cpu_layers.is_some() { Lag::Zero } else { SIZES.lag };
     let config = SchedulerConfig {
         block_size: 16,
         num_blocks: BLOCKS as u32,
@@ -218,7 +250,7 @@ fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Ve
         max_model_len: CONTEXT as u32,
         max_waiting: 64,
         max_waiting_per_tenant: 64,
-        lag: SIZES.lag,
+        lag,
         prefix_cache,
     };
     let mut scheduler = Scheduler::new(config, [7; 16]).expect("a valid configuration");
@@ -244,7 +276,7 @@ fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Ve
         if empty && begun.is_empty() {
             return answers;
         }
-        while begun.len() > usize::from(!empty) {
+        while begun.len() > if empty { 0 } else { lag.steps() } {
             let planned = begun.pop_front().expect("there is one");
             let mut output = runner.collect().expect("a step");
             let sampled: Vec<_> = output.sampled.iter().map(|sampled| (sampled.seq, sampled.token)).collect();
@@ -291,13 +323,45 @@ fn requests(fixture: &Fixture, sampling: &SamplingParams) -> Vec<Request> {
 fn cuda_graphs_change_no_bit() {
     let warm = SamplingParams { temperature: 0.9, logprobs: Some(20), ..SamplingParams::default() };
     for fixture in wide_fixtures() {
-        let mut gpu = runner(&fixture, DType::Bf16);
-        let requests = requests(&fixture, &warm);
-        let eager = drive(&mut gpu, &requests, false);
-        assert!(eager.iter().all(|answer| answer.len() == 40), "every answer is whole");
+        for first in [0, 1] {
+            let mut gpu = runner_from(&fixture, DType::Bf16, None, first);
+            let requests = requests(&fixture, &warm);
+            let eager = drive(&mut gpu, &requests, false);
+            assert!(eager.iter().all(|answer| answer.len() == 40), "every answer is whole");
+            gpu.record_graphs().expect("graphs");
+            let place = format!("{} with {first} layers on the CPU", fixture.family());
+            assert_eq!(drive(&mut gpu, &requests, false), eager, "{place}");
+            assert_eq!(drive(&mut gpu, &requests, true), eager, "{place} and a prefix cache");
+        }
+    }
+}
+
+/// What is drawn greedily is what the CPU draws, as long as its lead is larger than the error: golden logits say so of a
+/// step; here the tokens go through the scheduler, the CPU's layers and the recorded graphs.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_greedy_answers_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
+    let greedy = SamplingParams { temperature: 0.0, logprobs: Some(2), ..SamplingParams::default() };
+    for fixture in wide_fixtures() {
+        let mut gpu = runner_from(&fixture, DType::F16, None, 1);
         gpu.record_graphs().expect("graphs");
-        assert_eq!(drive(&mut gpu, &requests, false), eager, "{}", fixture.family());
-        assert_eq!(drive(&mut gpu, &requests, true), eager, "{} with a prefix cache", fixture.family());
+        let prompts: Vec<_> = fixture.prompts.iter().filter(|prompt| prompt.ids.len() < 150).collect();
+        let requests: Vec<_> = prompts.iter().map(|prompt| request(&prompt.ids, greedy.clone())).collect();
+        let (mut agreed, mut all) = (0, 0);
+        for (prompt, answer) in prompts.iter().zip(drive(&mut gpu, &requests, false)) {
+            for (position, ((token, logprobs), wanted)) in answer.iter().zip(&prompt.greedy).enumerate() {
+                let top = &logprobs.as_ref().expect("asked for").top;
+                let (lead, place) = (top[0].1 - top[1].1, format!("{} {}", fixture.family(), prompt.name));
+                if token != wanted {
+                    assert!(lead < 0.1, "{place} at {position}: another choice, with a lead of {lead}");
+                    break;
+                }
+                agreed += 1;
+            }
+            all += prompt.greedy.len();
+        }
+        println!("{}: {agreed} of {all} tokens agree", fixture.family());
+        assert!(2 * agreed >= all, "{}: {agreed} of {all} tokens agree", fixture.family());
     }
 }
 

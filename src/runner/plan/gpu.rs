@@ -45,21 +45,36 @@ impl GpuWeights {
     /// Those of a model whose headers were read: matrices in block formats stay in them, and what else there is has the
     /// model's own type of two bytes. The largest stack in block formats has room to be made dense, for products of many
     /// rows; not the output layer, whose products have a row for each sequence.
-    pub(crate) fn of(source: &ModelSource) -> Self {
+    ///
+    /// Of them those of the layers from `first` on, and the output; the room for dense weights is that of all layers.
+    pub(crate) fn of(source: &ModelSource, first: usize) -> Self {
+        let spec = &source.spec;
+        let is_here = |stack: &Stack| match stack.parts[0].0 {
+            WeightName::TokenEmbedding => first == 0 || spec.tied_embeddings,
+            name => name.layer().is_none_or(|layer| layer as usize >= first),
+        };
+        let elsewhere = match first {
+            0 => 0,
+            _ if spec.tied_embeddings => spec.layer_parameters(0..first),
+            _ => spec.layer_parameters(0..first) + spec.vocabulary_parameters(),
+        };
         let (mut bytes, mut counted, mut dense_bytes) = (0, 0, 0);
-        for stack in source.spec.stacks() {
+        for stack in spec.stacks() {
             let Stack { parts, columns } = &stack;
             let format = |(name, rows): &(_, usize)| Some((source.weights.format(*name, *columns)?, *rows));
             let Some(formats) = parts.iter().map(format).collect::<Option<Vec<_>>>() else { continue };
             let elements = (columns * parts.iter().map(|(_, rows)| rows).sum::<usize>()) as u64;
             let stack_bytes = gpu_weight_bytes(&formats, *columns);
-            bytes += in_pages(stack_bytes);
-            counted += elements;
+            if is_here(&stack) {
+                bytes += in_pages(stack_bytes);
+                counted += elements;
+            }
             if stack_bytes != 2 * elements && !is_vocabulary(&stack) {
                 dense_bytes = dense_bytes.max(2 * elements);
             }
         }
-        Self { bytes: bytes + 2 * source.weights.parameters().saturating_sub(counted), dense_bytes }
+        let uncounted = source.weights.parameters().saturating_sub(elsewhere + counted);
+        Self { bytes: bytes + 2 * uncounted, dense_bytes }
     }
 }
 

@@ -4,10 +4,12 @@
 
 use serde::Serialize;
 
-use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, dense_room, pages, plan_for_gpu};
-use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, plan};
-use crate::config::{EngineConfig, KvDType, StepSizes};
+use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, dense_room, pages};
+use super::offload::{LayerPlan, Offload, PartWeights, cpu_parameters, plan_layers};
+use super::{Placement, PlanError, USABLE_SHARE, plan};
+use crate::config::{EngineConfig, GpuLayers, KvDType, StepSizes};
 use crate::models::{DecoderSpec, ModelSource};
+use crate::ops::Cpu;
 use crate::runner::load::{ModelError, ModelFiles, open};
 
 /// Contexts that are tried where the one that is asked for does not fit, in tokens.
@@ -18,8 +20,13 @@ const SHORTER_CONTEXTS: [u32; 8] = [65_536, 32_768, 16_384, 8192, 4096, 2048, 10
 pub enum MemoryToPlan {
     /// So many free bytes of main memory.
     Cpu(u64),
-    /// A GPU of so many bytes that nobody else uses.
-    Gpu(u64),
+    /// A GPU that nobody else uses.
+    Gpu {
+        /// Its memory.
+        bytes: u64,
+        /// Bytes of main memory that are free for layers that it has no room for.
+        main_bytes: u64,
+    },
 }
 
 /// A format that weights may be turned into, and what it takes.
@@ -78,7 +85,7 @@ impl std::str::FromStr for WeightFormat {
 }
 
 /// What a model would take, and how many users fit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PlanPreview {
     /// What the model calls itself.
     pub model: String,
@@ -116,62 +123,75 @@ pub struct PlanPreview {
     pub kv_bytes: u64,
     /// Bytes that are usable and left over.
     pub left_bytes: u64,
+    /// Where some layers run on the CPU: all numbers above are of the GPU.
+    pub offload: Option<Offload>,
     /// Sequences in the largest step.
     pub max_sequences: u32,
     /// Tokens in the largest step.
     pub max_step_tokens: u32,
     /// Why it does not fit.
     pub reason: Option<String>,
-    /// What would.
+    /// What would fit where it does not, or not as a whole.
     pub would_fit: Vec<String>,
 }
 
 /// A model as a preview sees it.
+#[derive(Clone, Copy)]
 struct Candidate<'a> {
+    source: &'a ModelSource,
     spec: &'a DecoderSpec,
     parameters: u64,
-    /// Bytes of the weights on the CPU, and on a GPU.
+    /// Bytes of the weights on the CPU.
     weight_bytes: u64,
-    gpu_weights: GpuWeights,
-    is_f16: bool,
+    /// What the weights are planned as, if not as they are stored.
+    format: Option<WeightFormat>,
 }
 
 impl<'a> Candidate<'a> {
     fn new(source: &'a ModelSource) -> Self {
         let (spec, parameters) = (&source.spec, source.weights.parameters());
-        Self {
-            spec,
-            parameters,
-            weight_bytes: source.weights.total_bytes(),
-            gpu_weights: GpuWeights::of(source),
-            is_f16: source.weights.main_format() == "F16",
-        }
+        Self { source, spec, parameters, weight_bytes: source.weights.total_bytes(), format: None }
     }
 
     /// The same with all weights in `format`.
     fn with_format(&self, format: WeightFormat) -> Self {
-        let weight_bytes = format.bytes(self.parameters);
-        let dense_bytes = if format == WeightFormat::Bf16 { 0 } else { dense_room(self.spec) };
-        let gpu_weights = GpuWeights { bytes: weight_bytes + pages(self.spec), dense_bytes };
-        Self { weight_bytes, gpu_weights, ..*self }
+        Self { weight_bytes: format.bytes(self.parameters), format: Some(format), ..*self }
     }
 
-    fn plan(&self, config: &EngineConfig, memory: MemoryToPlan) -> Result<(MemoryPlan, StepSizes), PlanError> {
+    /// What the weights take with the layers from `first` on a GPU.
+    fn weights_from(&self, first: usize) -> PartWeights {
+        let Some(format) = self.format else { return PartWeights::of(self.source, first) };
+        let on_cpu = cpu_parameters(self.spec, first);
+        let elsewhere = match first {
+            0 => 0,
+            _ if self.spec.tied_embeddings => on_cpu - self.spec.vocabulary_parameters(),
+            _ => on_cpu,
+        };
+        let dense_bytes = if format == WeightFormat::Bf16 { 0 } else { dense_room(self.spec) };
+        let layers = DecoderSpec { layers: self.spec.layers - first, ..self.spec.clone() };
+        let bytes = format.bytes(self.parameters.saturating_sub(elsewhere)) + pages(&layers);
+        PartWeights { gpu: GpuWeights { bytes, dense_bytes }, cpu_bytes: format.bytes(on_cpu) }
+    }
+
+    fn plan(&self, config: &EngineConfig, memory: MemoryToPlan) -> Result<LayerPlan, PlanError> {
         match memory {
             MemoryToPlan::Cpu(free_bytes) => {
                 let sizes = config.step_sizes(StepSizes::CPU);
-                Ok((plan(self.spec, self.weight_bytes, config, sizes, Placement::CPU, free_bytes)?, sizes))
+                let plan = plan(self.spec, self.weight_bytes, config, sizes, Placement::CPU, free_bytes)?;
+                Ok(LayerPlan { first: 0, cpu: None, gpu: plan, sizes })
             }
-            MemoryToPlan::Gpu(bytes) => {
-                let memory = GpuMemory { free_bytes: bytes.saturating_sub(DRIVER_BYTES), is_f16: self.is_f16 };
-                plan_for_gpu(self.spec, self.gpu_weights, config, memory)
+            MemoryToPlan::Gpu { bytes, main_bytes } => {
+                let is_f16 = self.source.weights.main_format() == "F16";
+                let memory = GpuMemory { free_bytes: bytes.saturating_sub(DRIVER_BYTES), is_f16 };
+                plan_layers(self.spec, &|first| self.weights_from(first), config, memory, main_bytes)
             }
         }
     }
 
     /// Whether one user gets the whole context.
     fn fits(&self, config: &EngineConfig, memory: MemoryToPlan) -> bool {
-        self.plan(config, memory).is_ok_and(|(plan, _)| config.context_length.is_none_or(|c| c <= plan.context_length))
+        let fits = |plan: LayerPlan| config.context_length.is_none_or(|context| context <= plan.gpu.context_length);
+        self.plan(config, memory).is_ok_and(fits)
     }
 }
 
@@ -191,24 +211,31 @@ pub(crate) fn preview(
     let format_name = format.map_or_else(|| source.weights.main_format().to_owned(), |format| format.name().to_owned());
     let (memory_bytes, driver_bytes, on_gpu) = match memory {
         MemoryToPlan::Cpu(bytes) => (bytes, 0, false),
-        MemoryToPlan::Gpu(bytes) => (bytes, DRIVER_BYTES.min(bytes), true),
+        MemoryToPlan::Gpu { bytes, .. } => (bytes, DRIVER_BYTES.min(bytes), true),
     };
     let usable_bytes = ((memory_bytes - driver_bytes) as f64 * USABLE_SHARE) as u64;
     let planned = candidate.plan(config, memory);
+    let whole = EngineConfig { gpu_layers: GpuLayers::All, ..config.clone() };
     let would_fit = match &planned {
-        Ok(_) => Vec::new(),
-        Err(_) => would_fit(&candidate, config, memory),
+        Ok(plan) if plan.cpu.is_none() => Vec::new(),
+        // As a whole, where it fits in parts alone.
+        _ if candidate.fits(&whole, memory) => Vec::new(),
+        _ => would_fit(&candidate, &whole, memory),
     };
     // What does not fit is shown as it would be where there is room without end.
-    let (plan, sizes, reason) = match planned {
-        Ok((plan, sizes)) => (plan, sizes, None),
+    let (planned, reason) = match planned {
+        Ok(planned) => (planned, None),
         Err(reason) => {
             let config = EngineConfig { max_sequences: config.max_sequences.or(Some(1)), ..config.clone() };
             let config = EngineConfig { kv_cache_bytes: None, ..config };
-            let (plan, sizes) = room_without_end(&candidate, &config, memory)?;
-            (plan, sizes, Some(reason.to_string()))
+            (room_without_end(&candidate, &config, memory)?, Some(reason.to_string()))
         }
     };
+    let offload = Offload::new(candidate.spec, &planned).map(|offload| Offload {
+        cpu_bytes_per_second: Some(Cpu::new(config.threads).read_bytes_per_second()),
+        ..offload
+    });
+    let LayerPlan { gpu: plan, sizes, .. } = planned;
     let kv_user_bytes = plan.kv_token_bytes() * u64::from(plan.context_length).next_multiple_of(16);
     let fits = reason.is_none();
     Ok(PlanPreview {
@@ -230,6 +257,7 @@ pub(crate) fn preview(
         users: if fits { plan.full_contexts() } else { 0 },
         kv_bytes: if fits { plan.kv_bytes() } else { kv_user_bytes },
         left_bytes: if fits { usable_bytes.saturating_sub(plan.total_bytes()) } else { 0 },
+        offload,
         max_sequences: sizes.max_sequences,
         max_step_tokens: sizes.max_step_tokens,
         reason,
@@ -242,7 +270,7 @@ fn room_without_end(
     candidate: &Candidate<'_>,
     config: &EngineConfig,
     memory: MemoryToPlan,
-) -> Result<(MemoryPlan, StepSizes), PlanError> {
+) -> Result<LayerPlan, PlanError> {
     const PLENTY: u64 = 1 << 50;
     let known = EngineConfig { kv_dtype: None, ..config.clone() };
     let context_length = config.context_length.map(|context| context.min(candidate.spec.max_context));
@@ -250,7 +278,7 @@ fn room_without_end(
     let known = EngineConfig { context_length, max_step_tokens: Some(sizes.max_step_tokens), ..known };
     match memory {
         MemoryToPlan::Cpu(_) => candidate.plan(&known, MemoryToPlan::Cpu(PLENTY)),
-        MemoryToPlan::Gpu(_) => candidate.plan(&known, MemoryToPlan::Gpu(PLENTY)),
+        MemoryToPlan::Gpu { .. } => candidate.plan(&known, MemoryToPlan::Gpu { bytes: PLENTY, main_bytes: PLENTY }),
     }
 }
 

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, plan_for_gpu};
+use super::offload::{LayerPlan, PartWeights, plan_layers};
 use super::*;
-use crate::config::RandomFormat;
+use crate::config::{GpuLayers, Lag, RandomFormat};
 use crate::models::ModelSource;
 use crate::runner::load::ModelFiles;
 
@@ -92,9 +93,9 @@ fn the_kv_cache_counts_its_type_and_one_that_is_not_there_is_refused_by_name() {
 fn a_preview_says_what_fits_or_what_would() {
     let file = config_file("qwen2.5-7b");
     let preview = |gib, context, format| {
-        let config = EngineConfig { context_length: context, ..EngineConfig::default() };
-        preview(ModelFiles::RandomWeights(&file, RandomFormat::Bf16), &config, MemoryToPlan::Gpu(gib * GIB), format)
-            .expect("a preview")
+        let config = EngineConfig { context_length: context, gpu_layers: GpuLayers::All, ..EngineConfig::default() };
+        let memory = MemoryToPlan::Gpu { bytes: gib * GIB, main_bytes: 64 * GIB };
+        preview(ModelFiles::RandomWeights(&file, RandomFormat::Bf16), &config, memory, format).expect("a preview")
     };
     let fits = preview(8, Some(8192), Some(WeightFormat::Q4K));
     assert_eq!((fits.reason.as_deref(), fits.context_length), (None, 8192));
@@ -108,7 +109,131 @@ fn a_preview_says_what_fits_or_what_would() {
         too_large.reason.as_deref().is_some_and(|reason| reason.starts_with("the model needs 15.")),
         "{too_large:?}"
     );
+    assert!(too_large.reason.as_deref().is_some_and(|reason| reason.ends_with("--gpu-layers auto")), "{too_large:?}");
     assert!(too_large.would_fit.iter().any(|advice| advice.contains("q6_k")), "{too_large:?}");
     let too_long = preview(24, Some(32_768), Some(WeightFormat::Bf16));
     assert!(too_long.users > 0 || too_long.would_fit.iter().any(|advice| advice.contains("--context")), "{too_long:?}");
+}
+
+/// Plans `qwen2.5-7b` in bf16, of 28 layers, onto a GPU with this much free memory.
+fn plan_7b(config: &EngineConfig, gib: u64, main_bytes: u64) -> Result<LayerPlan, PlanError> {
+    let source = ModelSource::random(&config_file("qwen2.5-7b")).expect("a config");
+    let memory = GpuMemory { free_bytes: gib * GIB, is_f16: false };
+    plan_layers(&source.spec, &|first| PartWeights::of(&source, first), config, memory, main_bytes)
+}
+
+#[test]
+fn layers_that_a_gpu_has_no_room_for_stay_on_the_cpu() {
+    let config = EngineConfig { context_length: Some(8192), ..EngineConfig::default() };
+    let whole = plan_7b(&config, 24, 0).expect("it fits as a whole");
+    assert!(whole.first == 0 && whole.cpu.is_none() && whole.sizes.lag == Lag::One, "{whole:?}");
+    let mut before = 0;
+    for gib in [16, 12, 8, 6] {
+        let plan = plan_7b(&config, gib, 64 * GIB).expect("some layers fit");
+        let LayerPlan { first, cpu: Some(cpu), gpu, sizes } = &plan else { panic!("{gib} GiB: {plan:?}") };
+        assert!(*first > before && *first < 28, "{gib} GiB: layer {first}");
+        assert_eq!((gpu.blocks, gpu.context_length, sizes.lag), (cpu.blocks, 8192, Lag::Zero), "{gib} GiB");
+        assert!(gpu.full_contexts() >= 1 && gpu.total_bytes() <= gib * GIB, "{gib} GiB: {gpu:?}");
+        // Keys and values of 4 heads of 128 numbers: two bytes each on the GPU, four on the CPU.
+        let layer_bytes = 2 * 16 * 4 * 128;
+        assert_eq!(gpu.block_bytes, (28 - *first as u64) * 2 * layer_bytes, "{gib} GiB");
+        assert_eq!(cpu.block_bytes, *first as u64 * 4 * layer_bytes, "{gib} GiB");
+        // One layer more does not fit.
+        let more = EngineConfig { gpu_layers: GpuLayers::Count(28 - *first as u32 + 1), ..config.clone() };
+        if more.gpu_layers != GpuLayers::Count(28) {
+            plan_7b(&more, gib, 64 * GIB).expect_err("it has no room");
+        }
+        before = *first;
+    }
+}
+
+#[test]
+fn weights_of_both_places_are_those_of_the_model_and_its_embedding_twice() {
+    for name in ["qwen2.5-7b", "qwen2.5-1.5b"] {
+        let source = ModelSource::random(&config_file(name)).expect("a config");
+        let spec = &source.spec;
+        let whole = GpuWeights::of(&source, 0).bytes;
+        assert_eq!(PartWeights::of(&source, 0).gpu.bytes, whole, "{name}");
+        for first in [1, spec.layers / 2, spec.layers - 1] {
+            let PartWeights { gpu, cpu_bytes } = PartWeights::of(&source, first);
+            let twice = if spec.tied_embeddings { 2 * spec.vocabulary_parameters() } else { 0 };
+            let (sum, wanted) = (gpu.bytes + cpu_bytes, whole + twice);
+            // Pages of 2 MiB that are not full, up to one for each matrix of a layer, are a GPU's alone.
+            let pages = (first as u64 * 4) << 21;
+            assert!(sum.abs_diff(wanted) <= pages, "{name} at {first}: {sum} and {wanted}");
+        }
+    }
+}
+
+#[test]
+fn a_number_of_layers_is_taken_at_its_word_and_all_is_all_or_nothing() {
+    let asked = |gpu_layers| EngineConfig { gpu_layers, context_length: Some(4096), ..EngineConfig::default() };
+    let plan = plan_7b(&asked(GpuLayers::Count(10)), 80, 64 * GIB).expect("it fits");
+    assert_eq!((plan.first, plan.sizes.max_step_tokens), (18, 512));
+    for all in [GpuLayers::All, GpuLayers::Count(28), GpuLayers::Count(99)] {
+        assert_eq!(plan_7b(&asked(all), 80, 0).expect("it fits").first, 0);
+    }
+    let error = plan_7b(&asked(GpuLayers::All), 12, 64 * GIB).expect_err("too large").to_string();
+    let fit = 28 - plan_7b(&asked(GpuLayers::Auto), 12, 64 * GIB).expect("in parts").first;
+    let end = format!(
+        "; {fit} of 28 layers would fit the GPU, the others on the CPU: --gpu-layers {fit} or --gpu-layers auto"
+    );
+    assert!(error.starts_with("the model needs 15.") && error.ends_with(&end), "{error}");
+    // Nor does main memory hold the others.
+    let error = plan_7b(&asked(GpuLayers::Auto), 12, GIB).expect_err("too large");
+    assert!(matches!(error, PlanError::DoesNotFit { .. }), "{error}");
+    let error = plan_7b(&asked(GpuLayers::Count(10)), 80, GIB).expect_err("too large for main memory");
+    assert!(matches!(error, PlanError::DoesNotFit { .. }), "{error}");
+}
+
+#[test]
+fn both_keep_keys_and_values_in_a_byte_where_that_is_asked() {
+    let config = EngineConfig {
+        kv_dtype: Some(KvDType::Fp8),
+        gpu_layers: GpuLayers::Count(20),
+        context_length: Some(4096),
+        ..EngineConfig::default()
+    };
+    let plan = plan_7b(&config, 80, 64 * GIB).expect("it fits");
+    assert_eq!((plan.gpu.kv_dtype, plan.cpu.map(|cpu| cpu.kv_dtype)), (KvDType::Fp8, Some(KvDType::Int8)));
+}
+
+#[test]
+fn the_expected_speed_is_that_of_reading_both_parts() {
+    let source = ModelSource::random(&config_file("qwen2.5-7b")).expect("a config");
+    let config =
+        EngineConfig { gpu_layers: GpuLayers::Count(14), context_length: Some(4096), ..EngineConfig::default() };
+    let plan = plan_7b(&config, 80, 64 * GIB).expect("it fits");
+    let offload = Offload::new(&source.spec, &plan).expect("layers on the CPU");
+    assert_eq!((offload.gpu_layers, offload.cpu_layers), (14, 14));
+    assert_eq!(offload.expected_tokens_per_second(), None);
+    // Half of the layers in two bytes a weight each, the output besides on the GPU.
+    let layers = 2 * source.spec.layer_parameters(0..14);
+    assert!(offload.cpu_token_bytes.abs_diff(layers) < layers / 1000, "{offload:?}");
+    let with_output = layers + 2 * source.spec.vocabulary_parameters();
+    assert!(offload.gpu_token_bytes.abs_diff(with_output) < layers / 100, "{offload:?}");
+    let known = Offload { cpu_bytes_per_second: Some(layers as f64), ..offload };
+    assert!(known.expected_tokens_per_second().is_some_and(|tokens| (tokens - 1.0).abs() < 1e-3));
+    let both = Offload { gpu_bytes_per_second: Some(offload.gpu_token_bytes as f64), ..known };
+    assert!(both.expected_tokens_per_second().is_some_and(|tokens| (tokens - 0.5).abs() < 1e-3));
+    let text = both.to_string();
+    assert!(text.starts_with("14 of 28 on the GPU, 14 on the CPU in "), "{text}");
+    assert!(text.ends_with(" of main memory: slower, at most 0.5 tokens a second for one user"), "{text}");
+}
+
+#[test]
+fn a_preview_in_two_parts_shows_both_and_what_would_fit_as_a_whole() {
+    let file = config_file("qwen2.5-7b");
+    let config = EngineConfig { context_length: Some(8192), ..EngineConfig::default() };
+    let memory = MemoryToPlan::Gpu { bytes: 8 * GIB, main_bytes: 64 * GIB };
+    let files = ModelFiles::RandomWeights(&file, RandomFormat::Bf16);
+    let found = preview(files, &config, memory, None).expect("a preview");
+    assert!(found.users >= 1 && found.reason.is_none(), "{found:?}");
+    let offload = found.offload.expect("layers on the CPU");
+    assert_eq!(offload.gpu_layers + offload.cpu_layers, 28);
+    assert!(offload.expected_tokens_per_second().is_some_and(f64::is_normal), "{offload:?}");
+    assert!(found.would_fit.iter().any(|advice| advice.contains("q6_k")), "{found:?}");
+    let stored = preview(files, &config, memory, Some(WeightFormat::Bf16)).expect("a preview").offload;
+    let stored = stored.expect("layers on the CPU");
+    assert!(stored.gpu_layers.abs_diff(offload.gpu_layers) <= 1, "{stored:?} {offload:?}");
 }

@@ -112,6 +112,7 @@ fn with_template_and_name(engine: EngineHandle, template: &str, name: &str) -> L
         kv_dtype: "f32".into(),
         planned_bytes: 2_000_000_000,
         used_bytes: None,
+        offload: None,
         loaded_at_unix_s: 1_700_000_000,
     };
     Llm::from_parts(LlmParts {

@@ -21,6 +21,7 @@ async fn health_tells_the_model_the_device_and_why() {
         "memory": {
             "planned_bytes": 2_000_000_000, "used_bytes": null, "kv_cache_bytes": 1, "kv_cache_dtype": "f32"
         },
+        "offload": null,
         "queue": {"running": 0, "waiting": 0, "max_waiting": 4}
     });
     assert_eq!(reply.json(), expected);
