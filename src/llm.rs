@@ -27,4 +27,6 @@ pub use library::{LocalModel, ModelDescription, ModelLibrary};
 pub use load::{LoadError, plan_preview};
 
 #[cfg(feature = "server")]
+pub(crate) use crate::hub::{HubError, Progress};
+#[cfg(feature = "server")]
 pub(crate) use crate::tokenizer::{AnswerParser, Part, ToolCall};

@@ -55,3 +55,10 @@ pub struct ModelInfo {
     /// When it was loaded, in seconds since 1970.
     pub loaded_at_unix_s: u64,
 }
+
+impl ModelInfo {
+    /// Whether it runs on a GPU.
+    pub fn is_on_gpu(&self) -> bool {
+        self.runs_on != Device::Cpu
+    }
+}

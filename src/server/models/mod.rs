@@ -14,7 +14,6 @@ use axum::http::StatusCode;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::config::KeepAlive;
-use crate::device::Device;
 use crate::engine::EngineHandle;
 use crate::llm::{Llm, LoadError, LocalModel};
 
@@ -288,7 +287,7 @@ impl Models {
         let started = Instant::now();
         loop {
             // Before a model runs on the CPU because others fill the GPU, those that are idle leave it.
-            let on_gpu = self.lock().iter().any(|loaded| loaded.llm.info().runs_on != Device::Cpu);
+            let on_gpu = self.lock().iter().any(|loaded| loaded.llm.info().is_on_gpu());
             let (source, wanted) = (self.source()?, name.to_owned());
             let returned = self.returned.notified();
             let outcome = tokio::task::spawn_blocking(move || source.load(&wanted, on_gpu)).await;

@@ -1,7 +1,6 @@
 //! Where models that are not loaded come from.
 
-use crate::hub::{HubError, Progress};
-use crate::llm::{Llm, LoadError, LocalModel, ModelDescription, ModelLibrary};
+use crate::llm::{HubError, Llm, LoadError, LocalModel, ModelDescription, ModelLibrary, Progress};
 
 /// Models that can be loaded, brought and removed by name. Everything blocks.
 pub trait ModelSource: Send + Sync + 'static {

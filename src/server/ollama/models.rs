@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::device::Device;
 use crate::llm::{LocalModel, ModelDescription, ModelInfo};
 use crate::server::body;
 use crate::server::error::ApiError;
@@ -140,7 +139,7 @@ pub(super) async fn ps(State(app): State<App>) -> Json<ModelList> {
         let expires = listed.left.map(|left| humantime::format_rfc3339_seconds(SystemTime::now() + left).to_string());
         let running = Running {
             expires_at: expires.unwrap_or_else(|| NEVER.into()),
-            size_vram: if info.runs_on == Device::Cpu { 0 } else { info.planned_bytes },
+            size_vram: if info.is_on_gpu() { info.planned_bytes } else { 0 },
             context_length: info.context_length,
         };
         Model { modified_at: None, size: info.planned_bytes, running: Some(running), ..loaded(&info.name, listed) }

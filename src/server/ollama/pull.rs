@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::hub::{HubError, Progress};
+use crate::llm::{HubError, Progress};
 use crate::server::body;
 use crate::server::dialect::Dialect;
 use crate::server::error::ApiError;

@@ -9,9 +9,7 @@ use serde_json::{Value, json};
 
 use super::fixture::*;
 use crate::engine::StartError;
-use crate::hub::{HubError, Progress};
-use crate::llm::{Llm, LoadError, LocalModel, ModelDescription};
-use crate::runner::{ModelError, PlanError};
+use crate::llm::{HubError, Llm, LoadError, LocalModel, ModelDescription, Progress};
 use crate::server::{ModelSource, ServedModels, ServerConfig, router};
 
 /// Counts what is loaded while it lives.
@@ -59,14 +57,14 @@ impl ModelSource for Shelf {
 
     fn load(&self, name: &str, _gpu_or_nothing: bool) -> Result<Llm, LoadError> {
         if self.loaded.load(Ordering::SeqCst) >= self.room {
-            let full = PlanError::DoesNotFit {
+            let full = crate::PlanError::DoesNotFit {
                 needed_bytes: 2,
                 weight_bytes: 1,
                 workspace_bytes: 1,
                 least_kv_bytes: 0,
                 free_bytes: 0,
             };
-            return Err(LoadError::Start(StartError::Model(ModelError::Plan(full))));
+            return Err(LoadError::Start(StartError::Model(crate::ModelError::Plan(full))));
         }
         self.loaded.fetch_add(1, Ordering::SeqCst);
         self.loads.fetch_add(1, Ordering::SeqCst);
