@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::gguf_vocab::GgufVocab;
 use super::pieces::{MAX_VOCAB_SIZE, Piece, PieceTable, spelling_of_decoder};
+use super::pre_tokenizer::for_long_runs;
 use super::{IncrementalDecoder, TokenizerError};
 
 /// Text to token ids and back. Cheap to clone, and shared by any number of threads.
@@ -80,6 +81,10 @@ impl Tokenizer {
         // Left over from training in many published files; here they would cut or pad prompts silently.
         encoder.with_padding(None);
         encoder.with_truncation(None).map_err(TokenizerError::Failed)?;
+        if let Some(steps) = encoder.get_pre_tokenizer() {
+            let steps = for_long_runs(steps)?;
+            encoder.with_pre_tokenizer(Some(steps));
+        }
         let pieces = pieces_of(&encoder)?;
         let id_of = |key: &str| encoder.token_to_id(token_text(&config[key])?);
         let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
@@ -230,5 +235,7 @@ fn apply_switch(ids: &mut Vec<u32>, token: Option<u32>, adds: Option<bool>) {
     }
 }
 
+#[cfg(test)]
+mod real;
 #[cfg(test)]
 pub(in crate::tokenizer) mod tests;

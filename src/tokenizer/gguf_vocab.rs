@@ -184,7 +184,8 @@ impl GgufVocab {
     /// others, the highest score first.
     ///
     /// Source: Kudo and Richardson, "SentencePiece", 2018: BPE merges the pair whose union has
-    /// the highest score. The order among equals is that of the Hugging Face conversion.
+    /// the highest score. Among equals (Llama 2's runs of spaces all score -1e9) the order is that of the tokens' ids, as in
+    /// the tokenizer.json that such models were published with.
     fn scored_merges(&self, ids: &Vocab) -> Result<Vec<(String, String)>, TokenizerError> {
         if self.scores.len() != self.tokens.len() {
             return Err(TokenizerError::Vocabulary(format!(
@@ -215,10 +216,7 @@ impl GgufVocab {
             ways.sort_unstable();
             merges.extend(ways.into_iter().map(|(_, _, at)| (self.scores[index], token.split_at(at))));
         }
-        merges.sort_by(|(score_a, (left_a, right_a)), (score_b, (left_b, right_b))| {
-            let lengths = |left: &str, right: &str| (left.chars().count(), right.chars().count());
-            score_b.total_cmp(score_a).then_with(|| lengths(left_b, right_b).cmp(&lengths(left_a, right_a)))
-        });
+        merges.sort_by(|(score_a, _), (score_b, _)| score_b.total_cmp(score_a));
         Ok(merges.into_iter().map(|(_, (left, right))| (left.into(), right.into())).collect())
     }
 

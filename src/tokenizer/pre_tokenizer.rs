@@ -2,6 +2,7 @@
 //!
 //! It knows no vocabulary: a name goes in, patterns come out.
 
+use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -96,7 +97,41 @@ impl PreTokenization {
             steps.push(PreTokenizerWrapper::from(split));
         }
         steps.push(ByteLevel::new(false, true, false).into());
-        Ok(Sequence::new(steps).into())
+        for_long_runs(&Sequence::new(steps).into())
+    }
+}
+
+/// All spaces but the one before a word, as published patterns say it.
+const RUN: &str = r"\s+(?!\S)";
+/// The same, a hundred spaces a step and with no way back to a step. The engine keeps a way back for each space of the
+/// form above; after a million it gives up, and `tokenizers` takes all text from there on for one word, without an error.
+const RUN_IN_STEPS: &str = r"(?=\s(?:\s|\z))(?>(?:\s{100}(?=\s))*)\s*(?!\S)";
+
+/// A pre-tokenizer that cuts as `steps` does, whatever the length of a run of spaces.
+///
+/// # Errors
+/// Steps that cannot be written as JSON and read again; none is known.
+pub(super) fn for_long_runs(steps: &PreTokenizerWrapper) -> Result<PreTokenizerWrapper, TokenizerError> {
+    let failed = |error: serde_json::Error| TokenizerError::Failed(error.into());
+    let mut json = serde_json::to_value(steps).map_err(failed)?;
+    bound_runs(&mut json);
+    serde_json::from_value(json).map_err(failed)
+}
+
+fn bound_runs(step: &mut Value) {
+    if let Some(steps) = step["pretokenizers"].as_array_mut() {
+        steps.iter_mut().for_each(bound_runs);
+    }
+    // The pattern that this step brings itself is GPT-2's; spelled out, it can be replaced as any other.
+    if step["type"] == "ByteLevel" && step["use_regex"] == true && step["add_prefix_space"] == false {
+        step["use_regex"] = false.into();
+        let split = json!({"type": "Split", "pattern": {"Regex": GPT2}, "behavior": "Isolated", "invert": false});
+        *step = json!({"type": "Sequence", "pretokenizers": [split, step.take()]});
+        bound_runs(step);
+    } else if let Some(pattern) = step.pointer_mut("/pattern/Regex")
+        && pattern.as_str().is_some_and(|text| text.matches(RUN).count() == 1)
+    {
+        *pattern = pattern.as_str().unwrap_or_default().replace(RUN, RUN_IN_STEPS).into();
     }
 }
 
@@ -139,6 +174,26 @@ mod tests {
         for (name, text, expected) in cases {
             assert_eq!(words(name, text), *expected, "{name}: {text:?}");
         }
+    }
+
+    #[test]
+    fn runs_of_spaces_are_cut_alike_at_once_and_in_steps() {
+        let plain = ByteLevel::new(false, true, true).into();
+        let bounded = for_long_runs(&plain).unwrap();
+        let cut = |steps: &PreTokenizerWrapper, text: &str| {
+            let mut cut = PreTokenizedString::from(text);
+            steps.pre_tokenize(&mut cut).unwrap();
+            let splits = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            splits.iter().map(|(_, range, _)| *range).collect::<Vec<_>>()
+        };
+        let alphabet = [" ", "\n", "\u{3000}", "a", "1", "!", "\t"];
+        for number in 0..7_usize.pow(5) {
+            let text: String = (0..5).map(|place| alphabet[number / 7_usize.pow(place) % 7]).collect();
+            assert_eq!(cut(&bounded, &text), cut(&plain, &text), "{text:?}");
+        }
+        let long = format!("{}word and word", " ".repeat(1_200_000));
+        let words = cut(&bounded, &long);
+        assert_eq!(words, [(0, 1_199_999), (1_199_999, 1_200_004), (1_200_004, 1_200_008), (1_200_008, 1_200_013)]);
     }
 
     #[test]
