@@ -234,6 +234,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         prefix_cache: settings.prefix_cache.unwrap_or(default.prefix_cache),
         lag: default.lag,
         device: settings.device.unwrap_or(default.device),
+        reserved_bytes: default.reserved_bytes,
     }
 }
 

@@ -57,8 +57,8 @@ pub mod tokenizer;
 mod weights;
 
 pub use llm::{
-    Answer, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Grammar,
-    Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo, ModelLibrary, Prompt,
+    Answer, Beside, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent,
+    Grammar, Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo, ModelLibrary, Prompt,
     SamplingOptions, TokenCost, plan_preview,
 };
 pub use runner::{MemoryToPlan, ModelError, ModelFacts, Offload, PlanError, PlanPreview, RunnerError, WeightFormat};

@@ -23,7 +23,7 @@ pub use handle::Llm;
 #[cfg(test)]
 pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
-pub use library::{LocalModel, ModelDescription, ModelLibrary};
+pub use library::{Beside, LocalModel, ModelDescription, ModelLibrary};
 pub use load::{LoadError, plan_preview};
 
 #[cfg(feature = "server")]

@@ -152,6 +152,8 @@ pub struct EngineConfig {
     pub gpu_memory_limit_bytes: Option<u64>,
     /// Layers that run on a GPU where one serves.
     pub gpu_layers: GpuLayers,
+    /// Bytes of main memory that are promised to others: they look free until they are used.
+    pub reserved_bytes: u64,
     /// Sequences in one step, 1 to [`MAX_SEQUENCES`]. `None`: see [`StepSizes`], as for the next three.
     pub max_sequences: Option<u32>,
     /// Tokens in one step, at least `max_sequences`.
@@ -227,6 +229,7 @@ impl Default for EngineConfig {
             kv_cache_bytes: None,
             kv_dtype: None,
             gpu_memory_limit_bytes: None,
+            reserved_bytes: 0,
             gpu_layers: GpuLayers::Auto,
             max_sequences: None,
             max_step_tokens: None,

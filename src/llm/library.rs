@@ -27,6 +27,15 @@ pub struct LocalModel {
     pub digest: String,
 }
 
+/// What a model that is loaded beside others must leave them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Others hold the GPU: rather not loaded than on the CPU, so that they can leave it first.
+    pub gpu_or_nothing: bool,
+    /// Bytes of main memory that were planned for others, whether or not they use them yet.
+    pub reserved_bytes: u64,
+}
+
 /// What is known of a model without loading it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDescription {
@@ -113,18 +122,17 @@ impl ModelLibrary {
         Ok(known)
     }
 
-    /// Loads a model of the list. Never downloads, and never opens a path: names come from the network. `gpu_or_nothing`
-    /// fails where `auto` would fall back to the CPU, with all layers or with some.
+    /// Loads a model of the list, beside others. Never downloads, and never opens a path: names come from the network.
     ///
     /// # Errors
     /// [`LoadError`].
-    pub fn load(&self, name: &str, gpu_or_nothing: bool) -> Result<Llm, LoadError> {
+    pub fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
         let (model, kind) = self.find(name)?;
-        let mut engine = self.engine.clone();
-        if gpu_or_nothing && engine.device == DeviceWish::Auto {
+        let mut engine = EngineConfig { reserved_bytes: beside.reserved_bytes, ..self.engine.clone() };
+        if beside.gpu_or_nothing && engine.device == DeviceWish::Auto {
             engine.device = DeviceWish::Cuda(None);
         }
-        if gpu_or_nothing && engine.gpu_layers == GpuLayers::Auto {
+        if beside.gpu_or_nothing && engine.gpu_layers == GpuLayers::Auto {
             engine.gpu_layers = GpuLayers::All;
         }
         Llm::builder()

@@ -101,6 +101,7 @@ pub(super) fn load_files(
     let mut choice = device::choose(&hardware, wish)?;
     // Where the system does not say what is free, nothing is held back.
     let free_bytes = hardware.memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);
+    let free_bytes = free_bytes.saturating_sub(config.reserved_bytes);
     #[cfg(feature = "cuda")]
     if let Device::Cuda { ordinal } = choice.device {
         let library_folders = libraries.map(Path::to_owned).into_iter().collect();

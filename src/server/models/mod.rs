@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::config::KeepAlive;
 use crate::engine::EngineHandle;
-use crate::llm::{Llm, LoadError, LocalModel};
+use crate::llm::{Beside, Llm, LoadError, LocalModel, ModelInfo};
 
 use super::error::ApiError;
 use super::limits::ServerConfig;
@@ -286,11 +286,10 @@ impl Models {
         }
         let started = Instant::now();
         loop {
-            // Before a model runs on the CPU because others fill the GPU, those that are idle leave it.
-            let on_gpu = self.lock().iter().any(|loaded| loaded.llm.info().is_on_gpu());
+            let beside = self.beside();
             let (source, wanted) = (self.source()?, name.to_owned());
             let returned = self.returned.notified();
-            let outcome = tokio::task::spawn_blocking(move || source.load(&wanted, on_gpu)).await;
+            let outcome = tokio::task::spawn_blocking(move || source.load(&wanted, beside)).await;
             match outcome.map_err(|_| ApiError::internal("loading the model met a defect of the server's"))? {
                 Ok(llm) => {
                     tracing::info!(model = name, seconds = started.elapsed().as_secs_f32(), "loaded");
@@ -304,6 +303,17 @@ impl Models {
                 }
                 Err(error) => return Err(load_failed(name, &error)),
             }
+        }
+    }
+
+    /// What those that are loaded hold.
+    fn beside(&self) -> Beside {
+        let loaded = self.lock();
+        let infos = || loaded.iter().map(|loaded| loaded.llm.info());
+        Beside {
+            gpu_or_nothing: infos().any(ModelInfo::is_on_gpu),
+            // Their memory is taken as it is used: what looks free may be promised.
+            reserved_bytes: infos().filter(|info| !info.is_on_gpu()).map(|info| info.planned_bytes).sum(),
         }
     }
 

@@ -1,17 +1,17 @@
 //! Where models that are not loaded come from.
 
-use crate::llm::{HubError, Llm, LoadError, LocalModel, ModelDescription, ModelLibrary, Progress};
+use crate::llm::{Beside, HubError, Llm, LoadError, LocalModel, ModelDescription, ModelLibrary, Progress};
 
 /// Models that can be loaded, brought and removed by name. Everything blocks.
 pub trait ModelSource: Send + Sync + 'static {
     /// What can be loaded, without the network.
     fn list(&self) -> Vec<LocalModel>;
 
-    /// Loads one of them; `gpu_or_nothing`: rather not at all than on the CPU where a GPU could hold it.
+    /// Loads one of them, beside those that are loaded.
     ///
     /// # Errors
     /// [`LoadError`].
-    fn load(&self, name: &str, gpu_or_nothing: bool) -> Result<Llm, LoadError>;
+    fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError>;
 
     /// What is known of one of them without loading it.
     ///
@@ -40,8 +40,8 @@ impl ModelSource for ModelLibrary {
         })
     }
 
-    fn load(&self, name: &str, gpu_or_nothing: bool) -> Result<Llm, LoadError> {
-        ModelLibrary::load(self, name, gpu_or_nothing)
+    fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
+        ModelLibrary::load(self, name, beside)
     }
 
     fn describe(&self, name: &str) -> Result<ModelDescription, LoadError> {

@@ -1,7 +1,7 @@
 //! Several models: loaded when they are asked for, leaving when others need their memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::http::{Method, StatusCode};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::fixture::*;
 use crate::engine::StartError;
-use crate::llm::{HubError, Llm, LoadError, LocalModel, ModelDescription, Progress};
+use crate::llm::{Beside, HubError, Llm, LoadError, LocalModel, ModelDescription, Progress};
 use crate::server::{ModelSource, ServedModels, ServerConfig, router};
 
 /// Counts what is loaded while it lives.
@@ -27,15 +27,17 @@ struct Shelf {
     room: usize,
     loaded: Arc<AtomicUsize>,
     loads: Arc<AtomicUsize>,
+    /// What the last one to be loaded had to leave to others.
+    reserved: Arc<AtomicU64>,
 }
 
 impl Shelf {
     fn new(room: usize) -> Self {
-        Self { room, loaded: Arc::default(), loads: Arc::default() }
+        Self { room, loaded: Arc::default(), loads: Arc::default(), reserved: Arc::default() }
     }
 
     fn router(&self, loaded: &[&str], config: ServerConfig) -> Router {
-        let loaded = loaded.iter().map(|name| self.load(name, false).expect("room")).collect();
+        let loaded = loaded.iter().map(|name| self.load(name, Beside::default()).expect("room")).collect();
         router(ServedModels::new(loaded, self.clone()), config)
     }
 
@@ -55,7 +57,8 @@ impl ModelSource for Shelf {
         ["a:1b", "b:1b", "c:1b"].map(one).into()
     }
 
-    fn load(&self, name: &str, _gpu_or_nothing: bool) -> Result<Llm, LoadError> {
+    fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
+        self.reserved.store(beside.reserved_bytes, Ordering::SeqCst);
         if self.loaded.load(Ordering::SeqCst) >= self.room {
             let full = crate::PlanError::DoesNotFit {
                 needed_bytes: 2,
@@ -114,6 +117,8 @@ async fn a_model_is_loaded_when_it_is_asked_for_once() {
     let (first, second) = tokio::join!(says(&router, "b:1b"), says(&router, "b:1b:latest"));
     assert_eq!((first.as_str(), second.as_str(), says(&router, "a:1b").await.as_str()), ("b", "b", "a"));
     assert_eq!(shelf.loads.load(Ordering::SeqCst), 2);
+    // As the first one was planned.
+    assert_eq!(shelf.reserved.load(Ordering::SeqCst), 2_000_000_000);
     assert_eq!(loaded_names(&router).await, ["a:1b", "b:1b"]);
 }
 
@@ -149,7 +154,7 @@ async fn the_longest_idle_model_leaves_where_there_is_no_room() {
 #[tokio::test]
 async fn pinned_models_stay_and_what_does_not_fit_beside_them_is_refused() {
     let shelf = Shelf::new(1);
-    let loaded = vec![shelf.load("a:1b", false).expect("room")];
+    let loaded = vec![shelf.load("a:1b", Beside::default()).expect("room")];
     let router = router(ServedModels::new(loaded, shelf.clone()).pinned(), config());
     let reply = post(&router, "/v1/chat/completions", chat_body(json!({"model": "b:1b"}))).await;
     assert_eq!(reply.error().0, 503);
