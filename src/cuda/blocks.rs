@@ -70,6 +70,11 @@ impl Code {
     pub(super) const ALL: [Self; 9] =
         [Self::Plain4, Self::Plain5, Self::Plain8, Self::Float8, Self::K2, Self::K3, Self::K4, Self::K5, Self::K6];
 
+    /// Whether it is of the plain formats, not the K formats.
+    pub(super) fn is_plain(self) -> bool {
+        matches!(self, Self::Plain4 | Self::Plain5 | Self::Plain8 | Self::Float8)
+    }
+
     /// Units of a whole record.
     fn units(self) -> usize {
         if matches!(self, Self::Plain8 | Self::Float8) { 2 } else { 4 }

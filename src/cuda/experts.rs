@@ -9,7 +9,7 @@ use super::route::{MAX_EXPERTS, RouteKernels};
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
 /// Tokens up to which pairs are not listed by expert: duplicates among so few are read from L2.
-const MOST_UNSORTED_TOKENS: usize = 8;
+pub(super) const MOST_UNSORTED_TOKENS: usize = 8;
 
 /// Pairs of an expert, on the average, up to which its weights are read as for few rows.
 const MOST_FEW_PAIRS: usize = 6;
@@ -154,14 +154,62 @@ pub struct ExpertKernels {
     tall: TileKernels,
 }
 
+/// What a call has besides its weights: the tokens `t`, where they go, and where the result does.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertCall<'a> {
+    /// `[t, h]`, bf16 or f16.
+    pub x: &'a DeviceTensor,
+    /// `[t, top_k]` u32, each below the number of experts.
+    pub ids: &'a DeviceTensor,
+    /// `[t, top_k]` f32.
+    pub weights: &'a DeviceTensor,
+    /// Where it is computed.
+    pub buffers: &'a ExpertBuffers,
+    /// `[t, h]` of the type of `x`: what is added to.
+    pub dst: &'a DeviceTensor,
+}
+
 /// Sizes of a call.
 #[derive(Clone, Copy)]
-struct Sizes {
-    tokens: usize,
-    top_k: usize,
-    pairs: usize,
-    hidden: usize,
-    inner: usize,
+pub(super) struct Sizes {
+    pub(super) tokens: usize,
+    pub(super) top_k: usize,
+    pub(super) pairs: usize,
+    pub(super) hidden: usize,
+    pub(super) inner: usize,
+}
+
+impl ExpertCall<'_> {
+    /// The type of x and of the result.
+    pub(super) fn dtype(&self) -> DType {
+        self.x.dtype()
+    }
+
+    /// Its sizes, for `count` experts of `inner` numbers.
+    ///
+    /// # Errors
+    /// If shapes, dtypes or alignment do not fit, or the buffers are too small.
+    pub(super) fn sizes(&self, count: usize, inner: usize) -> Result<Sizes, CudaError> {
+        let Self { x, ids, weights, buffers, dst } = *self;
+        let (tokens, hidden, dtype) = (x.rows(), x.columns(), x.dtype());
+        let (top_k, pairs) = (ids.columns(), ids.rows() * ids.columns());
+        let fits = matches!(dtype, DType::Bf16 | DType::F16)
+            && dst.dtype() == dtype
+            && (1..=MAX_EXPERTS).contains(&count)
+            && ids.rows() == tokens
+            && (dst.rows(), dst.columns()) == (tokens, hidden);
+        require(OP, fits, || format!("{x:?} by {ids:?}, {count} experts -> {dst:?}"))?;
+        let whole = hidden > 0 && inner > 0 && hidden.is_multiple_of(8) && inner.is_multiple_of(8);
+        let aligned = [x, dst].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+        require(OP, whole && aligned, || format!("rows of {x:?} and of {inner} are not whole pieces of 16 bytes"))?;
+        expect_at_least(OP, "ids", ids, DType::U32, pairs)?;
+        expect_at_least(OP, "weights", weights, DType::F32, pairs)?;
+        expect_at_least(OP, "act", &buffers.act, dtype, pairs * inner)?;
+        expect_at_least(OP, "out", &buffers.out, dtype, pairs * hidden)?;
+        expect_at_least(OP, "sorted", &buffers.sorted, DType::U32, pairs)?;
+        expect_at_least(OP, "offsets", &buffers.offsets, DType::U32, count + 1)?;
+        Ok(Sizes { tokens, top_k, pairs, hidden, inner })
+    }
 }
 
 impl ExpertKernels {
@@ -183,88 +231,80 @@ impl ExpertKernels {
         })
     }
 
-    /// Queues `dst[t] += sum over j of weights[t, j] * down[e](silu(gate[e](x[t])) * up[e](x[t]))` with `e = ids[t, j]`:
-    /// `x` and `dst` `[t, h]`, `ids [t, top_k]` u32 below the number of experts, `weights [t, top_k]` f32; `x`, `dst` and
-    /// all matrices bf16 or all f16, h and f multiples of 8. Sums in f32; what is between is rounded after its weight is
+    /// Queues `dst[t] += sum over j of weights[t, j] * down[e](silu(gate[e](x[t])) * up[e](x[t]))` with `e = ids[t, j]`,
+    /// for matrices of the type of x, h and f multiples of 8. Sums in f32; what is between is rounded after its weight is
     /// applied.
     ///
     /// # Errors
     /// If shapes or dtypes do not fit, or the buffers are too small.
-    #[allow(clippy::too_many_arguments)] // each is a different thing
-    pub fn experts(
-        &self,
-        gpu: &Gpu,
-        x: &DeviceTensor,
-        experts: ExpertMatrices<'_>,
-        ids: &DeviceTensor,
-        weights: &DeviceTensor,
-        buffers: &ExpertBuffers,
-        dst: &DeviceTensor,
-    ) -> Result<(), CudaError> {
-        let pairs = ids.rows() * ids.columns();
-        let way = ExpertsWay::choose(x.rows(), pairs, experts.count.max(1));
-        self.experts_by(way, gpu, x, experts, ids, weights, buffers, dst)
+    pub fn experts(&self, gpu: &Gpu, call: ExpertCall<'_>, experts: ExpertMatrices<'_>) -> Result<(), CudaError> {
+        let pairs = call.ids.rows() * call.ids.columns();
+        let way = ExpertsWay::choose(call.x.rows(), pairs, experts.count.max(1));
+        self.experts_by(way, gpu, call, experts)
     }
 
     /// As [`ExpertKernels::experts`], by `way`.
     ///
     /// # Errors
     /// As [`ExpertKernels::experts`].
-    #[allow(clippy::too_many_arguments)] // each is a different thing
     pub fn experts_by(
         &self,
         way: ExpertsWay,
         gpu: &Gpu,
-        x: &DeviceTensor,
+        call: ExpertCall<'_>,
         experts: ExpertMatrices<'_>,
-        ids: &DeviceTensor,
-        weights: &DeviceTensor,
-        buffers: &ExpertBuffers,
-        dst: &DeviceTensor,
     ) -> Result<(), CudaError> {
-        let sizes = check(x, experts, ids, weights, buffers, dst)?;
+        let sizes = check(call, experts)?;
         if sizes.pairs == 0 {
             return Ok(());
         }
         let tiles = match way {
             ExpertsWay::Pairs => {
-                self.few(gpu, sizes, x, experts, ids, weights, buffers, None)?;
-                return self.down_sum(gpu, sizes, experts, ids, buffers, dst);
+                self.few(gpu, sizes, call, experts, None)?;
+                return self.down_sum(gpu, sizes, call, experts);
             }
             ExpertsWay::Few => None,
             ExpertsWay::Flat => Some(&self.flat),
             ExpertsWay::Short => Some(&self.short),
             ExpertsWay::Tall => Some(&self.tall),
         };
-        self.route.group_pairs(gpu, ids, experts.count, &buffers.sorted, &buffers.offsets)?;
+        self.list_pairs(gpu, call, experts.count)?;
         match tiles {
-            Some(tiles) => many(gpu, tiles, sizes, x, experts, weights, buffers)?,
+            Some(tiles) => many(gpu, tiles, sizes, call, experts)?,
             None => {
-                self.few(gpu, sizes, x, experts, ids, weights, buffers, Some(experts.count))?;
-                self.down_few(gpu, sizes, experts, ids, buffers)?;
+                self.few(gpu, sizes, call, experts, Some(experts.count))?;
+                self.down_few(gpu, sizes, call, experts)?;
             }
         }
+        self.sum_pairs(gpu, sizes, call)
+    }
+
+    /// Lists the pairs of a call by expert.
+    pub(super) fn list_pairs(&self, gpu: &Gpu, call: ExpertCall<'_>, experts: usize) -> Result<(), CudaError> {
+        self.route.group_pairs(gpu, call.ids, experts, &call.buffers.sorted, &call.buffers.offsets)
+    }
+
+    /// Adds what a token's experts have written to `out`, in the order of its choices.
+    pub(super) fn sum_pairs(&self, gpu: &Gpu, sizes: Sizes, call: ExpertCall<'_>) -> Result<(), CudaError> {
         let packs = sizes.hidden / 8;
         let mut grid = Grid::linear(sizes.tokens, (packs.next_multiple_of(32) as u32).clamp(32, 256));
         grid.blocks[1] = packs.div_ceil(grid.threads[0] as usize) as u32;
-        let arguments = Arguments::new().tensor(dst).tensor(&buffers.out).size(sizes.top_k).size(sizes.hidden);
-        // SAFETY: `check` holds sizes and dtypes.
-        unsafe { gpu.launch(self.sum_pairs.of(OP, x.dtype())?, grid, arguments) }
+        let arguments = Arguments::new().tensor(call.dst).tensor(&call.buffers.out);
+        let arguments = arguments.size(sizes.top_k).size(sizes.hidden);
+        // SAFETY: `ExpertCall::sizes` holds sizes and dtypes.
+        unsafe { gpu.launch(self.sum_pairs.of(OP, call.dtype())?, grid, arguments) }
     }
 
     /// `act` of each pair; by expert where `listed` says how many there are.
-    #[allow(clippy::too_many_arguments)] // each is a different thing
     fn few(
         &self,
         gpu: &Gpu,
         sizes: Sizes,
-        x: &DeviceTensor,
+        call: ExpertCall<'_>,
         experts: ExpertMatrices<'_>,
-        ids: &DeviceTensor,
-        weights: &DeviceTensor,
-        buffers: &ExpertBuffers,
         listed: Option<usize>,
     ) -> Result<(), CudaError> {
+        let ExpertCall { x, ids, weights, buffers, .. } = call;
         let arguments = Arguments::new().tensor(&buffers.act).tensor(x).tensor(experts.gate_up).tensor(weights);
         let arguments = arguments
             .tensor(ids)
@@ -285,10 +325,10 @@ impl ExpertKernels {
         &self,
         gpu: &Gpu,
         sizes: Sizes,
+        call: ExpertCall<'_>,
         experts: ExpertMatrices<'_>,
-        ids: &DeviceTensor,
-        buffers: &ExpertBuffers,
     ) -> Result<(), CudaError> {
+        let ExpertCall { ids, buffers, .. } = call;
         let arguments = Arguments::new().tensor(&buffers.out).tensor(&buffers.act).tensor(experts.down).tensor(ids);
         let arguments = arguments.tensor(&buffers.sorted).tensor(&buffers.offsets).size(sizes.hidden).size(sizes.inner);
         let columns = sizes.hidden.div_ceil(16);
@@ -302,11 +342,10 @@ impl ExpertKernels {
         &self,
         gpu: &Gpu,
         sizes: Sizes,
+        call: ExpertCall<'_>,
         experts: ExpertMatrices<'_>,
-        ids: &DeviceTensor,
-        buffers: &ExpertBuffers,
-        dst: &DeviceTensor,
     ) -> Result<(), CudaError> {
+        let ExpertCall { ids, buffers, dst, .. } = call;
         let arguments = Arguments::new().tensor(dst).tensor(&buffers.act).tensor(experts.down).tensor(ids);
         let arguments = arguments.size(sizes.top_k).size(sizes.hidden).size(sizes.inner);
         let columns = sizes.hidden.div_ceil(8);
@@ -318,18 +357,17 @@ impl ExpertKernels {
     }
 }
 
-const OP: &str = "experts";
+pub(super) const OP: &str = "experts";
 
 /// Both products in tiles, over pairs that are listed by expert.
 fn many(
     gpu: &Gpu,
     tiles: &TileKernels,
     sizes: Sizes,
-    x: &DeviceTensor,
+    call: ExpertCall<'_>,
     experts: ExpertMatrices<'_>,
-    weights: &DeviceTensor,
-    buffers: &ExpertBuffers,
 ) -> Result<(), CudaError> {
+    let ExpertCall { x, weights, buffers, .. } = call;
     let Sizes { top_k, pairs, hidden, inner, .. } = sizes;
     let launch = |kernel: Kernel, columns: usize, arguments: Arguments| {
         // SAFETY: `check` holds sizes, dtypes and alignment; `sorted` and `offsets` were just queued.
@@ -344,36 +382,12 @@ fn many(
     launch(tiles.down.of(OP, x.dtype())?, hidden.div_ceil(TILE_COLUMNS), arguments.size(hidden).size(inner))
 }
 
-fn check(
-    x: &DeviceTensor,
-    experts: ExpertMatrices<'_>,
-    ids: &DeviceTensor,
-    weights: &DeviceTensor,
-    buffers: &ExpertBuffers,
-    dst: &DeviceTensor,
-) -> Result<Sizes, CudaError> {
+fn check(call: ExpertCall<'_>, experts: ExpertMatrices<'_>) -> Result<Sizes, CudaError> {
     let ExpertMatrices { count, gate_up, down } = experts;
-    let (tokens, hidden, inner, dtype) = (x.rows(), x.columns(), down.columns(), x.dtype());
-    let (top_k, pairs) = (ids.columns(), ids.rows() * ids.columns());
-    let typed = matches!(dtype, DType::Bf16 | DType::F16);
-    require(OP, typed && [gate_up, down, dst].iter().all(|tensor| tensor.dtype() == dtype), || {
-        format!("dtypes of {x:?}, {experts:?} -> {dst:?}")
-    })?;
-    let fits = (1..=MAX_EXPERTS).contains(&count)
-        && gate_up.rows() == count * 2 * inner
-        && gate_up.columns() == hidden
-        && down.rows() == count * hidden
-        && ids.rows() == tokens
-        && (dst.rows(), dst.columns()) == (tokens, hidden);
-    require(OP, fits, || format!("{x:?} by {ids:?}, {experts:?} -> {dst:?}"))?;
-    let whole = hidden > 0 && inner > 0 && hidden.is_multiple_of(8) && inner.is_multiple_of(8);
-    let aligned = [x, gate_up, down, dst].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
-    require(OP, whole && aligned, || format!("rows of {x:?}, {experts:?} are not whole pieces of 16 bytes"))?;
-    expect_at_least(OP, "ids", ids, DType::U32, pairs)?;
-    expect_at_least(OP, "weights", weights, DType::F32, pairs)?;
-    expect_at_least(OP, "act", &buffers.act, dtype, pairs * inner)?;
-    expect_at_least(OP, "out", &buffers.out, dtype, pairs * hidden)?;
-    expect_at_least(OP, "sorted", &buffers.sorted, DType::U32, pairs)?;
-    expect_at_least(OP, "offsets", &buffers.offsets, DType::U32, count + 1)?;
-    Ok(Sizes { tokens, top_k, pairs, hidden, inner })
+    let (hidden, inner, dtype) = (call.x.columns(), down.columns(), call.dtype());
+    let fits = [gate_up, down].iter().all(|w| w.dtype() == dtype && w.pointer().is_multiple_of(16))
+        && (gate_up.rows(), gate_up.columns()) == (count * 2 * inner, hidden)
+        && down.rows() == count * hidden;
+    require(OP, fits, || format!("{:?} by {experts:?}", call.x))?;
+    call.sizes(count, inner)
 }

@@ -12,6 +12,7 @@ mod check;
 mod elementwise;
 mod error;
 mod experts;
+mod experts_blocks;
 mod few_rows;
 mod gemm;
 mod gemv;
@@ -43,7 +44,10 @@ pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 #[cfg(test)]
 pub use experts::ExpertsWay;
-pub use experts::{ExpertBuffers, ExpertKernels, ExpertMatrices};
+pub use experts::{ExpertBuffers, ExpertCall, ExpertKernels, ExpertMatrices};
+#[cfg(test)]
+pub use experts_blocks::ExpertBlocksWay;
+pub use experts_blocks::{ExpertBlockKernels, ExpertBlocks};
 pub use gemm::{Gemm, Product};
 pub use gemv::GEMV_ROWS;
 pub use gpu::Gpu;

@@ -9,7 +9,7 @@ const FEW_ROWS: usize = 8;
 const MANY_ROWS: usize = 32;
 
 /// Shared memory that a block may have on every card.
-const SHARED_BYTES: usize = 99 * 1024;
+pub(super) const SHARED_BYTES: usize = 99 * 1024;
 
 /// Records of a warp that have arrived or are on their way, as in `quant_product.cuh`.
 const STAGES: usize = 2;
@@ -36,15 +36,15 @@ pub struct QuantKernels {
 
 /// How a kernel cuts a product: what a team of warps computes, and how many warps a block has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
+pub(super) struct Shape {
     /// Tiles of sixteen rows of weights of a team.
-    tiles: usize,
+    pub(super) tiles: usize,
     /// Rows of x of a block.
-    rows: usize,
+    pub(super) rows: usize,
     /// Teams of a block.
-    teams: usize,
+    pub(super) teams: usize,
     /// Warps of a block, at least and at most.
-    warps: (usize, usize),
+    pub(super) warps: (usize, usize),
 }
 
 const FEW: Shape = Shape { tiles: 1, rows: FEW_ROWS, teams: 1, warps: (8, 16) };
@@ -69,11 +69,7 @@ impl QuantKernels {
     /// [`CudaError::NoKernel`].
     pub fn load(gpu: &Gpu) -> Result<Self, CudaError> {
         let kernels = Code::ALL.into_iter().map(|code| {
-            let module = if matches!(code, Code::Plain4 | Code::Plain5 | Code::Plain8 | Code::Float8) {
-                "quant_plain"
-            } else {
-                "quant_k"
-            };
+            let module = if code.is_plain() { "quant_plain" } else { "quant_k" };
             let product = |form: &str| {
                 let kernel = Typed::load(gpu, module, &format!("quant_{form}_{code:?}"))?;
                 for dtype in [DType::Bf16, DType::F16] {
@@ -261,7 +257,7 @@ impl QuantKernels {
 }
 
 /// The two numbers that tell plain formats apart.
-fn plain(arguments: Arguments, format: BlockFormat) -> Arguments {
+pub(super) fn plain(arguments: Arguments, format: BlockFormat) -> Arguments {
     let row = format.row();
     arguments.size(row.block.0).size(row.scales as usize)
 }
@@ -307,7 +303,7 @@ fn grid(gpu: &Gpu, shape: Shape, rows: usize, outputs: usize, w: &BlockMatrix) -
 }
 
 /// A ring of records and their scales, over which the sums are laid at the end.
-fn warp_bytes(shape: Shape, format: BlockFormat) -> usize {
+pub(super) fn warp_bytes(shape: Shape, format: BlockFormat) -> usize {
     let ring = shape.tiles * (STAGES * format.record_bytes() + format.row().code.table_bytes());
     let sums = shape.rows * (TILE_ROWS * shape.tiles + 4) * 4;
     ring.max(sums).next_multiple_of(16)
@@ -316,7 +312,7 @@ fn warp_bytes(shape: Shape, format: BlockFormat) -> usize {
 /// Warps of a block. Those of a team share `records`: enough for the whole card to be busy, and then the number that leaves
 /// the fewest idle in the last round. Where the card holds that many warps, each has one record, so that all are read at
 /// once. Not a matter of how many rows there are, for it decides the order of the sums.
-fn warps(multiprocessors: usize, shape: Shape, outputs: usize, records: usize, warp_bytes: usize) -> usize {
+pub(super) fn warps(multiprocessors: usize, shape: Shape, outputs: usize, records: usize, warp_bytes: usize) -> usize {
     let Shape { tiles, teams, warps: (least, most), .. } = shape;
     let of_teams = outputs.div_ceil(tiles * TILE_ROWS).max(1);
     let most = (most.min(SHARED_BYTES / warp_bytes) / teams).min(records).max(1);

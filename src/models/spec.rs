@@ -172,7 +172,8 @@ impl DecoderSpec {
         }
     }
 
-    /// Its matrices, as they are stacked: names and rows of each stack, and its columns.
+    /// Its matrices, as they are stacked: names and rows of each stack, and its columns. Without those of experts, and those
+    /// that a GPU has dense whatever they are stored as.
     pub(crate) fn stacks(&self) -> Vec<Stack> {
         let (q, kv) = (self.q_heads * self.head_dim, self.kv_heads * self.head_dim);
         let (hidden, ffn) = (self.hidden, self.ffn);
@@ -180,13 +181,40 @@ impl DecoderSpec {
         if !self.tied_embeddings {
             stacks.push(Stack { parts: vec![(WeightName::Output, self.vocab)], columns: hidden });
         }
+        let mut stack = |parts: &[(WeightName, usize)], columns: usize| {
+            stacks.push(Stack { parts: parts.to_vec(), columns });
+        };
         for layer in 0..self.layers as u32 {
-            let qkv = vec![(WeightName::Q(layer), q), (WeightName::K(layer), kv), (WeightName::V(layer), kv)];
-            stacks.push(Stack { parts: qkv, columns: hidden });
-            stacks.push(Stack { parts: vec![(WeightName::O(layer), hidden)], columns: q });
-            let gate_up = vec![(WeightName::Gate(layer), ffn), (WeightName::Up(layer), ffn)];
-            stacks.push(Stack { parts: gate_up, columns: hidden });
-            stacks.push(Stack { parts: vec![(WeightName::Down(layer), hidden)], columns: ffn });
+            use WeightName::{Down, Gate, K, LatentDown, O, Q, QueryDown, QueryUp, Router, Up, V};
+            use WeightName::{SharedDown, SharedGate, SharedUp};
+            match &self.latent {
+                None => {
+                    stack(&[(Q(layer), q), (K(layer), kv), (V(layer), kv)], hidden);
+                    stack(&[(O(layer), hidden)], q);
+                }
+                Some(LatentSpec { shape, query_rank }) => {
+                    let q = shape.heads * shape.query();
+                    match *query_rank {
+                        None => stack(&[(Q(layer), q)], hidden),
+                        Some(rank) => {
+                            stack(&[(QueryDown(layer), rank)], hidden);
+                            stack(&[(QueryUp(layer), q)], rank);
+                        }
+                    }
+                    stack(&[(LatentDown(layer), shape.width())], hidden);
+                    stack(&[(O(layer), hidden)], shape.heads * shape.value);
+                }
+            }
+            let Some(experts) = self.experts_of(layer) else {
+                stack(&[(Gate(layer), ffn), (Up(layer), ffn)], hidden);
+                stack(&[(Down(layer), hidden)], ffn);
+                continue;
+            };
+            stack(&[(Router(layer), experts.count)], hidden);
+            if let Some(ffn) = experts.shared_ffn {
+                stack(&[(SharedGate(layer), ffn), (SharedUp(layer), ffn)], hidden);
+                stack(&[(SharedDown(layer), hidden)], ffn);
+            }
         }
         stacks
     }

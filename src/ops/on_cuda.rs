@@ -17,8 +17,8 @@ use super::{AttentionParams, HeadShape, KvCache, KvLayout, KvPlanes, QkvParams, 
 use crate::config::KvDType;
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, ExpertBuffers, ExpertKernels, Gemm, Gpu, HeadKernels, LatentKernels,
-    QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels, tile_queries,
+    DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm, Gpu, HeadKernels,
+    LatentKernels, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels, tile_queries,
 };
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.
@@ -35,6 +35,7 @@ pub struct GpuCompute {
     dense: DeviceTensor,
     route: RouteKernels,
     experts: ExpertKernels,
+    expert_blocks: ExpertBlockKernels,
     /// Where a model has experts.
     expert_buffers: Option<ExpertBuffers>,
     heads: HeadKernels,
@@ -88,6 +89,7 @@ impl GpuCompute {
         let route = RouteKernels::load(&gpu)?;
         let (heads, latent) = (HeadKernels::load(&gpu)?, LatentKernels::load(&gpu)?);
         let experts = ExpertKernels::load(&gpu, route)?;
+        let expert_blocks = ExpertBlockKernels::load(&gpu, experts.clone())?;
         Ok(Self {
             gpu,
             dtype,
@@ -100,6 +102,7 @@ impl GpuCompute {
             dense,
             route,
             experts,
+            expert_blocks,
             expert_buffers,
             heads,
             latent,

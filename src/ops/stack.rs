@@ -45,6 +45,29 @@ pub fn gpu_weight_bytes(parts: &[(Format, usize)], columns: usize) -> u64 {
     bytes as u64
 }
 
+/// How the experts of a layer are held: all of `[gate, up, down]` in blocks, one matrix below the other, if the experts are
+/// stored alike, gate as up, and each begins with a tile; the formats of gate and of down then. `None`: dense.
+pub(super) fn expert_blocks(experts: &[[Format; 3]], hidden: usize, ffn: usize) -> Option<[Format; 2]> {
+    let [gate, up, down] = *experts.first()?;
+    let alike = gate == up && experts.iter().all(|own| *own == [gate, up, down]);
+    let is_whole = |size: usize| size.is_multiple_of(2 * TILE.0);
+    let in_blocks = gate.block_len() > 1 && down.block_len() > 1;
+    (alike && in_blocks && is_whole(hidden) && is_whole(ffn)).then_some([gate, down])
+}
+
+/// Bytes of GPU memory that the experts `[gate, up, down]` of a layer take, in a model whose dense weights take two bytes
+/// each: a number for each matrix that they become.
+pub fn gpu_expert_bytes(experts: &[[Format; 3]], hidden: usize, ffn: usize) -> Vec<u64> {
+    let (rows, columns) = (experts.len() * ffn, experts.len() * hidden);
+    let bytes = match expert_blocks(experts, hidden, ffn) {
+        Some([gate, down]) => {
+            vec![block_bytes(gate, rows, hidden), block_bytes(gate, rows, hidden), block_bytes(down, columns, ffn)]
+        }
+        None => vec![4 * rows * hidden, 2 * columns * ffn],
+    };
+    bytes.into_iter().map(|bytes| bytes as u64).collect()
+}
+
 /// Bytes of a matrix in a block format.
 pub(super) fn block_bytes(format: Format, rows: usize, columns: usize) -> usize {
     let tile_bytes = TILE.0 * TILE.1 * format.block_bytes() / format.block_len();
@@ -54,6 +77,21 @@ pub(super) fn block_bytes(format: Format, rows: usize, columns: usize) -> usize 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn experts_stay_in_blocks_if_they_are_stored_alike() {
+        use Format::{Bf16, Q4K, Q6K};
+        let mixed = [[Q4K, Q4K, Q6K]; 4];
+        assert_eq!(expert_blocks(&mixed, 512, 256), Some([Q4K, Q6K]));
+        let gate = 4 * 256 * 2 * 144;
+        assert_eq!(gpu_expert_bytes(&mixed, 512, 256), [gate, gate, 4 * 512 * 210]);
+        let dense = [4 * 4 * 256 * 512, 2 * 4 * 256 * 512];
+        for other in [[Q4K, Q6K, Q6K], [Q4K, Q4K, Bf16], [Bf16, Bf16, Bf16]] {
+            assert_eq!(gpu_expert_bytes(&[other; 4], 512, 256), dense, "{other:?}");
+            assert_eq!(expert_blocks(&[[Q4K; 3], other], 512, 256), None, "beside {other:?}");
+        }
+        assert_eq!(expert_blocks(&mixed, 512, 240), None, "tiles are whole");
+    }
 
     #[test]
     fn neighbours_of_one_format_are_one_matrix() {

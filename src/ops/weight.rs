@@ -34,6 +34,18 @@ impl Weight {
         }
     }
 
+    /// The same for operations that a GPU has dense weights for alone: there they are made so. All parts have one shape.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load_heads(compute: &Compute, parts: Vec<Matrix>) -> Result<Self> {
+        match compute {
+            Compute::Cpu(_) => Self::load(compute, parts),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.upload_dense(&parts).map(|dense| Self::Gpu(GpuWeight::Dense(dense))),
+        }
+    }
+
     /// The matrices.
     ///
     /// # Errors

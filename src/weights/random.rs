@@ -30,13 +30,17 @@ impl RandomWeights {
     pub(super) fn format_of(&self, name: WeightName, columns: usize) -> Format {
         let (four, six) = (Format::Q4K, Format::Q6K);
         let wished = match (self.format, name) {
-            (RandomFormat::Bf16, _) => Format::Bf16,
+            (RandomFormat::Bf16, _) | (_, WeightName::Router(_)) => Format::Bf16,
             (RandomFormat::Q4_0, _) => Format::Q4_0,
             (RandomFormat::Q8_0, _) => Format::Q8_0,
             (RandomFormat::Int4, WeightName::Output) => Format::Bf16,
             (RandomFormat::Int4, _) => Format::Int4x128,
             (RandomFormat::Q6K, _) | (RandomFormat::Q4KM, WeightName::Output) => six,
-            (RandomFormat::Q4KM, WeightName::V(layer) | WeightName::Down(layer)) if self.has_more_bits(layer) => six,
+            (RandomFormat::Q4KM, WeightName::V(layer) | WeightName::Down(layer) | WeightName::ExpertDown(layer, _))
+                if self.has_more_bits(layer) =>
+            {
+                six
+            }
             (RandomFormat::Q4K | RandomFormat::Q4KM, _) => four,
         };
         match wished {

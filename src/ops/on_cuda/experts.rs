@@ -3,7 +3,10 @@
 use candle_core::{Error, Result, bail};
 
 use super::GpuCompute;
-use crate::cuda::{DType, DeviceTensor, ExpertGroups, ExpertMatrices, RouteShape};
+use crate::cuda::{
+    BlockMatrix, DType, DeviceTensor, ExpertBlocks, ExpertCall, ExpertGroups, ExpertMatrices, RouteShape,
+};
+use crate::ops::stack::expert_blocks;
 use crate::ops::{Matrix, RouteGroups, RouteParams, Scoring, Tensor};
 
 /// Which experts each token of a step goes to, `[tokens, top_k]` u32, and with what weight, f32.
@@ -13,14 +16,20 @@ pub struct GpuRoutes {
     weights: DeviceTensor,
 }
 
-/// The weights of one layer's experts, dense.
+/// The weights of one layer's experts.
 #[derive(Clone, Debug)]
 pub struct GpuExperts {
     count: usize,
-    /// `[count * 2 f, h]`.
-    gate_up: DeviceTensor,
-    /// `[count * h, f]`.
-    down: DeviceTensor,
+    stored: Stored,
+}
+
+/// How they are stored, one expert below the other.
+#[derive(Clone, Debug)]
+enum Stored {
+    /// Of the model's type: gate above up `[count * 2 f, h]`, and down `[count * h, f]`.
+    Dense { gate_up: DeviceTensor, down: DeviceTensor },
+    /// In block formats: gate and up `[count * f, h]`, and down `[count * h, f]`.
+    Blocks { gate: BlockMatrix, up: BlockMatrix, down: BlockMatrix },
 }
 
 impl GpuCompute {
@@ -34,6 +43,24 @@ impl GpuCompute {
     pub(in crate::ops) fn upload_experts(&self, experts: &[[Matrix; 3]]) -> Result<GpuExperts> {
         let Some([gate, _, _]) = experts.first() else { bail!("a mixture of no experts") };
         let (count, f, h) = (experts.len(), gate.rows(), gate.columns());
+        let formats: Vec<_> = experts.iter().map(|own| own.each_ref().map(Matrix::format)).collect();
+        // Kernels read inputs as they lie: where columns were sorted, weights are made dense.
+        let in_order = experts.iter().flatten().all(|matrix| matrix.input_order().is_none());
+        if in_order && let Some([gate, down]) = expert_blocks(&formats, h, f) {
+            let matrices = [(gate, f, h), (gate, f, h), (down, h, f)];
+            let [gate, up, down] = matrices.map(|(format, rows, k)| self.empty_blocks(format, count * rows, k));
+            let matrices = [gate?, up?, down?];
+            let staging = self.staging(experts.iter().flatten())?;
+            for (index, own) in experts.iter().enumerate() {
+                for (matrix, target) in own.iter().zip(&matrices) {
+                    self.upload_blocks(matrix, &target.slice(index * matrix.rows(), matrix.rows()), &staging)?;
+                }
+            }
+            // The staging goes.
+            self.gpu.synchronize().map_err(Error::wrap)?;
+            let [gate, up, down] = matrices;
+            return Ok(GpuExperts { count, stored: Stored::Blocks { gate, up, down } });
+        }
         let empty = |rows, columns| self.gpu.empty(rows, columns, self.dtype, "the weights").map_err(Error::wrap);
         let (gate_up, down) = (empty(count * 2 * f, h)?, empty(count * h, f)?);
         for (index, [gate, up, own_down]) in experts.iter().enumerate() {
@@ -41,7 +68,7 @@ impl GpuCompute {
             self.upload_matrix(up, &gate_up.slice((2 * index + 1) * f, f))?;
             self.upload_matrix(own_down, &down.slice(index * h, h))?;
         }
-        Ok(GpuExperts { count, gate_up, down })
+        Ok(GpuExperts { count, stored: Stored::Dense { gate_up, down } })
     }
 
     pub(in crate::ops) fn route(
@@ -78,11 +105,18 @@ impl GpuCompute {
         dst: &Tensor,
     ) -> Result<()> {
         let Some(buffers) = &self.expert_buffers else { bail!("no room was made for experts") };
-        let x = x.gpu()?;
-        let GpuExperts { count, gate_up, down } = experts;
-        let matrices = ExpertMatrices { count: *count, gate_up, down };
-        let (ids, weights) = (routes.ids.slice(0, x.rows()), routes.weights.slice(0, x.rows()));
-        self.experts.experts(&self.gpu, x, matrices, &ids, &weights, buffers, dst.gpu()?).map_err(Error::wrap)
+        let (x, dst, count) = (x.gpu()?, dst.gpu()?, experts.count);
+        let (ids, weights) = (&routes.ids.slice(0, x.rows()), &routes.weights.slice(0, x.rows()));
+        let call = ExpertCall { x, ids, weights, buffers, dst };
+        match &experts.stored {
+            Stored::Dense { gate_up, down } => {
+                self.experts.experts(&self.gpu, call, ExpertMatrices { count, gate_up, down })
+            }
+            Stored::Blocks { gate, up, down } => {
+                self.expert_blocks.experts(&self.gpu, call, ExpertBlocks { count, gate, up, down })
+            }
+        }
+        .map_err(Error::wrap)
     }
 
     pub(in crate::ops) fn scale_by_sigmoid(&self, x: &Tensor, gates: &Tensor) -> Result<()> {

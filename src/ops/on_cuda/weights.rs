@@ -66,24 +66,34 @@ impl GpuCompute {
         let shapes: Vec<_> = parts.iter().map(|part| (part.format(), part.rows())).collect();
         // Kernels read inputs as they lie: where columns were sorted, weights are made dense.
         let runs = if parts.iter().any(|part| part.input_order().is_some()) { None } else { block_runs(&shapes) };
-        let Some(runs) = runs else { return self.upload_dense(parts, columns).map(GpuWeight::Dense) };
+        let Some(runs) = runs else { return self.upload_dense(parts).map(GpuWeight::Dense) };
+        let staging = self.staging(parts)?;
         let (mut matrices, mut rest) = (Vec::new(), parts);
         for run in runs {
-            let Some(format) = block_format(run.format) else { bail!("the GPU has no kernels for {}", run.format) };
-            let whole = BlockMatrix::empty(&self.gpu, format, run.rows, columns).map_err(Error::wrap)?;
+            let whole = self.empty_blocks(run.format, run.rows, columns)?;
             let (own, others) = rest.split_at(run.count);
             rest = others;
             let mut from = 0;
             for part in own {
-                self.upload_blocks(part, &whole.slice(from, part.rows()))?;
+                self.upload_blocks(part, &whole.slice(from, part.rows()), &staging)?;
                 from += part.rows();
             }
             matrices.push(whole);
         }
+        // The staging goes.
+        self.gpu.synchronize().map_err(Error::wrap)?;
         Ok(GpuWeight::Blocks(matrices))
     }
 
-    fn upload_dense(&self, parts: &[Matrix], columns: usize) -> Result<DeviceTensor> {
+    /// A matrix in a block format, to be filled.
+    pub(super) fn empty_blocks(&self, format: Format, rows: usize, columns: usize) -> Result<BlockMatrix> {
+        let Some(kernels) = block_format(format) else { bail!("the GPU has no kernels for {format}") };
+        BlockMatrix::empty(&self.gpu, kernels, rows, columns).map_err(Error::wrap)
+    }
+
+    /// The matrices, stacked and dense.
+    pub(in crate::ops) fn upload_dense(&self, parts: &[Matrix]) -> Result<DeviceTensor> {
+        let columns = parts.first().map_or(0, Matrix::columns);
         let rows = parts.iter().map(Matrix::rows).sum();
         let whole = self.gpu.empty(rows, columns, self.dtype, "the weights").map_err(Error::wrap)?;
         let mut from = 0;
@@ -120,16 +130,24 @@ impl GpuCompute {
         Ok(())
     }
 
-    /// Brings blocks over as they are, some rows at a time, and puts them in order there.
-    fn upload_blocks(&self, matrix: &Matrix, target: &BlockMatrix) -> Result<()> {
+    /// Room for the blocks of any of `matrices` on their way.
+    pub(super) fn staging<'m>(&self, matrices: impl IntoIterator<Item = &'m Matrix>) -> Result<DeviceTensor> {
+        let mut bytes = 0;
+        for matrix in matrices {
+            let (row_bytes, rows) = rows_at_once(matrix)?;
+            bytes = bytes.max(row_bytes * rows);
+        }
+        self.gpu.empty(1, bytes, DType::U8, "weights on their way").map_err(Error::wrap)
+    }
+
+    /// Brings blocks over as they are, some rows at a time by way of `staging`, and puts them in order there. The last of
+    /// them may still be on their way.
+    pub(super) fn upload_blocks(&self, matrix: &Matrix, target: &BlockMatrix, staging: &DeviceTensor) -> Result<()> {
         let format = matrix.format();
-        let Some(row_bytes) = format.row_bytes(matrix.columns()) else { bail!("{matrix:?} has no whole blocks") };
-        let rows_at_once = (CONVERT_BYTES / row_bytes / TILE_ROWS).max(1) * TILE_ROWS;
-        let rows_at_once = rows_at_once.min(matrix.rows());
-        let staging =
-            self.gpu.empty(rows_at_once, row_bytes, DType::U8, "weights on their way").map_err(Error::wrap)?;
+        let (row_bytes, rows_at_once) = rows_at_once(matrix)?;
         for from in (0..matrix.rows()).step_by(rows_at_once) {
             let count = rows_at_once.min(matrix.rows() - from);
+            let staging = staging.reshape(count, row_bytes, DType::U8);
             match matrix.drawn_from() {
                 Some(random) => {
                     let per_row = matrix.columns() / format.block_len();
@@ -142,7 +160,7 @@ impl GpuCompute {
             .map_err(Error::wrap)?;
             self.quant.repack(&self.gpu, &staging, target, from, count).map_err(Error::wrap)?;
         }
-        self.gpu.synchronize().map_err(Error::wrap)
+        Ok(())
     }
 
     /// y = x · w^T.
@@ -199,6 +217,13 @@ impl GpuCompute {
         self.linear(x, weight, bias, gate_up)?;
         self.elementwise.silu_mul(&self.gpu, gate_up.gpu()?, dst.gpu()?).map_err(Error::wrap)
     }
+}
+
+/// Bytes of a row of blocks, and how many rows are brought over at a time.
+fn rows_at_once(matrix: &Matrix) -> Result<(usize, usize)> {
+    let Some(row_bytes) = matrix.format().row_bytes(matrix.columns()) else { bail!("{matrix:?} has no whole blocks") };
+    let rows = (CONVERT_BYTES / row_bytes / TILE_ROWS).max(1) * TILE_ROWS;
+    Ok((row_bytes, rows.min(matrix.rows())))
 }
 
 /// The two halves of a stack, if they have one format and each begins with a tile.

@@ -5,6 +5,7 @@ mod attention;
 mod ceilings;
 mod elementwise;
 mod experts;
+mod experts_blocks;
 mod gemm;
 mod gemm_bench;
 mod latent;

@@ -45,7 +45,7 @@ pub(in crate::runner) fn load(
     target: &GpuTarget,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
     let started = Instant::now();
-    check(&source.spec, source.weights.main_format())?;
+    check(&source.spec)?;
     let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
     let free_bytes = usable_bytes(free_bytes as u64, config.gpu_memory_limit_bytes);
@@ -105,13 +105,9 @@ pub(super) fn record(runner: &mut GpuRunner) -> Result<u64, RunnerError> {
     Ok(allocated + graph_bytes)
 }
 
-/// Whether the kernels are made for a model's shapes, and for experts and latents stored as `format`.
-fn check(spec: &DecoderSpec, format: &str) -> Result<(), ModelError> {
+/// Whether the kernels are made for a model's shapes.
+fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
     let refuse = |what: String| Err(ModelError::NotForGpus(what));
-    let is_dense = matches!(format, "F32" | "F16" | "BF16");
-    if (spec.experts.is_some() || spec.latent.is_some()) && !is_dense {
-        return refuse(format!("experts or latent attention in {format}: dense weights are"));
-    }
     if let Some(experts) = &spec.experts {
         let (count, top_k) = (experts.count, experts.routing.top_k);
         if count > MAX_EXPERTS || top_k > MAX_TOP_K {

@@ -5,7 +5,7 @@
 use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan};
 use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, ModelSource, Stack, Workspace};
-use crate::ops::{KvLayout, gpu_weight_bytes};
+use crate::ops::{KvLayout, gpu_expert_bytes, gpu_weight_bytes};
 use crate::weights::WeightName;
 
 /// What a driver takes for a process before anything is allocated: its context, our kernels, cuBLAS's.
@@ -73,9 +73,29 @@ impl GpuWeights {
                 dense_bytes = dense_bytes.max(2 * elements);
             }
         }
+        for layer in first as u32..spec.layers as u32 {
+            let Some((own, elements)) = expert_weights(source, layer) else { continue };
+            bytes += own;
+            counted += elements;
+        }
         let uncounted = source.weights.parameters().saturating_sub(elsewhere + counted);
         Self { bytes: bytes + 2 * uncounted, dense_bytes }
     }
+}
+
+/// Bytes of the experts of a layer, where it has some, and their number of weights.
+fn expert_weights(source: &ModelSource, layer: u32) -> Option<(u64, u64)> {
+    use WeightName::{ExpertDown, ExpertGate, ExpertUp};
+    let (spec, experts) = (&source.spec, source.spec.experts_of(layer)?);
+    let format = |name: WeightName, columns: usize| source.weights.format(name, columns);
+    let formats = (0..experts.count as u32).map(|expert| {
+        let (gate, up) = (ExpertGate(layer, expert), ExpertUp(layer, expert));
+        let down = format(ExpertDown(layer, expert), experts.ffn)?;
+        Some([format(gate, spec.hidden)?, format(up, spec.hidden)?, down])
+    });
+    let bytes = gpu_expert_bytes(&formats.collect::<Option<Vec<_>>>()?, spec.hidden, experts.ffn);
+    let elements = 3 * experts.count * experts.ffn * spec.hidden;
+    Some((bytes.into_iter().map(in_pages).sum(), elements as u64))
 }
 
 /// Bytes of the largest stack of a layer, made dense.

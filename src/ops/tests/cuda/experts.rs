@@ -3,30 +3,30 @@
 use super::gemm::{floats, random, relative_error, rounded, tensor};
 use super::gpu;
 use crate::cuda::{
-    CudaError, DType, DeviceTensor, ExpertBuffers, ExpertGroups, ExpertKernels, ExpertMatrices, ExpertsWay,
+    CudaError, DType, DeviceTensor, ExpertBuffers, ExpertCall, ExpertGroups, ExpertKernels, ExpertMatrices, ExpertsWay,
     RouteKernels, RouteShape,
 };
 
-fn kernels() -> ExpertKernels {
+pub(super) fn kernels() -> ExpertKernels {
     let route = RouteKernels::load(gpu()).expect("our kernels are in this build");
     ExpertKernels::load(gpu(), route).expect("our kernels are in this build")
 }
 
-fn put_f32(rows: usize, values: &[f32]) -> DeviceTensor {
+pub(super) fn put_f32(rows: usize, values: &[f32]) -> DeviceTensor {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     tensor(rows, values.len() / rows, DType::F32, &bytes)
 }
 
-fn put_u32(rows: usize, values: &[u32]) -> DeviceTensor {
+pub(super) fn put_u32(rows: usize, values: &[u32]) -> DeviceTensor {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     tensor(rows, values.len() / rows, DType::U32, &bytes)
 }
 
-fn poisoned(rows: usize, columns: usize, dtype: DType) -> DeviceTensor {
+pub(super) fn poisoned(rows: usize, columns: usize, dtype: DType) -> DeviceTensor {
     tensor(rows, columns, dtype, &vec![0xFF; rows * columns * dtype.size()])
 }
 
-fn download(tensor: &DeviceTensor) -> Vec<u8> {
+pub(super) fn download(tensor: &DeviceTensor) -> Vec<u8> {
     gpu().download(tensor).expect("it was written")
 }
 
@@ -112,8 +112,8 @@ fn cuda_routes_take_the_best_experts() -> Result<(), CudaError> {
     Ok(())
 }
 
-/// A layer's experts and a step's tokens, on both sides.
-struct Layer {
+/// A layer's experts and a step's tokens, on the host.
+pub(super) struct Layer {
     experts: usize,
     inner: usize,
     top_k: usize,
@@ -124,33 +124,28 @@ struct Layer {
     down: Vec<f32>,
     ids: Vec<u32>,
     weights: Vec<f32>,
-    device: [DeviceTensor; 2],
 }
 
 impl Layer {
-    fn new(experts: usize, [hidden, inner]: [usize; 2], top_k: usize, tokens: usize, dtype: DType) -> Self {
-        let small = |count: usize, seed: u64| -> Vec<f32> { random(count, seed).iter().map(|x| x * 0.1).collect() };
-        let (x_bytes, x) = rounded(&random(tokens * hidden, 1), dtype);
-        let (gate_up_bytes, gate_up) = rounded(&small(experts * 2 * inner * hidden, 2), dtype);
-        let (down_bytes, down) = rounded(&small(experts * hidden * inner, 3), dtype);
+    /// Experts of `gate_up [experts, 2 f, h]` and `down [experts, h, f]`, for random tokens.
+    pub(super) fn new(experts: usize, [gate_up, down]: [Vec<f32>; 2], inner: usize, to: Tokens) -> Self {
+        let Tokens { count, top_k, dtype } = to;
+        let hidden = down.len() / experts / inner;
+        let (x_bytes, x) = rounded(&random(count * hidden, 1), dtype);
         // The first expert has most of the tokens, the last none.
-        let choice = random(tokens, 4);
+        let choice = random(count, 4);
         let first = |token: usize| if choice[token] > 0.0 { 0 } else { (choice[token].abs() * 1e4) as usize };
         let ids =
-            (0..tokens * top_k).map(|pair| ((first(pair / top_k) + pair % top_k) % (experts - 1)) as u32).collect();
-        let device = [
-            tensor(experts * 2 * inner, hidden, dtype, &gate_up_bytes),
-            tensor(experts * hidden, inner, dtype, &down_bytes),
-        ];
-        let weights = random(tokens * top_k, 6);
-        Self { experts, inner, top_k, dtype, x, x_bytes, gate_up, down, ids, weights, device }
+            (0..count * top_k).map(|pair| ((first(pair / top_k) + pair % top_k) % (experts - 1)) as u32).collect();
+        let weights = random(count * top_k, 6);
+        Self { experts, inner, top_k, dtype, x, x_bytes, gate_up, down, ids, weights }
     }
 
     fn hidden(&self) -> usize {
         self.down.len() / self.experts / self.inner
     }
 
-    fn expected(&self) -> Vec<f32> {
+    pub(super) fn expected(&self) -> Vec<f32> {
         let (hidden, inner) = (self.hidden(), self.inner);
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let mut out = vec![0.25; self.x.len()];
@@ -173,14 +168,17 @@ impl Layer {
         out
     }
 
-    /// What `way` makes of the tokens from `from` on.
-    fn run(&self, kernels: &ExpertKernels, way: ExpertsWay, from: usize, count: usize) -> Result<Vec<u8>, CudaError> {
+    /// What `launch` makes of the tokens from `from` on.
+    pub(super) fn run(
+        &self,
+        from: usize,
+        count: usize,
+        launch: impl FnOnce(ExpertCall<'_>) -> Result<(), CudaError>,
+    ) -> Result<Vec<u8>, CudaError> {
         let (hidden, size) = (self.hidden(), self.dtype.size());
         let x = tensor(count, hidden, self.dtype, &self.x_bytes[from * hidden * size..][..count * hidden * size]);
         let range = from * self.top_k..(from + count) * self.top_k;
         let (ids, weights) = (put_u32(count, &self.ids[range.clone()]), put_f32(count, &self.weights[range]));
-        let [gate_up, down] = &self.device;
-        let experts = ExpertMatrices { count: self.experts, gate_up, down };
         let pairs = count * self.top_k;
         let buffers = ExpertBuffers {
             act: poisoned(pairs, self.inner, self.dtype),
@@ -190,8 +188,42 @@ impl Layer {
         };
         // What is there, 0.25, is added to.
         let dst = tensor(count, hidden, self.dtype, &rounded(&vec![0.25; count * hidden], self.dtype).0);
-        kernels.experts_by(way, gpu(), &x, experts, &ids, &weights, &buffers, &dst)?;
+        launch(ExpertCall { x: &x, ids: &ids, weights: &weights, buffers: &buffers, dst: &dst })?;
         Ok(download(&dst))
+    }
+}
+
+/// How many tokens of a test there are, of what type, and how many experts each goes to.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens {
+    pub(super) count: usize,
+    pub(super) top_k: usize,
+    pub(super) dtype: DType,
+}
+
+/// A layer of dense experts, on both sides.
+struct DenseLayer {
+    layer: Layer,
+    gate_up: DeviceTensor,
+    down: DeviceTensor,
+}
+
+impl DenseLayer {
+    fn new(experts: usize, [hidden, inner]: [usize; 2], top_k: usize, count: usize, dtype: DType) -> Self {
+        let small = |count: usize, seed: u64| -> Vec<f32> { random(count, seed).iter().map(|x| x * 0.1).collect() };
+        let (gate_up_bytes, gate_up) = rounded(&small(experts * 2 * inner * hidden, 2), dtype);
+        let (down_bytes, down) = rounded(&small(experts * hidden * inner, 3), dtype);
+        Self {
+            layer: Layer::new(experts, [gate_up, down], inner, Tokens { count, top_k, dtype }),
+            gate_up: tensor(experts * 2 * inner, hidden, dtype, &gate_up_bytes),
+            down: tensor(experts * hidden, inner, dtype, &down_bytes),
+        }
+    }
+
+    /// What `way` makes of the tokens from `from` on.
+    fn run(&self, kernels: &ExpertKernels, way: ExpertsWay, from: usize, count: usize) -> Result<Vec<u8>, CudaError> {
+        let experts = ExpertMatrices { count: self.layer.experts, gate_up: &self.gate_up, down: &self.down };
+        self.layer.run(from, count, |call| kernels.experts_by(way, gpu(), call, experts))
     }
 }
 
@@ -207,8 +239,8 @@ fn cuda_experts_are_the_sum_of_their_mlps() -> Result<(), CudaError> {
             (64, [128, 72], 6, 150),
             (3, [64, 200], 2, 300),
         ] {
-            let layer = Layer::new(experts, sizes, top_k, tokens, dtype);
-            let expected = layer.expected();
+            let layer = DenseLayer::new(experts, sizes, top_k, tokens, dtype);
+            let expected = layer.layer.expected();
             for way in ExpertsWay::ALL {
                 let found = floats(&layer.run(&kernels, way, 0, tokens)?, dtype);
                 let error = relative_error(&found, &expected);
@@ -224,8 +256,8 @@ fn cuda_experts_are_the_sum_of_their_mlps() -> Result<(), CudaError> {
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_a_tokens_experts_do_not_depend_on_the_batch() -> Result<(), CudaError> {
     let kernels = kernels();
-    let layer = Layer::new(16, [264, 136], 4, 80, DType::Bf16);
-    let row = layer.hidden() * 2;
+    let layer = DenseLayer::new(16, [264, 136], 4, 80, DType::Bf16);
+    let row = layer.layer.hidden() * 2;
     for way in ExpertsWay::ALL {
         let all = layer.run(&kernels, way, 0, 80)?;
         for token in [0, 3, 79] {
@@ -264,7 +296,9 @@ fn cuda_bench_experts() -> Result<(), CudaError> {
             let buffers = ExpertBuffers::new(gpu(), pairs, experts, hidden, inner, DType::Bf16)?;
             let mut turn = ids.iter().cycle();
             let microseconds = gpu().time(if tokens > 512 { 4 } else { 16 }, |gpu| {
-                kernels.experts(gpu, &x, matrices, turn.next().expect("endless"), &weights, &buffers, &dst)
+                let ids = turn.next().expect("endless");
+                let call = ExpertCall { x: &x, ids, weights: &weights, buffers: &buffers, dst: &dst };
+                kernels.experts(gpu, call, matrices)
             })?;
             let values = 3.0 * (hidden * inner) as f64;
             let rate = if tokens <= 256 {

@@ -7,13 +7,13 @@ use super::gpu;
 use crate::cuda::{BlockFormat, BlockMatrix, CudaError, DType, DeviceTensor, DrawnBlocks, QuantKernels};
 use crate::ops::{Format, Matrix};
 
-fn kernels() -> &'static QuantKernels {
+pub(super) fn kernels() -> &'static QuantKernels {
     static KERNELS: OnceLock<QuantKernels> = OnceLock::new();
     KERNELS.get_or_init(|| QuantKernels::load(gpu()).expect("our kernels are in this build"))
 }
 
 /// Each format of files that the GPU reads, and where f16 numbers stand in its blocks.
-const FORMATS: [(Format, BlockFormat, &[usize]); 17] = [
+pub(super) const FORMATS: [(Format, BlockFormat, &[usize]); 17] = [
     (Format::Q4_0, BlockFormat::Q4_0, &[0]),
     (Format::Q4_1, BlockFormat::Q4_1, &[0, 2]),
     (Format::Q5_0, BlockFormat::Q5_0, &[0]),
@@ -34,7 +34,7 @@ const FORMATS: [(Format, BlockFormat, &[usize]); 17] = [
 ];
 
 /// Random blocks of small weights, as a file has them.
-fn blocks(format: Format, scales: &[usize], rows: usize, columns: usize, seed: u64) -> Matrix {
+pub(super) fn blocks(format: Format, scales: &[usize], rows: usize, columns: usize, seed: u64) -> Matrix {
     let count = rows * format.row_bytes(columns).expect("whole blocks");
     let mut bytes: Vec<u8> = random(count, seed).iter().map(|value| ((value + 1.0) * 128.0) as u8).collect();
     let numbers = random(count, seed + 1);
