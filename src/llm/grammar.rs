@@ -89,7 +89,7 @@ impl Grammar {
             Self::JsonObject => 0,
             Self::JsonSchema(schema) => schema.to_string().len(),
             Self::Regex(text) | Self::Lark(text) => text.len(),
-            Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::Choice(texts) => texts.iter().map(|text| text.len() + 1).sum(),
         }
     }
 

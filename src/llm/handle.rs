@@ -20,6 +20,8 @@ use super::library::ModelDescription;
 /// Stands for the text of a message that the answer continues; from the private use area, where no text is.
 const CONTINUED: &str = "\u{F5A3C}continued\u{F5A3C}";
 
+/// What ends thoughts that a template has opened, as Qwen3's own template does where none are wanted.
+const NO_THOUGHTS: &str = "\n</think>\n\n";
 /// Tokens at the end of a prompt that may open thoughts, white space behind them counted.
 const OPENING_TOKENS: usize = 16;
 
@@ -72,7 +74,12 @@ impl Llm {
         let stops = StopMatcher::new(&request.stop, request.include_stop)
             .map_err(|error| GenerateError::Stop(error.to_string()))?;
         let masks = request.grammar.as_ref().map(|grammar| self.masks(grammar)).transpose()?;
-        let prompt: Arc<[TokenId]> = self.prompt_tokens(&request.prompt)?.into();
+        let mut prompt = self.prompt_tokens(&request.prompt)?;
+        if masks.is_some() && self.opens_thoughts(&prompt) {
+            // A grammar has no place for thoughts.
+            prompt.extend(self.encode_plain(NO_THOUGHTS)?);
+        }
+        let prompt: Arc<[TokenId]> = prompt.into();
         let max_context = request.max_context.unwrap_or(u32::MAX).min(self.engine().limits().max_context);
         if prompt.len() >= max_context as usize {
             return Err(SubmitError::PromptTooLong { prompt_tokens: prompt.len(), max_context }.into());
@@ -148,13 +155,19 @@ impl Llm {
         if !template.thinks() && calls.is_none() {
             return None;
         }
-        // Some templates open the thoughts themselves.
+        Some(AnswerParser::new(template.thinks(), self.opens_thoughts(prompt), calls))
+    }
+
+    /// Whether `prompt` ends within thoughts: some templates open them themselves.
+    fn opens_thoughts(&self, prompt: &[TokenId]) -> bool {
+        if !self.parts.template.thinks() {
+            return false;
+        }
         let mut decoder = IncrementalDecoder::continuing(&self.parts.tokenizer, false);
         let last = &prompt[prompt.len().saturating_sub(OPENING_TOKENS)..];
         let mut text: String = last.iter().map(|token| decoder.push(*token)).collect();
         text.push_str(&decoder.finish());
-        let opened = template.thinks() && text.trim_end().ends_with("<think>");
-        Some(AnswerParser::new(template.thinks(), opened, calls))
+        text.trim_end().ends_with("<think>")
     }
 
     /// What can be said of the model without asking it.

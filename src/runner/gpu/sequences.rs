@@ -159,7 +159,7 @@ impl Sequences {
         let row = SampleRow {
             flags: u32::from(state.counts_history()) * SampleRow::PENALTIES
                 + u32::from(banned) * SampleRow::BANS
-                + u32::from(state.mask.is_some()) * SampleRow::MASK,
+                + u32::from(state.mask.is_some() && state.broken.is_none()) * SampleRow::MASK,
             choice: state.choice,
             drawn: state.drawn,
             ban_count: state.banned().count() as u32,

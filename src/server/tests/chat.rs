@@ -218,3 +218,23 @@ async fn a_form_or_a_forced_call_is_a_grammar_that_the_engine_follows() {
     assert_eq!(reply.error(), expected, "{}", reply.text);
     assert!(reply.message().contains("uniqueItems"), "{}", reply.text);
 }
+
+#[tokio::test]
+async fn an_answer_of_one_form_has_no_thoughts_even_where_the_template_opens_them() {
+    let (router, requests) = thinking_requests("{}");
+    let prompt = || {
+        let prompt: Vec<u8> = requests.recv().expect("a request").prompt.iter().map(|id| *id as u8).collect();
+        String::from_utf8(prompt).expect("UTF-8")
+    };
+    let form = json!({"type": "json_object"});
+    for (more, end) in [
+        (json!({}), "hi<think>\n"),
+        (json!({"response_format": form}), "hi"),
+        (json!({"response_format": form, "reasoning_effort": "high"}), "hi<think>\n\n</think>\n\n"),
+    ] {
+        let body = post(&router, "/v1/chat/completions", chat_body(more.clone())).await.json();
+        assert_eq!(prompt(), end, "{more}");
+        let field = if end.ends_with("<think>\n") { "reasoning_content" } else { "content" };
+        assert_eq!(body["choices"][0]["message"][field], "{}", "{more}");
+    }
+}

@@ -139,22 +139,29 @@ pub(super) fn saying(text: &'static str) -> (Router, std::sync::mpsc::Receiver<R
 
 /// A router over a model that thinks, whose engine always says `text`.
 pub(super) fn thinking(text: &'static str) -> Router {
-    templated(THINKING, text)
+    templated(THINKING, text).0
 }
 
 /// A router over a model that marks its calls of tools, whose engine always says `text`.
 pub(super) fn calling(text: &'static str) -> Router {
-    templated(CALLING, text)
+    templated(CALLING, text).0
 }
 
-fn templated(template: &str, text: &'static str) -> Router {
+/// As [`thinking`], with the requests that reached the engine.
+pub(super) fn thinking_requests(text: &'static str) -> (Router, std::sync::mpsc::Receiver<Request>) {
+    templated(THINKING, text)
+}
+
+fn templated(template: &str, text: &'static str) -> (Router, std::sync::mpsc::Receiver<Request>) {
+    let (sender, requests) = std::sync::mpsc::channel();
     let (engine, mut inbox) = channel(limits());
     std::thread::spawn(move || {
         while let Some(Command::Submit(submission)) = inbox.wait() {
+            let _ = sender.send(submission.request.clone());
             say(&submission, text);
         }
     });
-    router(with_template(engine, template), config())
+    (router(with_template(engine, template), config()), requests)
 }
 
 /// An engine that does nothing by itself: the test gets each submission.
