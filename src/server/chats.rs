@@ -25,6 +25,22 @@ pub(super) fn functions(tools: Option<Vec<Value>>) -> Result<Option<Value>, ApiE
     Ok((!tools.is_empty()).then_some(Value::Array(tools)))
 }
 
+/// Stop strings: one, or a list of them; `name` is what the field is called.
+///
+/// # Errors
+/// 400: what is there is no string.
+pub(super) fn stop_strings(stop: Option<&Value>, name: &str) -> Result<Vec<String>, ApiError> {
+    let text = |value: &Value| {
+        let text = value.as_str().map(str::to_owned);
+        text.ok_or_else(|| ApiError::invalid(name, format!("{value} is no string; a string or a list of strings is")))
+    };
+    match stop {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(text).collect(),
+        Some(one) => Ok(vec![text(one)?]),
+    }
+}
+
 /// Which tools are to be called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ToolChoice {

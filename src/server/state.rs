@@ -9,11 +9,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Semaphore, watch};
 
+use axum::extract::Request;
+
 use crate::engine::SubmitError;
+use crate::request::Tenant;
 
 use super::error::ApiError;
 use super::models::{Models, ServedModels};
 use super::openai::ResponseStore;
+use super::{body, tenant};
 use crate::server::ServerConfig;
 
 /// Cheap to clone.
@@ -46,6 +50,15 @@ impl AppState {
             next_id: AtomicU64::new(0),
             config,
         })
+    }
+
+    /// Whose request it is, and its body.
+    ///
+    /// # Errors
+    /// As [`body::read`].
+    pub(super) async fn receive(&self, request: Request) -> Result<(Tenant, Vec<u8>), ApiError> {
+        let tenant = tenant::tenant(request.headers(), request.extensions());
+        Ok((tenant, body::read(&self.config, request).await?))
     }
 
     /// Runs `work`, which encodes a prompt, on a thread that may block, when it is its turn.

@@ -13,7 +13,7 @@ use crate::server::guard::RequestRecord;
 use crate::server::parts::Parts;
 use crate::server::run::Run;
 use crate::server::state::App;
-use crate::server::{body, stream, tenant};
+use crate::server::{body, stream};
 
 use super::answer::{Events, Form};
 use super::request::Body;
@@ -23,8 +23,7 @@ pub(super) async fn create(
     Extension(record): Extension<Arc<RequestRecord>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let tenant = tenant::tenant(request.headers(), request.extensions());
-    let bytes = body::read(&app.config, request).await?;
+    let (tenant, bytes) = app.receive(request).await?;
     let mut fields: Body = body::parse(&bytes)?;
     drop(bytes);
     let model = app.models.get(&fields.model).await?;

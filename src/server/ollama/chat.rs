@@ -20,7 +20,7 @@ use crate::server::models::Served;
 use crate::server::parts::Parts;
 use crate::server::run::Run;
 use crate::server::state::App;
-use crate::server::{body, chats, stream, tenant};
+use crate::server::{body, chats, stream};
 
 use super::answer::{Form, Lines, Place};
 use super::load::{LoadedFor, load, only_load};
@@ -44,8 +44,7 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let tenant = tenant::tenant(request.headers(), request.extensions());
-    let bytes = body::read(&app.config, request).await?;
+    let (tenant, bytes) = app.receive(request).await?;
     let (fields, chat): (Fields, ChatBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     drop(bytes);
     if chat.messages.is_empty() {

@@ -10,12 +10,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::llm::{Chat, Message, Prompt};
+use crate::server::body;
 use crate::server::error::ApiError;
 use crate::server::guard::RequestRecord;
 use crate::server::parts::Parts;
 use crate::server::run::Run;
 use crate::server::state::App;
-use crate::server::{body, tenant};
 
 use super::answer::{Form, Place};
 use super::chat::answer;
@@ -63,8 +63,7 @@ pub(super) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let tenant = tenant::tenant(request.headers(), request.extensions());
-    let bytes = body::read(&app.config, request).await?;
+    let (tenant, bytes) = app.receive(request).await?;
     let (fields, body): (Fields, GenerateBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     drop(bytes);
     body.refuse()?;

@@ -9,6 +9,7 @@ use crate::config::KeepAlive;
 use crate::llm::{GenerateRequest, Grammar, Prompt, SamplingOptions};
 use crate::request::Tenant;
 use crate::server::body::Object;
+use crate::server::chats;
 use crate::server::error::ApiError;
 
 /// What chat and generate share.
@@ -93,7 +94,7 @@ impl Fields {
                 return Err(ApiError::invalid("think", format!("{other} is not known; {known}")));
             }
         };
-        crate::server::chats::set_thinking(&mut variables, thinks);
+        chats::set_thinking(&mut variables, thinks);
         Ok(variables)
     }
 
@@ -139,7 +140,7 @@ impl Fields {
             // 0 and below: as much as the context holds.
             max_tokens: positive("options.num_predict", &options.num_predict)?,
             max_context: positive("options.num_ctx", &options.num_ctx)?,
-            stop: stop(options.stop.as_ref())?,
+            stop: chats::stop_strings(options.stop.as_ref(), "options.stop")?,
             grammar,
             tenant,
             ..GenerateRequest::new(prompt)
@@ -152,18 +153,6 @@ fn whole(name: &str, number: &Number) -> Result<i64, ApiError> {
     let unsigned = || number.as_u64().map(u64::cast_signed);
     let found = number.as_i64().or_else(unsigned).or_else(float);
     found.ok_or_else(|| ApiError::invalid(name, format!("{number} is no whole number")))
-}
-
-fn stop(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
-    let text = |value: &Value| {
-        let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| ApiError::invalid("options.stop", format!("{value} is no string")))
-    };
-    match stop {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(list)) => list.iter().map(text).collect(),
-        Some(one) => Ok(vec![text(one)?]),
-    }
 }
 
 #[cfg(test)]

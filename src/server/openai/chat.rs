@@ -20,7 +20,7 @@ use crate::server::guard::RequestRecord;
 use crate::server::parts::Parts;
 use crate::server::run::Run;
 use crate::server::state::App;
-use crate::server::{body, chats, stream, tenant};
+use crate::server::{body, chats, stream};
 
 use super::chat_form::{ChatStream, whole};
 use super::fields::Fields;
@@ -49,8 +49,7 @@ pub(super) async fn create(
     Extension(record): Extension<Arc<RequestRecord>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let tenant = tenant::tenant(request.headers(), request.extensions());
-    let bytes = body::read(&app.config, request).await?;
+    let (tenant, bytes) = app.receive(request).await?;
     let (mut fields, chat): (Fields, ChatBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     fields.grammar = body::parse::<FormFields>(&bytes)?.grammar()?;
     body::parse::<Refused>(&bytes)?.check()?;

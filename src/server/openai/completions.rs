@@ -16,7 +16,7 @@ use crate::server::grammars::FormFields;
 use crate::server::guard::RequestRecord;
 use crate::server::run::Run;
 use crate::server::state::App;
-use crate::server::{body, stream, tenant};
+use crate::server::{body, stream};
 
 use super::Envelope;
 use super::completion_form::{CompletionForm, CompletionStream};
@@ -41,8 +41,7 @@ pub(super) async fn create(
     Extension(record): Extension<Arc<RequestRecord>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let tenant = tenant::tenant(request.headers(), request.extensions());
-    let bytes = body::read(&app.config, request).await?;
+    let (tenant, bytes) = app.receive(request).await?;
     let (mut fields, body): (Fields, CompletionBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
     fields.grammar = body::parse::<FormFields>(&bytes)?.grammar()?;
     body::parse::<Refused>(&bytes)?.check()?;

@@ -10,6 +10,7 @@ use serde_json::{Map, Number, Value};
 use crate::llm::{GenerateRequest, Grammar, Prompt, SamplingOptions};
 use crate::request::{Tenant, TokenId};
 use crate::server::body::Object;
+use crate::server::chats;
 use crate::server::error::ApiError;
 
 /// How answers are generated.
@@ -98,7 +99,7 @@ impl Fields {
             sampling: self.sampling()?,
             max_tokens,
             min_tokens,
-            stop: stop_strings(self.stop.as_ref())?,
+            stop: chats::stop_strings(self.stop.as_ref(), "stop")?,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             stop_token_ids: self.stop_token_ids.clone().unwrap_or_default(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
@@ -155,18 +156,6 @@ fn logit_bias(biases: &Map<String, Value>) -> Result<Vec<(TokenId, f32)>, ApiErr
         Ok((id, bias as f32))
     };
     biases.iter().map(one).collect()
-}
-
-fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
-    let text = |value: &Value| {
-        let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| ApiError::invalid("stop", format!("{value} is no string; a string or a list of strings is")))
-    };
-    match stop {
-        None => Ok(Vec::new()),
-        Some(Value::Array(list)) => list.iter().map(text).collect(),
-        Some(one) => Ok(vec![text(one)?]),
-    }
 }
 
 #[cfg(test)]

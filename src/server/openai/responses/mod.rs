@@ -38,8 +38,7 @@ pub(super) async fn create(
     Extension(record): Extension<Arc<RequestRecord>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let tenant = tenant::tenant(request.headers(), request.extensions());
-    let bytes = body::read(&app.config, request).await?;
+    let (tenant, bytes) = app.receive(request).await?;
     let mut fields: Body = body::parse(&bytes)?;
     drop(bytes);
     let earlier = match &fields.previous_response_id {
