@@ -93,15 +93,15 @@ impl Cpu {
     }
 
     /// `out[t] += sum over the token's experts of weight * down(silu(gate x) * up x)`: `x [t, h]`, `out [t, h]`, `ids` and
-    /// `weights` `[t, top_k]`.
+    /// `weights` `[t, top_k]`. `expert` gives the weights of an id, and is asked for those that are chosen.
     ///
     /// # Panics
-    /// If lengths do not fit together, or an id is that of no expert.
+    /// If lengths do not fit together, or where `expert` does.
     #[allow(clippy::too_many_arguments)] // each is a different thing
-    pub fn experts(
+    pub fn experts<'a>(
         &self,
         x: &[f32],
-        experts: &[ExpertRef<'_>],
+        expert: impl Fn(u32) -> ExpertRef<'a>,
         top_k: usize,
         ids: &[u32],
         weights: &[f32],
@@ -117,7 +117,7 @@ impl Cpu {
         order.sort_unstable();
         let ExpertBuffers { x: gathered, gate_up, product, down } = buffers;
         for group in order.chunk_by(|a, b| a.0 == b.0) {
-            let ExpertRef { gate, up, down: project } = experts[group[0].0 as usize];
+            let ExpertRef { gate, up, down: project } = expert(group[0].0);
             let (count, f) = (group.len(), gate.rows());
             for (row, (_, route)) in gathered.chunks_exact_mut(hidden).zip(group) {
                 row.copy_from_slice(&x[route / top_k * hidden..][..hidden]);

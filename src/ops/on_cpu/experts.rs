@@ -108,17 +108,15 @@ pub fn experts(
             && (down.rows(), down.columns()) == (hidden, f)
     };
     let chosen = routes.lock();
-    if !experts.experts.iter().all(fits) || chosen.ids.len() != tokens * routes.top_k {
+    // Of a hundred experts a token asks for a few: the others are not looked at.
+    let all_fit = chosen.ids.iter().all(|id| experts.experts.get(*id as usize).is_some_and(fits));
+    if !all_fit || chosen.ids.len() != tokens * routes.top_k {
         bail!("{OP}: {} routes of {tokens} tokens to experts of {hidden} and {f}", chosen.ids.len());
     }
-    let refs: Vec<ExpertRef<'_>> = experts
-        .experts
-        .iter()
-        .map(|one| {
-            let [gate, up, down] = one.each_ref().map(Matrix::as_matrix_ref);
-            ExpertRef { gate, up, down }
-        })
-        .collect();
+    let expert = |id: u32| {
+        let [gate, up, down] = experts.experts[id as usize].each_ref().map(Matrix::as_matrix_ref);
+        ExpertRef { gate, up, down }
+    };
     let write = |tensor: &Tensor, write: &mut dyn FnMut(&mut [f32]) -> Result<()>| write_f32(tensor, OP, &[x], write);
     write(dst, &mut |out| {
         write(buffers.x, &mut |gathered| {
@@ -127,7 +125,7 @@ pub fn experts(
                     write(buffers.down, &mut |down| {
                         let buffers = ExpertBuffers { x: gathered, gate_up, product, down };
                         let x = Source::new(x, OP, "x")?;
-                        cpu.experts(&x, &refs, routes.top_k, &chosen.ids, &chosen.weights, buffers, out);
+                        cpu.experts(&x, expert, routes.top_k, &chosen.ids, &chosen.weights, buffers, out);
                         Ok(())
                     })
                 })
