@@ -155,7 +155,10 @@ impl GrammarCompiler {
             return Err("there is nothing to choose from".into());
         }
         let parser = self.factory.create_parser(grammar.top_level()).map_err(|error| format!("{error:#}"))?;
-        Ok(Arc::new(Compiled { matcher: Matcher::new(Ok(parser)), eos: self.eos }))
+        let matcher = Matcher::new(Ok(parser));
+        // Much of the work is done with the first mask: what is too large for it, or allows nothing, is known now.
+        matcher.deep_clone().compute_mask_or_eos().map_err(|error| error.to_string())?;
+        Ok(Arc::new(Compiled { matcher, eos: self.eos }))
     }
 }
 
@@ -285,6 +288,7 @@ mod tests {
         assert!(!wrong(Grammar::Regex("(".into())).is_empty());
         assert!(wrong(Grammar::Regex("a".repeat(MAX_GRAMMAR_BYTES + 1))).contains("limit"));
         assert!(wrong(Grammar::Choice(Vec::new())).contains("nothing to choose"));
+        assert!(!wrong(Grammar::JsonSchema(json!({"$ref": "#"}))).is_empty(), "a schema that is only itself");
         assert!(!wrong(Grammar::Lark("start: missing".into())).is_empty());
     }
 
