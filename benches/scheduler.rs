@@ -28,6 +28,7 @@ fn request(number: u32, prompt: u32, eos_token_ids: &Arc<[TokenId]>) -> Request 
         tenant: Tenant::new(format!("tenant {}", number % TENANTS)),
         cache_salt: None,
         masks: None,
+        pooling: None,
     }
 }
 

@@ -57,9 +57,9 @@ pub mod tokenizer;
 mod weights;
 
 pub use llm::{
-    Answer, Beside, Chat, DEFAULT_MODEL, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent,
-    Grammar, Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo, ModelLibrary, Prompt,
-    SamplingOptions, TokenCost, plan_preview,
+    Answer, Beside, Chat, DEFAULT_MODEL, EmbedRequest, Embedding, GenerateError, GenerateRequest, GeneratedToken,
+    Generation, GenerationEvent, Grammar, Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo,
+    ModelLibrary, Prompt, SamplingOptions, TokenCost, plan_preview,
 };
 pub use runner::{MemoryToPlan, ModelError, ModelFacts, Offload, PlanError, PlanPreview, RunnerError, WeightFormat};
 pub use weights::LoadError as FileError;

@@ -3,6 +3,7 @@
 //! Knows no HTTP and no tensors: it encodes, submits to the engine, and decodes what comes back.
 
 mod builder;
+mod embed;
 mod generate;
 mod generation;
 mod grammar;
@@ -14,6 +15,7 @@ mod load;
 mod tests;
 
 pub use builder::{DEFAULT_MODEL, LlmBuilder};
+pub use embed::{EmbedRequest, Embedding};
 pub use generate::{
     Answer, Chat, GenerateError, GenerateRequest, GeneratedToken, GenerationEvent, Message, Prompt, SamplingOptions,
 };

@@ -138,6 +138,15 @@ impl StopConditions {
     }
 }
 
+/// How a prompt's hidden states, after the model's last norm, become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// The last token's.
+    Last,
+}
+
 /// One request as the engine takes it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -155,6 +164,8 @@ pub struct Request {
     pub cache_salt: Option<Arc<str>>,
     /// What its answers must follow.
     pub masks: Option<Arc<dyn TokenMasks>>,
+    /// Give a vector of the prompt, pooled so. It takes `n` of 1 and `max_tokens` of 1, whose token means nothing.
+    pub pooling: Option<Pooling>,
 }
 
 /// Says, for one answer, which tokens may come next.
@@ -222,6 +233,8 @@ pub enum RequestEvent {
         cached_tokens: u32,
         /// One entry for each prompt token but the first, where asked for.
         logprobs: Vec<TokenLogprobs>,
+        /// `[hidden]`, where pooling was asked for.
+        pooled: Option<Vec<f32>>,
     },
     /// One more token of one choice.
     Token {

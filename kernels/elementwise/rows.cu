@@ -93,6 +93,18 @@ __device__ void add_bias(T* x, const float* bias, int width) {
     }
 }
 
+// sum[i] = x[0, i] + ... + x[rows - 1, i], in this order, after what it holds where goes_on: x [rows, width], sum f32
+// [width]. Grid: blocks over the row, a thread a column. 2 bytes an element.
+template <typename T>
+__device__ void sum_rows(float* sum, const T* x, int rows, int width, int goes_on) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= width) return;
+    float total = goes_on ? sum[i] : 0.f;
+#pragma unroll 4
+    for (int row = 0; row < rows; row++) total += to_float(x[size_t(row) * width + i]);
+    sum[i] = total;
+}
+
 // x[t] *= sigmoid(gates[t]): x [T, width], gates [T]. Grid: (T, blocks over the row). 4 bytes an element.
 template <typename T>
 __device__ void scale_by_sigmoid(T* x, const T* gates, int width) {
@@ -120,6 +132,9 @@ extern "C" __global__ void clear(uint16_t* x, int width) {
         scale_by_sigmoid<T>(x, gates, width);                                                                         \
     }                                                                                                                 \
     extern "C" __global__ void silu_mul_##T(T* dst, const T* gate_up, int width) { silu_mul<T>(dst, gate_up, width); } \
-    extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }
+    extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }       \
+    extern "C" __global__ void sum_rows_##T(float* sum, const T* x, int rows, int width, int goes_on) {               \
+        sum_rows<T>(sum, x, rows, width, goes_on);                                                                    \
+    }
 ROWS(bf16)
 ROWS(f16)

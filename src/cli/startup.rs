@@ -85,6 +85,7 @@ mod tests {
             parameters: 134_515_008,
             format: "Q4_1".into(),
             weight_bytes: 98_000_000,
+            embedding_length: 576,
             context_length: 8192,
             device: "CPU, 2 threads, AVX2".into(),
             runs_on: crate::device::Device::Cpu,

@@ -25,6 +25,7 @@ pub struct ElementwiseKernels {
     scale_by_sigmoid: Typed,
     clear: Kernel,
     add_bias: Typed,
+    sum_rows: Typed,
     fill_random: Typed,
     fill_random_f32: Kernel,
     #[cfg(test)]
@@ -76,6 +77,7 @@ impl ElementwiseKernels {
             scale_by_sigmoid: Typed::load(gpu, "rows", "scale_by_sigmoid")?,
             clear: gpu.kernel("rows", "clear")?,
             add_bias: Typed::load(gpu, "rows", "add_bias")?,
+            sum_rows: Typed::load(gpu, "rows", "sum_rows")?,
             fill_random: Typed::load(gpu, "random", "fill_random")?,
             fill_random_f32: gpu.kernel("random", "fill_random_f32")?,
             #[cfg(test)]
@@ -234,6 +236,21 @@ impl ElementwiseKernels {
         let grid = row_grid(x.rows(), x.columns().div_ceil(PACK));
         // SAFETY: shapes were checked.
         unsafe { gpu.launch(self.add_bias.of(OP, x.dtype())?, grid, arguments) }
+    }
+
+    /// `sum[i] = x[0, i] + x[1, i] + ...`, in this order: `x [t, h]` of T, `sum` f32 `[1, h]`. What `sum` holds comes first
+    /// where `goes_on`.
+    ///
+    /// # Errors
+    /// If shapes or dtypes do not fit.
+    pub fn sum_rows(&self, gpu: &Gpu, x: &DeviceTensor, sum: &DeviceTensor, goes_on: bool) -> Result<(), CudaError> {
+        const OP: &str = "sum_rows";
+        expect(OP, "the sum", sum, DType::F32, 1, x.columns())?;
+        let arguments =
+            Arguments::new().tensor(sum).tensor(x).size(x.rows()).size(x.columns()).size(usize::from(goes_on));
+        let grid = Grid::linear(x.columns().div_ceil(THREADS as usize), THREADS);
+        // SAFETY: shapes were checked.
+        unsafe { gpu.launch(self.sum_rows.of(OP, x.dtype())?, grid, arguments) }
     }
 
     /// `dst[i] = x[rows[i]]`: `x [t, h]` and `dst [r, h]` of one dtype (f32, bf16, f16), `rows` u32 with `r` elements.

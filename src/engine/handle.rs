@@ -354,6 +354,12 @@ fn check(request: &Request, limits: &EngineLimits) -> Result<(), SubmitError> {
     if request.stop.max_tokens == 0 {
         return invalid("max_tokens", "0 asks for nothing; at least 1 is needed".into());
     }
+    if request.pooling.is_some() && request.n > 1 {
+        return invalid("n", format!("a prompt is pooled once, not {} times", request.n));
+    }
+    if request.pooling.is_some() && request.sampling.prompt_logprobs.is_some() {
+        return invalid("prompt_logprobs", "a prompt that is pooled has none".into());
+    }
     let enders = request.stop.eos_token_ids.len() + request.stop.stop_token_ids.len();
     if enders > MAX_LISTED_TOKENS {
         let problem =

@@ -25,6 +25,8 @@ struct Live {
     unfinished: usize,
     /// What the prompt's chunks have given so far.
     prompt_logprobs: Vec<TokenLogprobs>,
+    /// What the prompt was pooled to.
+    pooled: Option<Vec<f32>>,
 }
 
 /// Everything the engine's thread owns.
@@ -147,7 +149,8 @@ impl<R: StepRunner> Engine<R> {
                 }
                 let unfinished = sequences.len();
                 let reader = Reader::new(id, submission.events.clone());
-                self.live.insert(id, Live { submission, reader, sequences, unfinished, prompt_logprobs: Vec::new() });
+                let (prompt_logprobs, pooled) = (Vec::new(), None);
+                self.live.insert(id, Live { submission, reader, sequences, unfinished, prompt_logprobs, pooled });
             }
             Err(error) => refuse(&submission, &error),
         }
@@ -217,6 +220,11 @@ impl<R: StepRunner> Engine<R> {
                 live.prompt_logprobs.extend(logprobs);
             }
         }
+        for (seq, pooled) in std::mem::take(&mut result.pooled) {
+            if let Some(live) = self.owners.get(&seq).and_then(|id| self.live.get_mut(id)) {
+                live.pooled = Some(pooled);
+            }
+        }
         let sampled: Vec<_> = result.sampled.iter().map(|sampled| (sampled.seq, sampled.token)).collect();
         self.scheduler.commit(&planned, &sampled, &mut self.events);
         // Before anybody hears of it, so that who has its answer sees gauges without it.
@@ -244,7 +252,8 @@ impl<R: StepRunner> Engine<R> {
                 let logprobs = std::mem::take(&mut live.prompt_logprobs);
                 let tokens = live.submission.request.prompt.len() as u64;
                 self.inbox.metrics().prompt_tokens.fetch_add(tokens, Relaxed);
-                (request, RequestEvent::Prompt { cached_tokens, logprobs })
+                let pooled = live.pooled.take();
+                (request, RequestEvent::Prompt { cached_tokens, logprobs, pooled })
             }
             SchedulerEvent::Token { request, choice, seq, token } => {
                 self.inbox.metrics().generated_tokens.fetch_add(1, Relaxed);

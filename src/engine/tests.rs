@@ -108,6 +108,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> Request {
         tenant: Tenant::default(),
         cache_salt: None,
         masks: None,
+        pooling: None,
     }
 }
 
@@ -123,7 +124,7 @@ fn a_request_gets_its_events_in_order_with_either_lag() {
         let events = tokens(&setup.engine, &[1, 2, 3], 3);
         let token = RequestEvent::Token { choice: 0, token: 7, logprobs: None };
         let expected = [
-            RequestEvent::Prompt { cached_tokens: 0, logprobs: Vec::new() },
+            RequestEvent::Prompt { cached_tokens: 0, logprobs: Vec::new(), pooled: None },
             token.clone(),
             token.clone(),
             token,

@@ -161,7 +161,7 @@ impl Generation {
     /// Turns one event of the engine's into what is ready to be told.
     fn take(&mut self, event: Option<RequestEvent>) -> Result<(), GenerateError> {
         match event {
-            Some(RequestEvent::Prompt { cached_tokens, logprobs }) => {
+            Some(RequestEvent::Prompt { cached_tokens, logprobs, .. }) => {
                 self.ready.push_back(GenerationEvent::Started { cached_tokens, prompt_logprobs: logprobs });
             }
             Some(RequestEvent::Token { choice, token, logprobs }) => self.take_token(choice, token, logprobs),

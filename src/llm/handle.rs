@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 
 use crate::engine::{EngineHandle, ModelFacts, SubmitError};
-use crate::request::{Request, StopConditions, TokenId, TokenMasks};
+use crate::request::{Pooling, Request, StopConditions, TokenId, TokenMasks};
 use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
 
 use super::builder::LlmBuilder;
@@ -41,6 +41,8 @@ pub(crate) struct LlmParts {
     pub(crate) template: ChatTemplate,
     pub(crate) defaults: SamplingOptions,
     pub(crate) eos_token_ids: Arc<[TokenId]>,
+    /// How its makers pool prompts to vectors, if they say.
+    pub(crate) pooling: Option<Pooling>,
     pub(crate) engine: EngineHandle,
     /// Made when the first grammar comes.
     pub(crate) grammars: OnceLock<Result<GrammarCompiler, String>>,
@@ -106,11 +108,17 @@ impl Llm {
             tenant: request.tenant,
             cache_salt: request.cache_salt,
             masks,
+            pooling: None,
         })?;
         let conditions = Arc::new(conditions);
         let choice = || Choice::new(decoder.clone(), stops.clone(), conditions.clone(), request.include_stop);
         let choices = (0..request.n).map(|_| choice()).collect();
         Ok(Generation::new(self.engine().clone(), stream, prompt, choices, request.stop))
+    }
+
+    /// How the model's makers pool prompts to vectors, if they say.
+    pub(super) fn pooling(&self) -> Option<Pooling> {
+        self.parts.pooling
     }
 
     /// What makes the model call one of `tools`, a list in OpenAI's form, in its own way of writing calls; exactly once if

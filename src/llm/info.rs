@@ -29,6 +29,8 @@ pub struct ModelInfo {
     pub weight_bytes: u64,
     /// Prompt and answer together, in tokens.
     pub context_length: u32,
+    /// Values of a hidden state, and so of an embedding.
+    pub embedding_length: usize,
     /// Where it runs, as in `CPU, 2 threads, AVX2`.
     pub device: String,
     /// The same for programs; weights and KV cache are in this device's memory.

@@ -158,6 +158,7 @@ fn finish(
         format: model.format,
         weight_bytes,
         context_length: plan.context_length,
+        embedding_length: model.embedding_length,
         device,
         runs_on,
         device_reason,
@@ -184,6 +185,7 @@ fn finish(
         template,
         defaults,
         eos_token_ids,
+        pooling: model.pooling,
         engine,
         grammars: Default::default(),
     }))

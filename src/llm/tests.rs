@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::config::{EngineConfig, Lag};
 
 use super::load::load_path;
-use super::{Answer, GenerateError, GenerateRequest, GenerationEvent, Grammar, Llm, Prompt};
-use crate::request::FinishReason;
+use super::{Answer, EmbedRequest, GenerateError, GenerateRequest, GenerationEvent, Grammar, Llm, Prompt};
+use crate::engine::SubmitError;
+use crate::request::{FinishReason, Pooling};
 
 fn folder(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(family)
@@ -120,6 +121,62 @@ fn choices_share_a_prompt_and_each_is_as_if_alone() {
     let neighbour = busy.generate(request(&prompts()[3], 1)).expect("taken");
     assert_eq!(busy.generate(four).expect("taken").collect_blocking().expect("answered"), forked);
     drop(neighbour);
+}
+
+#[test]
+fn embeddings_are_those_of_transformers_and_company_changes_no_bit() {
+    #[derive(serde::Deserialize)]
+    struct Expected {
+        ids: Vec<u32>,
+        mean: Vec<f32>,
+        last: Vec<f32>,
+    }
+    for family in ["llama3", "qwen3_moe", "deepseek_v2_lite"] {
+        let json = std::fs::read_to_string(folder(family).join("embeddings.json")).expect("a fixture");
+        let expected: Vec<Expected> = serde_json::from_str(&json).expect("a valid fixture");
+        let whole = load(family, |_| {});
+        let chunked = load(family, |config| (config.max_step_tokens, config.max_sequences) = (Some(16), Some(4)));
+        let embed = |llm: &Llm, ids: &[u32], pooling| {
+            let prompt = Prompt::Tokens(ids.to_vec());
+            let request = EmbedRequest { pooling: Some(pooling), normalize: false, ..EmbedRequest::new(prompt) };
+            llm.embed(request).expect("taken")
+        };
+        for pooling in [Pooling::Mean, Pooling::Last] {
+            // All at once, cut into steps; then each alone, the second time over what the prefix cache holds.
+            let running: Vec<_> = expected.iter().map(|one| embed(&chunked, &one.ids, pooling)).collect();
+            for (running, one) in running.into_iter().zip(&expected) {
+                let found = running.vector_blocking().expect("a vector");
+                for _ in 0..2 {
+                    assert_eq!(
+                        embed(&whole, &one.ids, pooling).vector_blocking().expect("a vector"),
+                        found,
+                        "{family}"
+                    );
+                }
+                let wanted = if pooling == Pooling::Mean { &one.mean } else { &one.last };
+                let error = crate::runner::relative_error(&found, wanted);
+                assert!(error < 1e-5, "{family}, {pooling:?}, {} tokens: {error}", one.ids.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_embedding_is_cut_then_normed_and_too_long_ones_are_cut_only_if_asked() {
+    let llm = load("llama3", |config| config.context_length = Some(64));
+    let of = |request: EmbedRequest| llm.embed(request).map(|embedding| embedding.vector_blocking().expect("a vector"));
+    let prompt = |tokens: u32| EmbedRequest::new(Prompt::Tokens((0..tokens).collect()));
+    let raw = of(EmbedRequest { normalize: false, ..prompt(20) }).expect("taken");
+    let cut = of(EmbedRequest { dimensions: Some(8), ..prompt(20) }).expect("taken");
+    let norm = raw[..8].iter().map(|value| value * value).sum::<f32>().sqrt();
+    assert!(cut.iter().zip(&raw).all(|(cut, raw)| (cut - raw / norm).abs() < 1e-6), "{cut:?}");
+    assert_eq!((cut.len(), raw.len()), (8, llm.info().embedding_length));
+    for dimensions in [0, raw.len() + 1] {
+        let refused = of(EmbedRequest { dimensions: Some(dimensions), ..prompt(20) }).expect_err("no such size");
+        assert!(refused.to_string().contains("dimensions"), "{refused}");
+    }
+    assert!(matches!(of(prompt(64)), Err(GenerateError::Submit(SubmitError::PromptTooLong { .. }))));
+    assert_eq!(of(EmbedRequest { truncate: true, ..prompt(90) }).expect("cut"), of(prompt(63)).expect("it fits"));
 }
 
 #[test]

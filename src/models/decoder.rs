@@ -172,11 +172,23 @@ impl Decoder {
     /// If there are more indices than the workspace has rows for, or one is outside the step.
     pub(crate) fn logits(&self, compute: &Compute, indices: RowIndices<'_>, workspace: &Workspace) -> Result<Tensor> {
         let Some(output) = &self.output else { bail!("logits of a decoder without its last layer") };
+        let normed = self.hidden(compute, indices, workspace)?;
+        let rows = workspace.rows(indices.count())?;
+        output.linear.forward(compute, &normed, &rows.logits)?;
+        Ok(rows.logits)
+    }
+
+    /// Hidden states of some of the last forward's tokens after the last norm, by index, into a tensor `[indices, hidden]`
+    /// of the workspace, where the next logits go over them.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub(crate) fn hidden(&self, compute: &Compute, indices: RowIndices<'_>, workspace: &Workspace) -> Result<Tensor> {
+        let Some(output) = &self.output else { bail!("hidden states of a decoder without its last layer") };
         let rows = workspace.rows(indices.count())?;
         let (residual, update) = (workspace.residual(), workspace.update());
         output.norm.add_forward_rows(compute, residual, update, indices, &rows.normed)?;
-        output.linear.forward(compute, &rows.normed, &rows.logits)?;
-        Ok(rows.logits)
+        Ok(rows.normed)
     }
 }
 

@@ -12,7 +12,7 @@ use super::registry;
 use super::spec::DecoderSpec;
 use super::vocab::{GgufVocab, SpecialTokens};
 use crate::config::RandomFormat;
-use crate::request::TokenId;
+use crate::request::{Pooling, TokenId};
 use crate::weights::{LoadError, Metadata, Weights, read_json, read_text};
 
 /// Longest config.json and generation_config.json, bytes.
@@ -49,6 +49,8 @@ pub struct ModelSource {
     pub eos_token_ids: Vec<TokenId>,
     /// What its makers recommend for sampling.
     pub defaults: GenerationDefaults,
+    /// How its makers pool prompts to vectors, if it is made for that.
+    pub pooling: Option<Pooling>,
 }
 
 impl ModelSource {
@@ -98,6 +100,7 @@ impl ModelSource {
             chat_template: None,
             eos_token_ids: Vec::new(),
             defaults: GenerationDefaults::default(),
+            pooling: None,
             spec,
         })
     }
@@ -138,6 +141,7 @@ impl ModelSource {
             special_tokens,
             eos_token_ids: boundary.eos,
             defaults,
+            pooling: pooling_of_folder(folder)?,
         })
     }
 
@@ -150,6 +154,7 @@ impl ModelSource {
         let boundary = BoundaryTokens::from_gguf(metadata, &vocab.tokens, &vocab.token_types)?;
         Ok(Self {
             name: gguf_name(metadata)?,
+            pooling: pooling_of_gguf(metadata)?,
             spec,
             chat_template: metadata.get("tokenizer.chat_template")?,
             special_tokens: vocab.special_tokens(),
@@ -159,6 +164,35 @@ impl ModelSource {
             weights,
         })
     }
+}
+
+/// What the pooling module of sentence-transformers says, where the folder has one: `1_Pooling/config.json`. A way that is
+/// not there is refused, as its vectors would be others.
+fn pooling_of_folder(folder: &Path) -> Result<Option<Pooling>, LoadError> {
+    let file = folder.join("1_Pooling").join("config.json");
+    let Some(json) = optional_json(&file, MAX_CONFIG_BYTES)? else { return Ok(None) };
+    let config = Fields::root(&file, &json)?;
+    let is_set = |key: &str| config.value(key) == Some(&Value::Bool(true));
+    match (is_set("pooling_mode_mean_tokens"), is_set("pooling_mode_lasttoken")) {
+        (true, false) => Ok(Some(Pooling::Mean)),
+        (false, true) => Ok(Some(Pooling::Last)),
+        _ => Err(config.unexpected(
+            "pooling_mode_mean_tokens",
+            "it or pooling_mode_lasttoken true, and not both",
+            "another way",
+        )),
+    }
+}
+
+/// What a GGUF file says: `ARCHITECTURE.pooling_type`, 1 for the mean and 3 for the last token.
+/// Source: `enum llama_pooling_type` of llama.cpp.
+fn pooling_of_gguf(metadata: &Metadata) -> Result<Option<Pooling>, LoadError> {
+    let architecture = metadata.get::<String>("general.architecture")?.unwrap_or_default();
+    Ok(match metadata.get::<u32>(&format!("{architecture}.pooling_type"))? {
+        Some(1) => Some(Pooling::Mean),
+        Some(3) => Some(Pooling::Last),
+        _ => None,
+    })
 }
 
 /// What a GGUF file calls its model, else the file's name.

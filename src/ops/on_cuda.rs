@@ -162,6 +162,11 @@ impl GpuCompute {
         self.elementwise.copy_blocks(&self.gpu, whole, planes, copies, copies.columns() / 2)
     }
 
+    /// Queues the sum of the rows of `x [t, h]`, added to what `sum`, f32 `[1, h]`, holds where it `goes_on`.
+    pub fn sum_rows(&self, x: &DeviceTensor, sum: &DeviceTensor, goes_on: bool) -> std::result::Result<(), CudaError> {
+        self.elementwise.sum_rows(&self.gpu, x, sum, goes_on)
+    }
+
     pub(super) fn embed(&self, table: &Weight, inputs: &GpuInputs, dst: &Tensor) -> Result<()> {
         let (gpu, ids, last_tokens, dst) = (&self.gpu, &inputs.ids, &inputs.last_tokens, dst.gpu()?);
         match table.gpu()? {

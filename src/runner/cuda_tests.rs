@@ -73,6 +73,7 @@ fn request(sampling: SamplingParams, prompt: &[u32], min_tokens: u32) -> Arc<Req
         tenant: Default::default(),
         cache_salt: None,
         masks: None,
+        pooling: None,
     })
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::{EngineConfig, RandomFormat, StepSizes};
 use crate::models::{Decoder, DecoderError, GenerationDefaults, ModelSource, SpecialTokens, TokenizerSource};
 use crate::ops::{Compute, Cpu};
-use crate::request::TokenId;
+use crate::request::{Pooling, TokenId};
 use crate::weights::LoadError as FileError;
 
 use super::model_runner::ModelRunner;
@@ -35,6 +35,10 @@ pub(crate) struct LoadedModel {
     pub(crate) special_tokens: SpecialTokens,
     /// What ends an answer.
     pub(crate) eos_token_ids: Vec<TokenId>,
+    /// How its makers pool prompts to vectors, if they say.
+    pub(crate) pooling: Option<Pooling>,
+    /// Values of a hidden state.
+    pub(crate) embedding_length: usize,
     /// Sampling parameters that its makers recommend.
     pub(crate) defaults: GenerationDefaults,
     /// What it takes.
@@ -182,6 +186,8 @@ pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, th
         chat_template: source.chat_template,
         special_tokens: source.special_tokens,
         eos_token_ids: source.eos_token_ids,
+        pooling: source.pooling,
+        embedding_length: source.spec.hidden,
         defaults: source.defaults,
         plan,
         used_bytes: None,

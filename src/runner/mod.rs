@@ -12,6 +12,7 @@ mod gpu;
 mod load;
 mod model_runner;
 mod plan;
+mod pooling;
 mod step;
 
 pub(crate) use crate::models::{GenerationDefaults, GgufVocab, TokenizerSource};
@@ -19,6 +20,8 @@ pub(crate) use crate::ops::KvLayout;
 #[cfg(test)]
 pub(crate) use crate::sampling::Sampled;
 pub(crate) use crate::sampling::random_seed;
+#[cfg(test)]
+pub(crate) use golden::relative_error;
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::GpuTarget;
 pub(crate) use load::{LoadedModel, ModelFiles, Target, describe, load};

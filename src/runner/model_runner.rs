@@ -15,6 +15,7 @@ use crate::scheduler::{ScheduledRow, SchedulerOutput};
 
 use super::batch::InputBatch;
 use super::plan::{LOGIT_ROWS, MemoryPlan};
+use super::pooling::Pools;
 use super::step::{RunnerError, StepOutput, StepRunner};
 
 /// A loaded model with its KV storage and its sampler.
@@ -26,6 +27,7 @@ pub(crate) struct ModelRunner {
     sampler: Sampler,
     batch: InputBatch,
     last_sampled: HashMap<SeqId, TokenId>,
+    pools: Pools,
     /// Steps that were begun, and so computed, and not collected.
     computed: VecDeque<StepOutput>,
 }
@@ -61,6 +63,7 @@ impl ModelRunner {
             sampler: Sampler::default(),
             batch: InputBatch::default(),
             last_sampled: HashMap::new(),
+            pools: Pools::default(),
             computed: VecDeque::new(),
         })
     }
@@ -73,6 +76,24 @@ impl ModelRunner {
         let last_sampled = &self.last_sampled;
         self.batch.fill(planned, KvLayout::BLOCK_SIZE as u32, |seq| last_sampled.get(&seq).copied());
         self.model.forward(&self.compute, self.batch.on_cpu(), &self.kv, &self.workspace)
+    }
+
+    /// Adds up the hidden states of the rows that are pooled.
+    fn pool(&mut self, planned: &SchedulerOutput, output: &mut StepOutput) -> Result<(), RunnerError> {
+        let hidden = self.model.spec().hidden;
+        for row in &planned.rows {
+            let Some(part) = self.sampler.request(row.seq).and_then(|request| Pools::part(row, request)) else {
+                continue;
+            };
+            self.pools.begin(&part);
+            let tokens: Vec<u32> = part.tokens.clone().collect();
+            for tokens in tokens.chunks(LOGIT_ROWS) {
+                let states = self.model.hidden(&self.compute, RowIndices::Cpu(tokens), &self.workspace)?;
+                self.pools.add(&part, states.source("pool", "hidden states")?.chunks(hidden));
+            }
+            output.pooled.extend(self.pools.end(&part));
+        }
+        Ok(())
     }
 
     /// Draws from, and reports on, one row of logits [vocab].
@@ -115,12 +136,14 @@ impl StepRunner for ModelRunner {
     fn release(&mut self, seq: SeqId) {
         self.sampler.release(seq);
         self.last_sampled.remove(&seq);
+        self.pools.release(seq);
     }
 
     fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
         let started = Instant::now();
         self.forward(planned)?;
         let mut output = StepOutput { model_time: started.elapsed(), ..StepOutput::default() };
+        self.pool(planned, &mut output)?;
         let purposes = logit_uses(planned);
         let indices = std::mem::take(&mut self.batch.logit_tokens);
         for (indices, purposes) in indices.chunks(LOGIT_ROWS).zip(purposes.chunks(LOGIT_ROWS)) {

@@ -17,6 +17,8 @@ pub(crate) struct StepOutput {
     /// For rows that ask for it: the sequence, the position of the row's first token, and an entry for each of the
     /// row's tokens that has a next prompt token (its log-probability).
     pub(crate) prompt_logprobs: Vec<(SeqId, u32, Vec<TokenLogprobs>)>,
+    /// Prompts that ended in this step and were to be pooled: `[hidden]` each.
+    pub(crate) pooled: Vec<(SeqId, Vec<f32>)>,
     /// Sequences that could not go on, and why; they alone end.
     pub(crate) failed: Vec<(SeqId, String)>,
     /// Time spent in the model's forward pass.

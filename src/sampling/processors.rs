@@ -110,6 +110,7 @@ mod tests {
             tenant: Default::default(),
             cache_salt: None,
             masks: None,
+            pooling: None,
         };
         let mut history = History::new(&request);
         generated.iter().for_each(|token| history.push(*token));

@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::fair_queue::Ticket;
 use super::sequence::{RequestFacts, Sequence, State};
 use super::{RequestState, Scheduler};
-use crate::request::{Request, RequestId, SeqId};
+use crate::request::{Pooling, Request, RequestId, SeqId};
 
 /// Why a request is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -74,6 +74,7 @@ impl Scheduler {
             choices: request.n,
             stop: request.stop.clone(),
             prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
+            whole_prompt: request.sampling.prompt_logprobs.is_some() || request.pooling == Some(Pooling::Mean),
             waits_for_commit: request.masks.is_some(),
         });
         self.arrivals += 1;

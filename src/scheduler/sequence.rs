@@ -16,6 +16,8 @@ pub(super) struct RequestFacts {
     pub(super) choices: u32,
     pub(super) stop: StopConditions,
     pub(super) prompt_logprobs: bool,
+    /// Something is asked of each of the prompt's tokens, so that none may come from the prefix cache.
+    pub(super) whole_prompt: bool,
     /// What may come next depends on what came last: a token is committed before the next one is drawn.
     pub(super) waits_for_commit: bool,
 }

@@ -182,7 +182,7 @@ impl Scheduler {
         }
         // Some room for those who run, or they would preempt the newcomer at once.
         let spare = self.occupied.div_ceil(self.config.block_size as usize);
-        let wanted = request.prompt_done || !sequence.request.prompt_logprobs;
+        let wanted = request.prompt_done || !sequence.request.whole_prompt;
         let reuse = self.config.prefix_cache && wanted;
         let computed = self.memory.open(&mut sequence.memory, &sequence.tokens, reuse, spare).ok()?;
         sequence.computed = computed;

@@ -46,6 +46,7 @@ fn request(prompt: Arc<[TokenId]>, max_tokens: u32) -> Request {
         tenant: Tenant::default(),
         cache_salt: None,
         masks: None,
+        pooling: None,
     }
 }
 

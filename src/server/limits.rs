@@ -18,6 +18,8 @@ pub struct ServerConfig {
     pub json_depth: usize,
     /// Most prompts in one request to `/v1/completions`; more gets 400. 128.
     pub max_prompts: usize,
+    /// Texts that one request may ask vectors of; more gets 400. 2,048, as OpenAI's.
+    pub max_embeddings: usize,
     /// Open connections; further ones wait in the system's backlog. 1024.
     pub max_connections: usize,
     /// Requests whose prompts are being encoded at once; further ones wait. 2: encoding takes cores from the model.
@@ -71,6 +73,7 @@ impl Default for ServerConfig {
             header_bytes: 32 << 10,
             json_depth: 64,
             max_prompts: 128,
+            max_embeddings: 2048,
             max_connections: 1024,
             max_encoding: 2,
             max_encoding_waiting: 128,

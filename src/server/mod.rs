@@ -13,6 +13,7 @@ mod anthropic;
 mod body;
 mod chats;
 mod dialect;
+mod embed;
 mod error;
 mod grammars;
 mod guard;

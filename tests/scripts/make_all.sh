@@ -6,6 +6,7 @@ scripts=$(dirname "$0")
 fixtures=$scripts/../fixtures
 export HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
 "$python" "$scripts/make_golden.py" "$fixtures/golden"
+"$python" "$scripts/make_embeddings.py" "$fixtures/golden"
 "$python" "$scripts/make_gguf.py" "$fixtures/gguf"
 "$python" "$scripts/make_quantized.py" "$fixtures/quantized"
 "$python" "$scripts/make_quants.py" "$fixtures/quants"

@@ -151,6 +151,9 @@ pub(super) struct StepBuffers {
     outputs: DeviceTensor,
     prompt_outputs: DeviceTensor,
     results: [PinnedMemory; 2],
+    /// `[rows, hidden]` f32 each.
+    pooled: [PinnedMemory; 2],
+    hidden: usize,
 }
 
 impl StepBuffers {
@@ -158,7 +161,7 @@ impl StepBuffers {
     ///
     /// # Errors
     /// If there is no room.
-    pub(super) fn new(gpu: &Gpu, limits: StepLimits) -> Result<Self, CudaError> {
+    pub(super) fn new(gpu: &Gpu, limits: StepLimits, hidden: usize) -> Result<Self, CudaError> {
         let places = Places::new(limits);
         let what = "the inputs of a step";
         let outputs = |rows: usize| gpu.zeros(rows, size_of::<SampleOutput>(), DType::U8, what);
@@ -172,6 +175,8 @@ impl StepBuffers {
             outputs,
             prompt_outputs,
             results: [gpu.pinned(result_bytes)?, gpu.pinned(result_bytes)?],
+            pooled: [gpu.pinned(4 * limits.sequences * hidden)?, gpu.pinned(4 * limits.sequences * hidden)?],
+            hidden,
         })
     }
 
@@ -298,6 +303,20 @@ impl StepBuffers {
         let row = size_of::<SampleOutput>();
         gpu.queue_download(&mut self.results[side], 0, &self.outputs, samples * row)?;
         gpu.queue_download(&mut self.results[side], self.outputs.bytes(), &self.prompt_outputs, prompt * row)
+    }
+
+    /// Queues the copy of a step's sums, f32 `[parts, hidden]`, to results memory `side`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(super) fn download_pooled(&mut self, gpu: &Gpu, side: usize, sums: &DeviceTensor) -> Result<(), CudaError> {
+        gpu.queue_download(&mut self.pooled[side], 0, sums, sums.bytes())
+    }
+
+    /// Sum `index` of a step whose download the stream has passed.
+    pub(super) fn pooled(&self, side: usize, index: usize) -> Vec<f32> {
+        let bytes = &self.pooled[side].as_slice()[4 * self.hidden * index..][..4 * self.hidden];
+        bytes.chunks_exact(4).map(|bytes| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()
     }
 
     /// The results of a step whose download the stream has passed: of its samples, and of its prompt tokens.

@@ -64,7 +64,16 @@ fn decode_rate(runner: &mut dyn StepRunner) -> f64 {
     };
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let prompt = [3].as_slice().into();
-    let request = Request { prompt, n: 1, sampling, stop, tenant: Tenant::default(), cache_salt: None, masks: None };
+    let request = Request {
+        prompt,
+        n: 1,
+        sampling,
+        stop,
+        tenant: Tenant::default(),
+        cache_salt: None,
+        masks: None,
+        pooling: None,
+    };
     let seq = SeqId(0);
     runner.start(seq, Arc::new(request), 0, 7);
     let (mut token, mut started) = (3, Instant::now());

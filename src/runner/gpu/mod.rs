@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cuda::{AttentionPlan, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds, tile_queries};
+use crate::cuda::{AttentionPlan, DType, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds, tile_queries};
 use crate::models::{Decoder, Workspace};
 use crate::ops::{Compute, GpuCompute, GpuInputs, KvCache, KvLayout, RowIndices, StepInputs};
 use crate::request::{Request, SeqId, TokenLogprobs};
@@ -27,6 +27,7 @@ use crate::sampling::Sampled;
 use crate::scheduler::SchedulerOutput;
 
 use super::batch::InputBatch;
+use super::pooling::{PoolPart, Pools};
 use super::step::{RunnerError, StepOutput, StepRunner};
 use buffers::{HostInputs, Padding, StepArrays, StepBuffers};
 use cpu_layers::CpuLayers;
@@ -54,6 +55,7 @@ pub(crate) struct GpuRunner {
     buffers: StepBuffers,
     graphs: StepGraphs,
     sequences: Sequences,
+    pools: Pools,
     batch: InputBatch,
     plan: AttentionPlan,
     /// The layers before the GPU's, if it has not all.
@@ -74,8 +76,10 @@ struct Packed {
     copies: Vec<(u32, u32)>,
     sample_tokens: Vec<u32>,
     sample_rows: Vec<SampleRow>,
+    /// Those with a target, then those that are pooled.
     prompt_tokens: Vec<u32>,
     prompt_targets: Vec<u32>,
+    pool_parts: Vec<PoolPart>,
     /// The most alternatives that any of them asks for.
     prompt_alternatives: usize,
 }
@@ -98,6 +102,7 @@ struct InFlight {
     cpu_time: Duration,
     samples: Vec<SeqId>,
     prompts: Vec<PromptRow>,
+    pool_parts: Vec<PoolPart>,
 }
 
 /// Prompt tokens of one row whose log-probabilities are asked for.
@@ -114,6 +119,7 @@ impl StepRunner for GpuRunner {
 
     fn release(&mut self, seq: SeqId) {
         self.sequences.release(seq);
+        self.pools.release(seq);
     }
 
     fn begin(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
@@ -131,9 +137,11 @@ impl StepRunner for GpuRunner {
         }
         let cpu_time = self.run_cpu_layers()?;
         self.run(way, planned.samples.len())?;
-        self.buffers.download(self.gpu.gpu(), side, planned.samples.len(), self.packed.prompt_tokens.len())?;
+        self.buffers.download(self.gpu.gpu(), side, planned.samples.len(), self.packed.prompt_targets.len())?;
+        self.queue_pooling(side)?;
         self.gpu.gpu().mark(&self.done[side])?;
-        self.in_flight.push_back(InFlight { side, cpu_time, samples: planned.samples.clone(), prompts });
+        let (samples, pool_parts) = (planned.samples.clone(), self.packed.pool_parts.clone());
+        self.in_flight.push_back(InFlight { side, cpu_time, samples, prompts, pool_parts });
         Ok(())
     }
 
@@ -152,6 +160,11 @@ impl StepRunner for GpuRunner {
             let own = prompts.by_ref().take(prompt.count);
             let logprobs = own.map(|output| logprobs(&output, count.unwrap_or(0))).collect();
             output.prompt_logprobs.push((prompt.seq, prompt.start, logprobs));
+        }
+        for (index, part) in step.pool_parts.iter().enumerate() {
+            self.pools.begin(part);
+            self.pools.add(part, std::iter::once(self.buffers.pooled(step.side, index).as_slice()));
+            output.pooled.extend(self.pools.end(part));
         }
         Ok(output)
     }
@@ -190,6 +203,7 @@ impl GpuRunner {
         packed.sample_tokens.clear();
         packed.prompt_tokens.clear();
         packed.prompt_targets.clear();
+        packed.pool_parts.clear();
         packed.prompt_alternatives = 0;
         let mut prompts = Vec::new();
         for row in &planned.rows {
@@ -206,6 +220,11 @@ impl GpuRunner {
                 prompts.push(PromptRow { seq: row.seq, start: row.start, count });
             }
         }
+        for row in &planned.rows {
+            let request = sequences.get(row.seq).map(|state| &state.request);
+            packed.pool_parts.extend(request.and_then(|request| Pools::part(row, request)));
+        }
+        packed.prompt_tokens.extend(packed.pool_parts.iter().flat_map(|part| part.tokens.clone()));
         prompts
     }
 
@@ -243,7 +262,7 @@ impl GpuRunner {
     /// How the packed step runs: by which graph, and so how it is padded.
     fn choose(&self, samples: usize) -> Way {
         let (tokens, tiles) = (self.batch.tokens.len(), self.plan.tiles.len());
-        let prompt_logprobs = !self.packed.prompt_tokens.is_empty();
+        let prompt_logprobs = !self.packed.prompt_targets.is_empty();
         if tiles == 0 && samples <= tokens && !prompt_logprobs && self.graphs.for_decodes(tokens).is_some() {
             return Way::Decode;
         }
@@ -297,7 +316,7 @@ impl GpuRunner {
 
     /// Queues the log-probabilities of prompt tokens, then the logits of the samples.
     fn queue_logits(&self, samples: usize) -> Result<(), RunnerError> {
-        let prompt_tokens = self.packed.prompt_tokens.len();
+        let prompt_tokens = self.packed.prompt_targets.len();
         for from in (0..prompt_tokens).step_by(self.logit_rows) {
             let count = self.logit_rows.min(prompt_tokens - from);
             let (rows, targets) = self.buffers.prompt_tokens(from, count);
@@ -311,6 +330,28 @@ impl GpuRunner {
             self.model.logits(&self.compute, RowIndices::Gpu(&rows), &self.workspace)?;
         }
         Ok(())
+    }
+
+    /// Queues the sums of the hidden states that are pooled, and the copy of them to results memory `side`. They lie where
+    /// the step's logits were, which nothing reads any more.
+    fn queue_pooling(&mut self, side: usize) -> Result<(), RunnerError> {
+        let parts = self.packed.pool_parts.len();
+        if parts == 0 {
+            return Ok(());
+        }
+        let sums = self.workspace.logits(parts)?.gpu()?.view(0, parts, self.model.spec().hidden, DType::F32);
+        let mut from = self.packed.prompt_targets.len();
+        for (index, part) in self.packed.pool_parts.iter().enumerate() {
+            let sum = sums.slice(index, 1);
+            for start in (0..part.tokens.len()).step_by(self.logit_rows) {
+                let count = self.logit_rows.min(part.tokens.len() - start);
+                let (rows, _) = self.buffers.prompt_tokens(from + start, count);
+                let states = self.model.hidden(&self.compute, RowIndices::Gpu(&rows), &self.workspace)?;
+                self.gpu.sum_rows(states.gpu()?, &sum, start > 0)?;
+            }
+            from += part.tokens.len();
+        }
+        Ok(self.buffers.download_pooled(self.gpu.gpu(), side, &sums)?)
     }
 
     /// A step of this size, where [`Self::upload`] puts it, with at most `items` work items of rows of one token.

@@ -208,6 +208,7 @@ mod tests {
             tenant: Default::default(),
             cache_salt: None,
             masks: None,
+            pooling: None,
         })
     }
 

@@ -306,6 +306,7 @@ fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
         tenant: Tenant::default(),
         cache_salt: None,
         masks: None,
+        pooling: None,
     }
 }
 

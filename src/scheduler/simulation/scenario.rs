@@ -123,6 +123,7 @@ fn draw_plan(random: &mut Random, config: &SchedulerConfig, prefixes: &[Vec<Toke
         tenant: Tenant::new(format!("tenant {}", random.between(0, 3))),
         cache_salt: [None, None, Some("a"), Some("b")][random.between(0, 3) as usize].map(Arc::from),
         masks: None,
+        pooling: None,
     };
     Plan {
         request,

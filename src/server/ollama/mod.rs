@@ -5,6 +5,7 @@
 
 mod answer;
 mod chat;
+mod embed;
 mod generate;
 mod load;
 mod messages;
@@ -22,6 +23,8 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/chat", post(chat::create))
         .route("/generate", post(generate::create))
+        .route("/embed", post(embed::create))
+        .route("/embeddings", post(embed::create_one))
         .route("/tags", get(models::tags))
         .route("/ps", get(models::ps))
         .route("/show", post(models::show))

@@ -8,6 +8,7 @@ mod chat;
 mod chat_form;
 mod completion_form;
 mod completions;
+mod embeddings;
 mod fields;
 mod logprobs;
 mod messages;
@@ -31,6 +32,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/chat/completions", post(chat::create))
         .route("/completions", post(completions::create))
+        .route("/embeddings", post(embeddings::create))
         .route("/responses", post(responses::create))
         .route("/responses/{id}", get(responses::retrieve).delete(responses::delete))
         .route("/tokenize", post(tokens::tokenize))

@@ -15,7 +15,7 @@ use tower::ServiceExt as _;
 
 use crate::engine::{Command, EngineHandle, EngineLimits, Submission, channel};
 use crate::llm::{Llm, LlmParts, ModelInfo, SamplingOptions};
-use crate::request::{FinishReason, Request, RequestEvent, TokenId, TokenLogprobs};
+use crate::request::{FinishReason, Pooling, Request, RequestEvent, TokenId, TokenLogprobs};
 use crate::server::ServerConfig;
 use crate::server::router;
 use crate::tokenizer::{ChatTemplate, GgufVocab, Tokenizer};
@@ -102,6 +102,7 @@ fn with_template_and_name(engine: EngineHandle, template: &str, name: &str) -> L
         format: "F32".into(),
         weight_bytes: 4,
         context_length: CONTEXT,
+        embedding_length: 3,
         device: "CPU, 2 threads".into(),
         runs_on: Default::default(),
         token_cost: Default::default(),
@@ -121,6 +122,7 @@ fn with_template_and_name(engine: EngineHandle, template: &str, name: &str) -> L
         template: ChatTemplate::new(template, None, Some("<|end|>")).expect("a valid template"),
         defaults: SamplingOptions::default(),
         eos_token_ids: [EOS].into(),
+        pooling: None,
         engine,
         grammars: Default::default(),
     })
@@ -194,7 +196,10 @@ pub(super) fn start(submission: &Submission) {
     let request = &submission.request;
     let prompt = request.prompt.iter().skip(1);
     let logprobs = prompt.filter_map(|token| logprobs(*token, request.sampling.prompt_logprobs)).collect();
-    send(submission, RequestEvent::Prompt { cached_tokens: 1, logprobs });
+    // A vector that says how many tokens the prompt has and how it was to be pooled.
+    let pooled =
+        request.pooling.map(|pooling| vec![request.prompt.len() as f32, f32::from(pooling == Pooling::Mean), 0.0]);
+    send(submission, RequestEvent::Prompt { cached_tokens: 1, logprobs, pooled });
 }
 
 /// Tells one token.

@@ -5,6 +5,7 @@
 mod anthropic;
 mod chat;
 mod completions;
+mod embeddings;
 pub(super) mod fixture;
 mod lifecycle;
 mod models;

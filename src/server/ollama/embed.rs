@@ -1,0 +1,91 @@
+//! `/api/embed` and the older `/api/embeddings`: texts as vectors.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::{Extension, Json};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::llm::{EmbedRequest, Prompt};
+use crate::request::Tenant;
+use crate::server::error::ApiError;
+use crate::server::guard::RequestRecord;
+use crate::server::state::App;
+use crate::server::{body, embed};
+
+use super::load::{LoadedFor, load};
+use super::options::Fields;
+
+#[derive(Debug, Deserialize)]
+struct EmbedBody {
+    input: Option<Input>,
+    dimensions: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Input {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Deserialize)]
+struct OneBody {
+    #[serde(default)]
+    prompt: String,
+}
+
+/// Several texts, each vector of length 1.
+pub(super) async fn create(
+    State(app): State<App>,
+    Extension(record): Extension<Arc<RequestRecord>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let started = Instant::now();
+    let (tenant, bytes) = app.receive(request).await?;
+    let (fields, body): (Fields, EmbedBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
+    drop(bytes);
+    let texts = match body.input {
+        Some(Input::One(text)) => vec![text],
+        Some(Input::Many(texts)) => texts,
+        None => return Err(ApiError::invalid("input", "it is missing")),
+    };
+    if !texts.is_empty() {
+        embed::check_count(&app, "input", texts.len())?;
+    }
+    let LoadedFor { model, load_ns } = load(&app, &fields).await?;
+    let one = |text| EmbedRequest { dimensions: body.dimensions, ..request_for(&fields, text, &tenant) };
+    // Ollama answers an empty list with one, which is how some clients load a model.
+    let embedded = embed::embed(&app, &model, &record, texts.into_iter().map(one).collect()).await?;
+    Ok(Json(json!({
+        "model": fields.model,
+        "embeddings": embedded.vectors,
+        "total_duration": u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        "load_duration": load_ns,
+        "prompt_eval_count": embedded.prompt_tokens,
+    })))
+}
+
+/// One text, its vector as the model gives it.
+pub(super) async fn create_one(
+    State(app): State<App>,
+    Extension(record): Extension<Arc<RequestRecord>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let (tenant, bytes) = app.receive(request).await?;
+    let (fields, body): (Fields, OneBody) = (body::parse(&bytes)?, body::parse(&bytes)?);
+    drop(bytes);
+    let LoadedFor { model, .. } = load(&app, &fields).await?;
+    if body.prompt.is_empty() {
+        return Ok(Json(json!({ "embedding": [] })));
+    }
+    let one = EmbedRequest { normalize: false, ..request_for(&fields, body.prompt, &tenant) };
+    let mut embedded = embed::embed(&app, &model, &record, vec![one]).await?;
+    Ok(Json(json!({ "embedding": embedded.vectors.pop() })))
+}
+
+fn request_for(fields: &Fields, text: String, tenant: &Tenant) -> EmbedRequest {
+    EmbedRequest { truncate: fields.may_truncate(), tenant: tenant.clone(), ..EmbedRequest::new(Prompt::Text(text)) }
+}
