@@ -27,6 +27,7 @@ fn request(number: u32, prompt: u32, eos_token_ids: &Arc<[TokenId]>) -> Request 
         },
         tenant: Tenant::new(format!("tenant {}", number % TENANTS)),
         cache_salt: None,
+        priority: 0,
         masks: None,
         pooling: None,
     }

@@ -11,6 +11,8 @@ mod handle;
 mod info;
 mod library;
 mod load;
+mod rules;
+mod script;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,8 @@ pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
 pub use library::{Beside, LocalModel, ModelDescription, ModelLibrary};
 pub use load::{LoadError, plan_preview};
+
+pub use script::ScriptError;
 
 #[cfg(feature = "server")]
 pub(crate) use crate::hub::{HubError, Progress};

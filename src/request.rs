@@ -162,6 +162,8 @@ pub struct Request {
     pub tenant: Tenant,
     /// Keeps the prefix cache apart: blocks are shared only between equal salts.
     pub cache_salt: Option<Arc<str>>,
+    /// Which of its tenant's requests begins first: the lowest. 0 where nobody says.
+    pub priority: i32,
     /// What its answers must follow.
     pub masks: Option<Arc<dyn TokenMasks>>,
     /// Give a vector of the prompt, pooled so. It takes `n` of 1 and `max_tokens` of 1, whose token means nothing.
@@ -171,11 +173,11 @@ pub struct Request {
 /// Says, for one answer, which tokens may come next.
 pub trait TokenMask: Send {
     /// A bit for each token of the vocabulary, the lowest of each word first: 1 may come. Tokens behind the last word may
-    /// not.
+    /// not. `None`: all may.
     ///
     /// # Errors
     /// No token can come, or it took too much work to find out.
-    fn allowed(&mut self) -> Result<&[u32], String>;
+    fn allowed(&mut self) -> Result<Option<&[u32]>, String>;
 
     /// `token`, which was allowed, has been chosen.
     ///

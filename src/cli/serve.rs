@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use tokio::net::TcpListener;
 
@@ -50,6 +51,9 @@ pub struct ServeArgs {
     /// What is logged, like `debug` or `lantern=debug` [default: info]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
+    /// Answers written beforehand, for tests of clients: a JSON list of {after, say} or {after, tokens}
+    #[arg(long, value_name = "FILE", hide = true)]
+    scripted: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineFlags,
 }
@@ -74,17 +78,23 @@ impl ServeArgs {
 /// # Errors
 /// [`CliError`]: the address is taken, the model cannot be loaded, or the engine stopped by itself.
 pub fn run(args: ServeArgs, session: &Session) -> Result<(), CliError> {
-    let (mut models, pin) = (args.models.clone(), args.pin);
+    let (mut models, pin, script) = (args.models.clone(), args.pin, args.scripted.clone());
     let config = session.resolve(args.settings())?;
     session.log(&config, "info")?;
     if models.is_empty() {
         models.extend(config.model.clone());
     }
     let runtime = super::runtime()?;
-    runtime.block_on(serve(config, models, pin, session))
+    runtime.block_on(serve(config, models, pin, script, session))
 }
 
-async fn serve(config: Config, models: Vec<String>, pin: bool, session: &Session) -> Result<(), CliError> {
+async fn serve(
+    config: Config,
+    models: Vec<String>,
+    pin: bool,
+    script: Option<PathBuf>,
+    session: &Session,
+) -> Result<(), CliError> {
     // Before the model, which takes longer: a port in use shows at once.
     let listener = bind(&config.server.address).await?;
     let port = listener.local_addr().map_or(config.server.address.port, |address: SocketAddr| address.port());
@@ -97,6 +107,11 @@ async fn serve(config: Config, models: Vec<String>, pin: bool, session: &Session
     };
     let loaded =
         loading.await.map_err(|error| CliError::Refused(format!("loading the model broke off: {error}")))??;
+    let loaded = match script {
+        Some(script) => loaded.iter().map(|llm| llm.with_script(&script)).collect::<Result<Vec<_>, _>>(),
+        None => Ok(loaded),
+    };
+    let loaded = loaded.map_err(|error| CliError::Refused(error.to_string()))?;
     let stop = StopSignals::listen()?;
     let catalog = Catalog::embedded();
     let largest = hardware

@@ -107,6 +107,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> Request {
         },
         tenant: Tenant::default(),
         cache_salt: None,
+        priority: 0,
         masks: None,
         pooling: None,
     }

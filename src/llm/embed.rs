@@ -77,6 +77,7 @@ impl Llm {
             },
             tenant: request.tenant,
             cache_salt: None,
+            priority: 0,
             masks: None,
             pooling: Some(request.pooling.or(self.pooling()).unwrap_or(Pooling::Last)),
         })?;

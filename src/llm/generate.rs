@@ -144,6 +144,16 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// What an answer must follow. It decides: neither a bias nor `min_tokens` nor `ignore_eos` goes past it.
     pub grammar: Option<Grammar>,
+    /// The only tokens that may come, if not all may.
+    pub allowed_token_ids: Option<Vec<TokenId>>,
+    /// Texts that may not come, by themselves or after a space: their last token cannot follow the ones before. Another way
+    /// of writing one in tokens may still come. At most 1,024.
+    pub bad_words: Vec<String>,
+    /// Most tokens of thoughts, which are ended then; `None`: as many as the model likes. Nothing where a model does not
+    /// think, or a grammar has no place for it.
+    pub thinking_budget: Option<u32>,
+    /// Which of its tenant's requests begins first: the lowest.
+    pub priority: i32,
     /// Whose request it is.
     pub tenant: Tenant,
     /// See [`crate::request::Request::cache_salt`].
@@ -165,6 +175,10 @@ impl GenerateRequest {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             grammar: None,
+            allowed_token_ids: None,
+            bad_words: Vec::new(),
+            thinking_budget: None,
+            priority: 0,
             tenant: Tenant::default(),
             cache_salt: None,
         }

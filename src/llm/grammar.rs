@@ -188,9 +188,9 @@ struct Walk {
 }
 
 impl TokenMask for Walk {
-    fn allowed(&mut self) -> Result<&[u32], String> {
+    fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
         self.allowed = self.matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
-        Ok(self.allowed.as_slice())
+        Ok(Some(self.allowed.as_slice()))
     }
 
     fn commit(&mut self, token: TokenId) -> Result<(), String> {
@@ -228,7 +228,7 @@ mod tests {
         for byte in text.bytes() {
             mask.commit(byte.into())?;
         }
-        let bits = mask.allowed()?;
+        let bits = mask.allowed()?.expect("a grammar says");
         Ok((0..bits.len() as u32 * 32).filter(|id| bits[*id as usize / 32] >> (id % 32) & 1 == 1).collect())
     }
 

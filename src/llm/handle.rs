@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 
 use crate::engine::{EngineHandle, ModelFacts, SubmitError};
-use crate::request::{Pooling, Request, StopConditions, TokenId, TokenMasks};
+use crate::request::{MAX_LISTED_TOKENS, Pooling, Request, StopConditions, TokenId, TokenMasks};
 use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
 
 use super::builder::LlmBuilder;
@@ -16,6 +16,8 @@ use super::generation::{Choice, Generation};
 use super::grammar::{Grammar, GrammarCompiler};
 use super::info::ModelInfo;
 use super::library::ModelDescription;
+use super::rules::{Rules, ThoughtLimit};
+use super::script::Script;
 
 /// Stands for the text of a message that the answer continues; from the private use area, where no text is.
 const CONTINUED: &str = "\u{F5A3C}continued\u{F5A3C}";
@@ -32,6 +34,8 @@ const NORMALISED_AWAY: usize = 4;
 #[derive(Clone)]
 pub struct Llm {
     parts: Arc<LlmParts>,
+    /// Answers that stand in for the model's.
+    script: Option<Arc<Script>>,
 }
 
 /// What an [`Llm`] is made of.
@@ -55,7 +59,11 @@ impl Llm {
     }
 
     pub(crate) fn from_parts(parts: LlmParts) -> Self {
-        Self { parts: Arc::new(parts) }
+        Self { parts: Arc::new(parts), script: None }
+    }
+
+    pub(super) fn scripted(&self, script: Script) -> Self {
+        Self { parts: self.parts.clone(), script: Some(Arc::new(script)) }
     }
 
     /// What is loaded, where it runs, and how much fits.
@@ -75,9 +83,12 @@ impl Llm {
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let stops = StopMatcher::new(&request.stop, request.include_stop)
             .map_err(|error| GenerateError::Stop(error.to_string()))?;
-        let masks = request.grammar.as_ref().map(|grammar| self.masks(grammar)).transpose()?;
+        let grammar = request.grammar.as_ref().map(|grammar| self.masks(grammar)).transpose()?;
         let mut prompt = self.prompt_tokens(&request.prompt)?;
-        if masks.is_some() && self.opens_thoughts(&prompt) {
+        let follows_grammar = grammar.is_some();
+        let written = self.script.as_ref().and_then(|script| script.masks(&self.decode_with_special(&prompt)));
+        let masks = self.rules(&request, written.or(grammar), &prompt)?.masks();
+        if follows_grammar && self.opens_thoughts(&prompt) {
             // A grammar has no place for thoughts.
             prompt.extend(self.encode_plain(NO_THOUGHTS)?);
         }
@@ -90,8 +101,8 @@ impl Llm {
         let conditions = StopConditions {
             max_tokens: request.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX).max(1)),
             // A grammar says itself where an answer ends.
-            min_tokens: if masks.is_some() { 0 } else { request.min_tokens },
-            ignore_eos: request.ignore_eos && masks.is_none(),
+            min_tokens: if follows_grammar { 0 } else { request.min_tokens },
+            ignore_eos: request.ignore_eos && !follows_grammar,
             eos_token_ids: self.parts.eos_token_ids.clone(),
             stop_token_ids: request.stop_token_ids,
         };
@@ -107,6 +118,7 @@ impl Llm {
             stop: conditions.clone(),
             tenant: request.tenant,
             cache_salt: request.cache_salt,
+            priority: request.priority,
             masks,
             pooling: None,
         })?;
@@ -114,6 +126,11 @@ impl Llm {
         let choice = || Choice::new(decoder.clone(), stops.clone(), conditions.clone(), request.include_stop);
         let choices = (0..request.n).map(|_| choice()).collect();
         Ok(Generation::new(self.engine().clone(), stream, prompt, choices, request.stop))
+    }
+
+    /// The tokens that end an answer.
+    pub(super) fn eos_token_ids(&self) -> &[TokenId] {
+        &self.parts.eos_token_ids
     }
 
     /// How the model's makers pool prompts to vectors, if they say.
@@ -125,6 +142,58 @@ impl Llm {
     /// `one`.
     pub fn forced_calls(&self, tools: &[Value], one: bool) -> Grammar {
         Grammar::calls(self.parts.template.call_format(), tools, one)
+    }
+
+    /// What the answers to `prompt` keep to.
+    fn rules(
+        &self,
+        request: &GenerateRequest,
+        grammar: Option<Arc<dyn TokenMasks>>,
+        prompt: &[TokenId],
+    ) -> Result<Rules, GenerateError> {
+        let invalid = |field, problem| Err(SubmitError::Invalid { field, problem }.into());
+        let vocab_size = self.engine().limits().vocab_size;
+        if let Some(allowed) = &request.allowed_token_ids {
+            if allowed.is_empty() {
+                return invalid("allowed_token_ids", "the list is empty; at least one token is needed".into());
+            }
+            if let Some(token) = allowed.iter().find(|token| **token >= vocab_size) {
+                return invalid(
+                    "allowed_token_ids",
+                    format!("token id {token} is outside the vocabulary of {vocab_size}"),
+                );
+            }
+        }
+        let count = request.bad_words.len();
+        if count > MAX_LISTED_TOKENS {
+            return invalid("bad_words", format!("{count} are more than the {MAX_LISTED_TOKENS} taken"));
+        }
+        let mut bad_words = Vec::new();
+        for word in &request.bad_words {
+            for text in [word.clone(), format!(" {}", word.trim_start())] {
+                let tokens = self.encode_plain(&text)?;
+                if word.is_empty() || tokens.is_empty() {
+                    return invalid("bad_words", "an empty text cannot be kept out".into());
+                }
+                bad_words.push(tokens);
+            }
+        }
+        let thinks = self.parts.template.thinks() && grammar.is_none() && matches!(request.prompt, Prompt::Chat(_));
+        let thoughts = request.thinking_budget.filter(|_| thinks).map(|budget| {
+            Ok::<_, GenerateError>(ThoughtLimit {
+                budget,
+                end: self.encode_plain(NO_THOUGHTS)?.into(),
+                opened: self.opens_thoughts(prompt),
+                decoder: IncrementalDecoder::continuing(&self.parts.tokenizer, false),
+            })
+        });
+        Ok(Rules {
+            grammar,
+            allowed: request.allowed_token_ids.as_deref().map(Arc::from),
+            bad_words: bad_words.into(),
+            thoughts: thoughts.transpose()?,
+            vocab_size,
+        })
     }
 
     fn masks(&self, grammar: &Grammar) -> Result<Arc<dyn TokenMasks>, GenerateError> {

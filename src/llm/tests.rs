@@ -180,6 +180,58 @@ fn an_embedding_is_cut_then_normed_and_too_long_ones_are_cut_only_if_asked() {
 }
 
 #[test]
+fn only_allowed_tokens_come_and_no_bad_words() {
+    let llm = load("llama3", |_| {});
+    let answer = |change: &dyn Fn(&mut GenerateRequest)| {
+        let mut request = request(&[1, 2, 3], 7);
+        request.sampling.temperature = Some(5.0);
+        change(&mut request);
+        let answers = llm.generate(request).expect("taken").collect_blocking().expect("answered");
+        answers[0].tokens.iter().map(|token| token.token).collect::<Vec<_>>()
+    };
+    let allowed = [65, 66, 67, 200];
+    let kept = answer(&|request| request.allowed_token_ids = Some(allowed.to_vec()));
+    assert!(kept.len() == 60 && kept.iter().all(|token| allowed.contains(token)), "{kept:?}");
+    // Two letters that would come one after the other among four.
+    let words: Vec<String> = ["A", "B"].map(String::from).to_vec();
+    let [a, b] = ["A", "B"].map(|letter| llm.encode_plain(letter).expect("a letter")[0]);
+    let pair = |tokens: &[u32]| tokens.windows(2).any(|two| two == [a, b]);
+    let both = |request: &mut GenerateRequest| request.allowed_token_ids = Some(vec![a, b]);
+    assert!(pair(&answer(&both)));
+    let apart = answer(&|request| {
+        both(request);
+        request.bad_words = vec![words.concat()];
+    });
+    assert!(!pair(&apart) && apart.contains(&a), "{apart:?}");
+    for (allowed, bad) in [(Some(vec![]), vec![]), (Some(vec![1 << 30]), vec![]), (None, vec![String::new()])] {
+        let refused = GenerateRequest { allowed_token_ids: allowed, bad_words: bad, ..request(&[1], 1) };
+        assert!(matches!(llm.generate(refused), Err(GenerateError::Submit(SubmitError::Invalid { .. }))));
+    }
+}
+
+#[test]
+fn a_script_answers_what_comes_after_its_texts() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let answers = r#"[{"after": "first", "say": "one, two"}, {"after": "second", "tokens": [65, 66, 300]}]"#;
+    std::fs::write(file.path(), answers).expect("written");
+    let llm = load("llama3", |_| {}).with_script(file.path()).expect("a script");
+    let answer = |prompt: &str| {
+        let answers = llm.generate(GenerateRequest::text(prompt).max_tokens(20).temperature(1.5)).expect("taken");
+        answers.collect_blocking().expect("answered").remove(0)
+    };
+    let one = answer("the second and then the first");
+    assert_eq!((one.text.as_str(), one.reason), ("one, two", FinishReason::Stop));
+    let tokens: Vec<u32> = answer("the first, the second!").tokens.iter().map(|token| token.token).collect();
+    assert_eq!(tokens[..3], [65, 66, 300]);
+    assert_eq!(tokens.len(), 4, "and the end");
+    assert_ne!(answer("another").text, "one, two");
+    for wrong in ["{}", r#"[{"after": "x"}]"#, r#"[{"after": "x", "tokens": [99999]}]"#, "["] {
+        std::fs::write(file.path(), wrong).expect("written");
+        assert!(llm.with_script(file.path()).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn prompt_logprobs_are_whole_whatever_the_chunks() {
     let prompt = &prompts()[9];
     let logprobs = |llm: &Llm| {

@@ -72,6 +72,7 @@ fn request(sampling: SamplingParams, prompt: &[u32], min_tokens: u32) -> Arc<Req
         stop,
         tenant: Default::default(),
         cache_salt: None,
+        priority: 0,
         masks: None,
         pooling: None,
     })

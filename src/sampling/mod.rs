@@ -82,8 +82,10 @@ impl Sampler {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         processors::process(&mut self.logits, params, &state.request.stop, &state.history);
-        if let Some(mask) = &mut state.mask {
-            processors::keep(&mut self.logits, mask.allowed().map_err(SampleError::Grammar)?);
+        if let Some(mask) = &mut state.mask
+            && let Some(allowed) = mask.allowed().map_err(SampleError::Grammar)?
+        {
+            processors::keep(&mut self.logits, allowed);
         }
         let uniform = random::uniform(state.seed, state.choice, state.history.drawn);
         let token = draw::draw(&self.logits, params, uniform, &mut self.scratch).ok_or(SampleError::NotFinite)?;

@@ -109,6 +109,7 @@ mod tests {
             stop: stop(min_tokens),
             tenant: Default::default(),
             cache_salt: None,
+            priority: 0,
             masks: None,
             pooling: None,
         };

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::fair_queue::Ticket;
 use super::sequence::{RequestFacts, Sequence, State};
 use super::{RequestState, Scheduler};
 use crate::request::{Pooling, Request, RequestId, SeqId};
@@ -72,6 +71,7 @@ impl Scheduler {
             id,
             arrival: self.arrivals,
             choices: request.n,
+            priority: request.priority,
             stop: request.stop.clone(),
             prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
             whole_prompt: request.sampling.prompt_logprobs.is_some() || request.pooling == Some(Pooling::Mean),
@@ -97,7 +97,7 @@ impl Scheduler {
             }));
         }
         let leader = living[0];
-        self.queue.push_back(self.sequences[leader].tenant, Ticket { arrival: facts.arrival, seq: leader });
+        self.queue.push_back(self.sequences[leader].tenant, facts.ticket(leader));
         let sequences = living.clone();
         self.requests.insert(id, RequestState { living, forked: false, prompt_done: false, cached_tokens: None });
         Ok(sequences)

@@ -2,7 +2,6 @@
 //!
 //! Knows no budget. Only here do tokens become known, blocks enter the prefix index, and steps leave flight.
 
-use super::fair_queue::Ticket;
 use super::sequence::State;
 use super::{ScheduledRow, Scheduler, SchedulerEvent, SchedulerOutput};
 use crate::request::{FinishReason, RequestId, SeqId, TokenId};
@@ -99,7 +98,8 @@ impl Scheduler {
             self.set_followers(request, State::Parked);
             let sequence = &mut self.sequences[next];
             sequence.charged = charged;
-            self.queue.push_front(sequence.tenant, Ticket { arrival: sequence.request.arrival, seq: next });
+            let ticket = sequence.request.ticket(next);
+            self.queue.push_front(sequence.tenant, ticket);
         }
     }
 

@@ -19,6 +19,8 @@ const MAX_REMEMBERED_TENANTS: usize = 1024;
 /// A sequence that wants to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
+    /// Within its tenant the lowest comes first.
+    pub(super) priority: i32,
     pub(super) arrival: u64,
     pub(super) seq: SeqId,
 }
@@ -99,9 +101,12 @@ impl FairQueue {
         at
     }
 
+    /// For who is new: behind those of its priority, and of lower numbers.
     pub(super) fn push_back(&mut self, at: usize, ticket: Ticket) {
         self.lift(at);
-        self.tenants[at].waiting.push_back(ticket);
+        let waiting = &mut self.tenants[at].waiting;
+        let before = waiting.iter().rposition(|other| other.priority <= ticket.priority);
+        waiting.insert(before.map_or(0, |before| before + 1), ticket);
         self.waiting += 1;
     }
 
@@ -200,7 +205,7 @@ mod tests {
     use super::*;
 
     fn ticket(number: u64) -> Ticket {
-        Ticket { arrival: number, seq: SeqId(number) }
+        Ticket { priority: 0, arrival: number, seq: SeqId(number) }
     }
 
     #[test]
@@ -238,6 +243,19 @@ mod tests {
         queue.push_front(a, ticket(2));
         assert_eq!(queue.front(a), Some(ticket(2)));
         assert_eq!((queue.waiting(), queue.waiting_of(&Tenant::new("a"))), (3, 2));
+    }
+
+    #[test]
+    fn the_lowest_priority_of_a_tenant_goes_first() {
+        let mut queue = FairQueue::default();
+        let a = queue.enter(&Tenant::new("a"));
+        for (number, priority) in [(0, 0), (1, 5), (2, -1), (3, 0), (4, -1), (5, 9)] {
+            queue.push_back(a, Ticket { priority, ..ticket(number) });
+        }
+        for number in [2, 4, 0, 3, 1, 5] {
+            assert_eq!(queue.front(a).map(|ticket| ticket.arrival), Some(number));
+            queue.remove(a, SeqId(number));
+        }
     }
 
     #[test]

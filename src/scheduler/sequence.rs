@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::fair_queue::Ticket;
 use super::memory::SequenceMemory;
 use crate::request::{FinishReason, RequestId, SeqId, StopConditions, TokenId};
 
@@ -14,12 +15,20 @@ pub(super) struct RequestFacts {
     /// Requests are numbered as they come.
     pub(super) arrival: u64,
     pub(super) choices: u32,
+    pub(super) priority: i32,
     pub(super) stop: StopConditions,
     pub(super) prompt_logprobs: bool,
     /// Something is asked of each of the prompt's tokens, so that none may come from the prefix cache.
     pub(super) whole_prompt: bool,
     /// What may come next depends on what came last: a token is committed before the next one is drawn.
     pub(super) waits_for_commit: bool,
+}
+
+impl RequestFacts {
+    /// What stands in the queue for its sequence `seq`.
+    pub(super) fn ticket(&self, seq: SeqId) -> Ticket {
+        Ticket { priority: self.priority, arrival: self.arrival, seq }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

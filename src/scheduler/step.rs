@@ -78,8 +78,8 @@ impl Scheduler {
                     all &= reserved;
                 }
                 Work::Prompt => {
-                    let (tenant, arrival) = (sequence.tenant, sequence.request.arrival);
-                    self.queue.push_prompting(tenant, Ticket { arrival, seq });
+                    let (tenant, ticket) = (sequence.tenant, sequence.request.ticket(seq));
+                    self.queue.push_prompting(tenant, ticket);
                 }
                 Work::Nothing => {}
             }
@@ -129,10 +129,10 @@ impl Scheduler {
         }
         self.memory.release(&mut sequence.memory, self.in_flight.back().copied());
         sequence.computed = 0;
-        let (tenant, arrival, request) = (sequence.tenant, sequence.request.arrival, sequence.request.id);
+        let (tenant, ticket, request) = (sequence.tenant, sequence.request.ticket(seq), sequence.request.id);
         self.set_state(seq, State::Waiting);
         self.set_followers(request, State::Parked);
-        self.queue.push_front(tenant, Ticket { arrival, seq });
+        self.queue.push_front(tenant, ticket);
         self.preemptions += 1;
     }
 

@@ -45,6 +45,7 @@ fn request(prompt: Arc<[TokenId]>, max_tokens: u32) -> Request {
         },
         tenant: Tenant::default(),
         cache_salt: None,
+        priority: 0,
         masks: None,
         pooling: None,
     }

@@ -71,6 +71,7 @@ fn decode_rate(runner: &mut dyn StepRunner) -> f64 {
         stop,
         tenant: Tenant::default(),
         cache_salt: None,
+        priority: 0,
         masks: None,
         pooling: None,
     };

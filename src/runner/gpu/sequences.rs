@@ -24,6 +24,8 @@ pub(super) struct SequenceState {
     slot: Option<u32>,
     /// Which tokens may come next, where it follows a grammar.
     mask: Option<Box<dyn TokenMask>>,
+    /// Whether not every token may come next.
+    is_masked: bool,
     /// Why it cannot go on.
     broken: Option<String>,
     /// The last step that had it.
@@ -61,9 +63,19 @@ impl Sequences {
 
     pub(super) fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
         let mask = request.masks.as_ref().map(|masks| masks.start());
-        let generated = Vec::new();
-        let state =
-            SequenceState { seq, request, choice, seed, drawn: 0, generated, slot: None, mask, broken: None, step: 0 };
+        let state = SequenceState {
+            seq,
+            request,
+            choice,
+            seed,
+            drawn: 0,
+            generated: Vec::new(),
+            slot: None,
+            mask,
+            is_masked: false,
+            broken: None,
+            step: 0,
+        };
         if self.states.len() <= seq.place() {
             self.states.resize_with(seq.place() + 1, || None);
         }
@@ -95,13 +107,17 @@ impl Sequences {
         Some(&state.request)
     }
 
-    /// Slot and mask of `seq`, where it follows a grammar. One that cannot be followed any further is told by
+    /// Slot and mask of `seq`, where not every token may come next. One that cannot be followed any further is told by
     /// [`Self::broken`].
     pub(super) fn mask(&mut self, seq: SeqId) -> Option<(u32, &[u32])> {
         let state = self.get_mut(seq)?;
         let slot = state.slot?;
+        state.is_masked = false;
         match state.mask.as_mut()?.allowed() {
-            Ok(allowed) => Some((slot, allowed)),
+            Ok(allowed) => {
+                state.is_masked = allowed.is_some();
+                allowed.map(|allowed| (slot, allowed))
+            }
             Err(reason) => {
                 state.broken.get_or_insert(reason);
                 None
@@ -159,7 +175,7 @@ impl Sequences {
         let row = SampleRow {
             flags: u32::from(state.counts_history()) * SampleRow::PENALTIES
                 + u32::from(banned) * SampleRow::BANS
-                + u32::from(state.mask.is_some() && state.broken.is_none()) * SampleRow::MASK,
+                + u32::from(state.is_masked) * SampleRow::MASK,
             choice: state.choice,
             drawn: state.drawn,
             ban_count: state.banned().count() as u32,
@@ -207,6 +223,7 @@ mod tests {
             },
             tenant: Default::default(),
             cache_salt: None,
+            priority: 0,
             masks: None,
             pooling: None,
         })

@@ -305,6 +305,7 @@ fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
         },
         tenant: Tenant::default(),
         cache_salt: None,
+        priority: 0,
         masks: None,
         pooling: None,
     }

@@ -122,6 +122,7 @@ fn draw_plan(random: &mut Random, config: &SchedulerConfig, prefixes: &[Vec<Toke
         },
         tenant: Tenant::new(format!("tenant {}", random.between(0, 3))),
         cache_salt: [None, None, Some("a"), Some("b")][random.between(0, 3) as usize].map(Arc::from),
+        priority: 0,
         masks: None,
         pooling: None,
     };

@@ -45,6 +45,7 @@ struct Choice {
 #[derive(Debug, Deserialize)]
 struct Thinking {
     r#type: String,
+    budget_tokens: Option<u32>,
 }
 
 impl Body {
@@ -136,6 +137,7 @@ impl Body {
                 ..SamplingOptions::default()
             },
             grammar,
+            thinking_budget: self.thinking.as_ref().and_then(|Object(thinking)| thinking.budget_tokens),
             tenant,
             ..GenerateRequest::new(Prompt::Chat(chat))
         })

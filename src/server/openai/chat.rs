@@ -22,11 +22,11 @@ use crate::server::run::Run;
 use crate::server::state::App;
 use crate::server::{body, chats, stream};
 
-use super::chat_form::{ChatStream, whole};
+use super::Envelope;
+use super::chat_form::{ChatStream, Told, whole};
 use super::fields::Fields;
 use super::messages::{ChatMessage, translate};
 use super::refused::Refused;
-use super::{Envelope, logprobs};
 
 /// The fields that only a chat has.
 #[derive(Debug, Deserialize)]
@@ -55,7 +55,11 @@ pub(super) async fn create(
     body::parse::<Refused>(&bytes)?.check()?;
     drop(bytes);
     let model = app.models.get(&fields.model).await?;
-    let wants_logprobs = chat.logprobs.unwrap_or(false);
+    let told = Told {
+        logprobs: chat.logprobs.unwrap_or(false),
+        prompt_logprobs: fields.prompt_logprobs.is_some(),
+        ids: fields.returns_token_ids(),
+    };
     let one_call = chat.parallel_tool_calls == Some(false);
     let (mut generate, choice) = translate_body(&fields, chat, tenant)?;
     if let Prompt::Chat(chat) = &generate.prompt
@@ -75,14 +79,12 @@ pub(super) async fn create(
     let parts = (0..run.choices_per_prompt()).map(|_| Parts::new(parser.clone(), one_call)).collect();
     if fields.is_stream() {
         let envelope = Envelope::new(&app, "chatcmpl", "chat.completion.chunk", fields.model.clone());
-        let form = ChatStream::new(&app, &model.llm, envelope, fields.stream_usage(), wants_logprobs, parts);
+        let form = ChatStream::new(&app, &model.llm, envelope, &prompts[0], fields.stream_usage(), told, parts);
         return Ok(stream::respond(&app, run, form));
     }
     let envelope = Envelope::new(&app, "chatcmpl", "chat.completion", fields.model.clone());
     let all = run.whole().await?;
-    let prompt_logprobs =
-        fields.prompt_logprobs.map(|_| logprobs::prompt(&model.llm, &prompts[0], &all.prompt_logprobs[0]));
-    Ok(whole(&app, &model.llm, &envelope, all, parts, wants_logprobs, prompt_logprobs))
+    Ok(whole(&app, &model.llm, &envelope, &prompts[0], all, parts, &told))
 }
 
 fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<(GenerateRequest, ToolChoice), ApiError> {

@@ -7,7 +7,8 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::llm::{Llm, Part};
+use crate::llm::{GeneratedToken, Llm, Part};
+use crate::request::TokenId;
 use crate::server::error::ApiError;
 use crate::server::parts::Parts;
 use crate::server::run::{RunEvent, Usage, Whole};
@@ -25,6 +26,8 @@ struct Choice {
     message: AnswerMessage,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
 }
 
 #[derive(Serialize)]
@@ -44,6 +47,8 @@ struct ChunkChoice {
     delta: Delta,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
 }
 
 #[derive(Default, Serialize)]
@@ -58,32 +63,51 @@ struct Delta {
     tool_calls: Vec<Call>,
 }
 
-#[derive(Serialize)]
-struct WithPromptLogprobs<'a> {
-    #[serde(flatten)]
-    answer: Answer<'a, Choice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+/// What was asked to be told of tokens besides their text.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    pub(super) logprobs: bool,
+    /// The prompt's log-probabilities stand beside the choices, as vLLM has it.
+    pub(super) prompt_logprobs: bool,
+    /// The ids of the prompt, and of the answer.
+    pub(super) ids: bool,
 }
 
-/// The whole answer, whose choices `parts` takes apart. `prompt_logprobs` stands beside them, as vLLM has it.
+/// What is told of the prompt, beside the choices.
+#[derive(Serialize)]
+struct WithPrompt<'a, C> {
+    #[serde(flatten)]
+    answer: Answer<'a, C>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+}
+
+/// The whole answer to `prompt`, whose choices `parts` takes apart.
 pub(super) fn whole(
     app: &App,
     llm: &Llm,
     envelope: &Envelope,
+    prompt: &[TokenId],
     all: Whole,
     mut parts: Vec<Parts>,
-    wants_logprobs: bool,
-    prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+    told: &Told,
 ) -> Response {
     let choices = all.choices.into_iter().zip(&mut parts).enumerate().map(|(index, (choice, parts))| Choice {
         index,
-        logprobs: wants_logprobs.then(|| logprobs::chat(llm, &choice.tokens)),
+        logprobs: told.logprobs.then(|| logprobs::chat(llm, &choice.tokens)),
+        token_ids: told.ids.then(|| ids(&choice.tokens)),
         message: message(app, choice.text, parts),
         finish_reason: choice.reason.map(|reason| finish_reason(parts, reason)),
     });
     let answer = Answer { envelope, choices: choices.collect(), usage: Some(Some(all.usage)) };
-    Json(WithPromptLogprobs { answer, prompt_logprobs }).into_response()
+    let prompt_logprobs = told.prompt_logprobs.then(|| logprobs::prompt(llm, prompt, &all.prompt_logprobs[0]));
+    Json(WithPrompt { answer, prompt_logprobs, prompt_token_ids: told.ids.then_some(prompt) }).into_response()
+}
+
+fn ids(tokens: &[GeneratedToken]) -> Vec<TokenId> {
+    tokens.iter().map(|token| token.token).collect()
 }
 
 fn message(app: &App, text: String, parts: &mut Parts) -> AnswerMessage {
@@ -94,13 +118,19 @@ fn message(app: &App, text: String, parts: &mut Parts) -> AnswerMessage {
     AnswerMessage { role: "assistant", content, refusal: None, reasoning_content, tool_calls }
 }
 
+fn blank(index: usize) -> ChunkChoice {
+    ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None, token_ids: None }
+}
+
 /// The answer in chunks.
 pub(super) struct ChatStream {
     app: App,
     llm: Llm,
     envelope: Envelope,
     usage: StreamUsage,
-    wants_logprobs: bool,
+    told: Told,
+    /// Until it is told, where it is to be.
+    prompt: Option<Vec<TokenId>>,
     choices: Vec<Parts>,
 }
 
@@ -109,27 +139,31 @@ impl ChatStream {
         app: &App,
         llm: &Llm,
         envelope: Envelope,
+        prompt: &[TokenId],
         usage: StreamUsage,
-        wants_logprobs: bool,
+        told: Told,
         choices: Vec<Parts>,
     ) -> Self {
-        Self { app: app.clone(), llm: llm.clone(), envelope, usage, wants_logprobs, choices }
+        let prompt = told.ids.then(|| prompt.to_vec());
+        Self { app: app.clone(), llm: llm.clone(), envelope, usage, told, prompt, choices }
     }
 
-    /// A chunk for each part; `logprobs` stand in the first, or in one of their own.
+    /// A chunk for each part; what is told of `tokens` stands in the first, or in one of its own.
     fn push(
         &self,
         index: usize,
         first_call: usize,
         parts: Vec<Part>,
-        mut logprobs: Option<ChatLogprobs>,
+        tokens: &[GeneratedToken],
         usage: &Usage,
         out: &mut Out,
     ) {
-        let blank = || ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None };
-        if parts.is_empty() && logprobs.is_some() {
+        let some = !tokens.is_empty();
+        let mut logprobs = (some && self.told.logprobs).then(|| logprobs::chat(&self.llm, tokens));
+        let mut token_ids = (some && self.told.ids).then(|| ids(tokens));
+        if parts.is_empty() && (logprobs.is_some() || token_ids.is_some()) {
             let delta = Delta { content: Some(String::new()), ..Delta::default() };
-            self.chunk(ChunkChoice { delta, logprobs, ..blank() }, usage, out);
+            self.chunk(ChunkChoice { delta, logprobs, token_ids, ..blank(index) }, usage, out);
             return;
         }
         let mut calls = first_call..;
@@ -141,7 +175,8 @@ impl ChatStream {
                     Delta { tool_calls: vec![Call::new(&self.app, calls.next(), call)], ..Delta::default() }
                 }
             };
-            self.chunk(ChunkChoice { delta, logprobs: logprobs.take(), ..blank() }, usage, out);
+            let (logprobs, token_ids) = (logprobs.take(), token_ids.take());
+            self.chunk(ChunkChoice { delta, logprobs, token_ids, ..blank(index) }, usage, out);
         }
     }
 
@@ -155,26 +190,27 @@ impl Chunks for ChatStream {
     const FRAMING: Framing = Framing::Events;
 
     fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut Out) {
-        let blank = |index| ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None };
         match event {
             RunEvent::Started { .. } => {
+                let prompt = self.prompt.take();
                 for index in 0..self.choices.len() {
                     let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
-                    self.chunk(ChunkChoice { delta, ..blank(index) }, usage, out);
+                    let choices = vec![ChunkChoice { delta, ..blank(index) }];
+                    let answer = Answer { envelope: &self.envelope, choices, usage: self.usage.in_chunk(usage) };
+                    let prompt_token_ids = prompt.as_deref().filter(|_| index == 0);
+                    out.data(&WithPrompt { answer, prompt_logprobs: None, prompt_token_ids });
                 }
             }
             RunEvent::Delta { choice, text, tokens } => {
-                // A token that completes no character has nothing to tell, unless its probability is asked for.
-                let wanted = self.wants_logprobs && !(text.is_empty() && tokens.is_empty());
-                let logprobs = wanted.then(|| logprobs::chat(&self.llm, &tokens));
+                // A token that completes no character has nothing to tell, unless it is itself asked for.
                 let first_call = self.choices[choice].calls();
                 let parts = self.choices[choice].push(text);
-                self.push(choice, first_call, parts, logprobs, usage, out);
+                self.push(choice, first_call, parts, &tokens, usage, out);
             }
             RunEvent::Finished { choice, reason, .. } => {
                 let first_call = self.choices[choice].calls();
                 let parts = self.choices[choice].finish();
-                self.push(choice, first_call, parts, None, usage, out);
+                self.push(choice, first_call, parts, &[], usage, out);
                 let finish_reason = Some(finish_reason(&self.choices[choice], reason));
                 self.chunk(ChunkChoice { finish_reason, ..blank(choice) }, usage, out);
             }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::llm::Llm;
+use crate::llm::{GeneratedToken, Llm};
 use crate::request::TokenId;
 use crate::server::error::ApiError;
 use crate::server::run::{RunEvent, Usage, Whole};
@@ -27,6 +27,28 @@ struct Choice {
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<TokenId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<TokenId>>,
+}
+
+impl Choice {
+    fn blank(index: usize, text: String) -> Self {
+        Self {
+            index,
+            text,
+            logprobs: None,
+            finish_reason: None,
+            prompt_logprobs: None,
+            prompt_token_ids: None,
+            token_ids: None,
+        }
+    }
+}
+
+fn ids(tokens: &[GeneratedToken]) -> Vec<TokenId> {
+    tokens.iter().map(|token| token.token).collect()
 }
 
 /// What an answer needs besides what is generated.
@@ -39,6 +61,8 @@ pub(super) struct CompletionForm {
     pub(super) echoed: Vec<String>,
     pub(super) wants_logprobs: bool,
     pub(super) wants_prompt_logprobs: bool,
+    /// Tell the ids of the prompt's tokens and of the answer's.
+    pub(super) wants_ids: bool,
 }
 
 impl CompletionForm {
@@ -61,7 +85,9 @@ impl CompletionForm {
                 self.wants_prompt_logprobs.then(|| logprobs::prompt(llm, &self.prompts[prompt], of_prompt));
             let text = self.echoed.get(prompt).cloned().unwrap_or_default() + &choice.text;
             let finish_reason = choice.reason.map(|reason| reason.as_str());
-            Choice { index, text, logprobs, finish_reason, prompt_logprobs }
+            let prompt_token_ids = self.wants_ids.then(|| self.prompts[prompt].clone());
+            let token_ids = self.wants_ids.then(|| ids(&choice.tokens));
+            Choice { index, text, logprobs, finish_reason, prompt_logprobs, prompt_token_ids, token_ids }
         });
         let choices = choices.collect();
         Json(Answer { envelope: &self.envelope, choices, usage: Some(Some(all.usage)) }).into_response()
@@ -92,34 +118,38 @@ impl Chunks for CompletionStream {
     const FRAMING: Framing = Framing::Events;
 
     fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut Out) {
-        let blank = |index, text| Choice { index, text, logprobs: None, finish_reason: None, prompt_logprobs: None };
+        let (wants_ids, blank) = (self.form.wants_ids, Choice::blank);
         let llm = self.form.llm.clone();
         match event {
             RunEvent::Started { prompt, prompt_logprobs } => {
-                let Some(text) = self.form.echoed.get(prompt).cloned() else {
+                let text = self.form.echoed.get(prompt).cloned();
+                if text.is_none() && !wants_ids {
                     return;
-                };
+                }
                 let tokens = self.form.prompts.clone();
                 let first = prompt * self.form.choices_per_prompt;
                 for index in first..first + self.form.choices_per_prompt {
-                    let logprobs = self.form.wants_logprobs.then(|| {
+                    let logprobs = (self.form.wants_logprobs && text.is_some()).then(|| {
                         let mut logprobs = CompletionLogprobs::default();
                         let offset = &mut self.offsets[index];
                         logprobs.push_prompt(&llm, &tokens[prompt], &prompt_logprobs, offset);
                         logprobs
                     });
-                    self.chunk(Choice { logprobs, ..blank(index, text.clone()) }, usage, out);
+                    let prompt_token_ids = wants_ids.then(|| tokens[prompt].clone());
+                    let text = text.clone().unwrap_or_default();
+                    self.chunk(Choice { logprobs, prompt_token_ids, ..blank(index, text) }, usage, out);
                 }
             }
             RunEvent::Delta { text, tokens, .. }
-                if text.is_empty() && (tokens.is_empty() || !self.form.wants_logprobs) => {}
+                if text.is_empty() && (tokens.is_empty() || !(self.form.wants_logprobs || wants_ids)) => {}
             RunEvent::Delta { choice, text, tokens } => {
                 let logprobs = self.form.wants_logprobs.then(|| {
                     let mut logprobs = CompletionLogprobs::default();
                     logprobs.push_generated(&llm, &tokens, &mut self.offsets[choice]);
                     logprobs
                 });
-                self.chunk(Choice { logprobs, ..blank(choice, text) }, usage, out);
+                let token_ids = wants_ids.then(|| ids(&tokens));
+                self.chunk(Choice { logprobs, token_ids, ..blank(choice, text) }, usage, out);
             }
             RunEvent::Finished { choice, reason, .. } => {
                 let finish_reason = Some(reason.as_str());

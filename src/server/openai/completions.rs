@@ -78,6 +78,7 @@ pub(super) async fn create(
         echoed,
         wants_logprobs: body.logprobs.is_some(),
         wants_prompt_logprobs: fields.prompt_logprobs.is_some(),
+        wants_ids: fields.returns_token_ids(),
         llm: model.llm.clone(),
     };
     if fields.is_stream() {

@@ -36,6 +36,13 @@ pub(super) struct Fields {
     ignore_eos: Option<bool>,
     pub(super) prompt_logprobs: Option<u32>,
     cache_salt: Option<String>,
+    allowed_token_ids: Option<Vec<TokenId>>,
+    bad_words: Option<Vec<String>>,
+    /// Named so by Qwen's services, and by vLLM as the next.
+    thinking_budget: Option<u32>,
+    thinking_token_budget: Option<u32>,
+    priority: Option<i32>,
+    return_token_ids: Option<bool>,
     /// What the answer must follow; read from fields of its own.
     #[serde(skip)]
     pub(super) grammar: Option<Grammar>,
@@ -63,6 +70,11 @@ impl Fields {
     /// Whether the answer is streamed.
     pub(super) fn is_stream(&self) -> bool {
         self.stream.unwrap_or(false)
+    }
+
+    /// Whether the answer is to tell its tokens and those of the prompt.
+    pub(super) fn returns_token_ids(&self) -> bool {
+        self.return_token_ids.unwrap_or(false)
     }
 
     pub(super) fn min_tokens(&self) -> u32 {
@@ -104,6 +116,10 @@ impl Fields {
             stop_token_ids: self.stop_token_ids.clone().unwrap_or_default(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             grammar: self.grammar.clone(),
+            allowed_token_ids: self.allowed_token_ids.clone(),
+            bad_words: self.bad_words.clone().unwrap_or_default(),
+            thinking_budget: self.thinking_budget.or(self.thinking_token_budget),
+            priority: self.priority.unwrap_or(0),
             tenant,
             cache_salt: match self.cache_salt.as_deref() {
                 Some("") => {
@@ -177,7 +193,8 @@ mod tests {
             "top_k": null, "min_p": null, "repetition_penalty": null, "presence_penalty": null,
             "frequency_penalty": null, "logit_bias": null, "seed": null, "stop": null, "stop_token_ids": null,
             "include_stop_str_in_output": null, "min_tokens": null, "ignore_eos": null, "prompt_logprobs": null,
-            "cache_salt": null, "stream": null, "stream_options": null, "user": null, "options": {"num_ctx": 8}
+            "cache_salt": null, "allowed_token_ids": null, "bad_words": null, "thinking_budget": null,
+            "priority": null, "return_token_ids": null, "stream": null, "stream_options": null, "user": null, "options": {"num_ctx": 8}
         });
         assert_eq!(request(nulls), Ok(GenerateRequest::text("p")));
     }
@@ -189,7 +206,8 @@ mod tests {
             "min_p": 0.25, "repetition_penalty": 1.5, "presence_penalty": -2, "frequency_penalty": 2,
             "logit_bias": {"7": -100, "8": 1.5}, "seed": -3, "stop": "end", "stop_token_ids": [4, 5],
             "include_stop_str_in_output": true, "min_tokens": 2, "ignore_eos": true, "prompt_logprobs": 4,
-            "cache_salt": "mine"
+            "cache_salt": "mine", "allowed_token_ids": [1, 2], "bad_words": ["no"], "thinking_token_budget": 9,
+            "priority": -1
         });
         let expected = GenerateRequest {
             n: 3,
@@ -200,6 +218,10 @@ mod tests {
             stop_token_ids: vec![4, 5],
             ignore_eos: true,
             cache_salt: Some("mine".into()),
+            allowed_token_ids: Some(vec![1, 2]),
+            bad_words: vec!["no".into()],
+            thinking_budget: Some(9),
+            priority: -1,
             sampling: SamplingOptions {
                 temperature: Some(1.0),
                 top_k: Some(40),

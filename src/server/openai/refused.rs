@@ -18,7 +18,7 @@ const NOT_HERE: &str = "this server does not do that; leave it out";
 type Rule = (&'static str, fn(&Value) -> bool, &'static str);
 
 /// `null`, `false`, empty text, lists and objects ask for nothing anywhere and need no rule.
-const REFUSED: [Rule; 18] = [
+const REFUSED: [Rule; 16] = [
     ("grammar", never, STRUCTURED),
     ("json_schema", never, STRUCTURED),
     ("functions", never, "the older form of `tools`; send `tools` instead"),
@@ -27,8 +27,6 @@ const REFUSED: [Rule; 18] = [
     ("web_search_options", never, NOT_HERE),
     ("suffix", never, "filling in before a suffix is not there; send what comes before it alone"),
     ("use_beam_search", never, "answers are sampled; there is no beam search"),
-    ("bad_words", never, "use `logit_bias` with token ids"),
-    ("allowed_token_ids", never, "use `logit_bias` with token ids"),
     ("truncate_prompt_tokens", never, "prompts are never cut; one that is too long is refused with both counts"),
     ("chat_template", never, "the model's own template is used"),
     ("documents", never, "put the documents into a message"),

@@ -85,6 +85,55 @@ async fn prompt_logprobs_stand_beside_the_choices() {
 }
 
 #[tokio::test]
+async fn token_ids_are_told_where_asked_for_whole_and_in_streams() {
+    let (router, _requests) = saying("\u{e9}!");
+    let expected = json!([195, 169, 33, EOS]);
+    let ids = |text: &str| json!(text.bytes().collect::<Vec<u8>>());
+    let prompt = ids("user: hi\nassistant: ");
+    let body = post(&router, "/v1/chat/completions", chat_body(json!({"return_token_ids": true}))).await.json();
+    assert_eq!((&body["choices"][0]["token_ids"], &body["prompt_token_ids"]), (&expected, &prompt));
+    let completion = json!({"return_token_ids": true});
+    let body = post(&router, "/v1/completions", completion_body(completion)).await.json();
+    assert_eq!((&body["choices"][0]["token_ids"], &body["choices"][0]["prompt_token_ids"]), (&expected, &ids("ab")));
+    let streamed = json!({"return_token_ids": true, "stream": true});
+    for (path, body) in [("chat/", chat_body(streamed.clone())), ("", completion_body(streamed))] {
+        let events = post(&router, &format!("/v1/{path}completions"), body).await.events();
+        let chunks: Vec<Value> = events.iter().filter_map(|event| serde_json::from_str(event).ok()).collect();
+        let told = chunks.iter().filter_map(|chunk| chunk["choices"][0]["token_ids"].as_array()).flatten();
+        assert_eq!(json!(told.collect::<Vec<_>>()), expected, "{path}");
+        let first = if path.is_empty() { &chunks[0]["choices"][0] } else { &chunks[0] };
+        assert_eq!(first["prompt_token_ids"], if path.is_empty() { ids("ab") } else { prompt.clone() });
+    }
+    let without = post(&router, "/v1/chat/completions", chat_body(json!({}))).await.text;
+    assert!(!without.contains("token_ids"), "{without}");
+}
+
+#[tokio::test]
+async fn thoughts_have_a_budget_in_every_api_that_names_one() {
+    let (router, requests) = thinking_requests("so");
+    let chat = |more| chat_body(more);
+    let message = json!({"model": MODEL, "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}],
+        "thinking": {"type": "enabled", "budget_tokens": 2}});
+    for (path, body) in [
+        ("/v1/chat/completions", chat(json!({"thinking_budget": 2}))),
+        ("/v1/chat/completions", chat(json!({"thinking_token_budget": 2}))),
+        ("/v1/messages", message),
+    ] {
+        assert_eq!(post(&router, path, body).await.status, 200);
+        let mut mask = requests.recv().expect("one").masks.expect("thoughts are watched").start();
+        for (token, forced) in [(97, false), (98, false), (10, true), (60, true)] {
+            let allowed = mask.allowed().expect("some token may come").map(<[u32]>::to_vec);
+            let only: Vec<u32> = (0..257).map(|id: u32| u32::from(forced && id == token)).collect();
+            let bits = |words: Vec<u32>| (0..257).map(|id| words[id / 32] >> (id % 32) & 1).collect::<Vec<_>>();
+            assert_eq!(allowed.map(bits), forced.then_some(only), "{path}, before {token}");
+            mask.commit(token).expect("it may come");
+        }
+    }
+    assert_eq!(post(&router, "/v1/chat/completions", chat(json!({}))).await.status, 200);
+    assert!(requests.recv().expect("one").masks.is_none());
+}
+
+#[tokio::test]
 async fn a_stop_string_ends_the_answer() {
     let (router, _requests) = saying("one two three");
     let body = post(&router, "/v1/chat/completions", chat_body(json!({"stop": " t"}))).await.json();
