@@ -1,11 +1,11 @@
-"""Runs turns of OpenClaw against the real binary, with the providers of the README's guide.
+"""Runs turns of agents against the real binary: OpenClaw with each provider of the README's guide, and codex.
 
+    npm install openclaw@2026.9.6 @openai/codex@0.169.0    # wants node 24.16 or newer
     python tests/clients/tiny_model.py FOLDER_WITH_A_TOKENIZER TINY
-    python tests/clients/openclaw.py target/release/lantern TINY OPENCLAW
+    python tests/clients/agents.py target/release/lantern TINY node_modules/.bin [openclaw] [codex]
 
-OPENCLAW is its script (node_modules/.bin/openclaw), which `node` on the PATH runs. Each provider gets a tool to call, its
-result back, and a second turn that must come from the prefix cache. What the model says is written here beforehand; all
-else is real. Takes port 11434, as the guide does.
+In each a tool is called, its result comes back and is answered; OpenClaw's second turn must come from the prefix cache.
+What the model says is written here beforehand; all else is real. Takes port 11434, as the guide does.
 """
 
 import json
@@ -19,12 +19,8 @@ from server import Server
 
 PORT = 11434
 SECRET = "the lantern burns at dusk"
-CALL = '<tool_call>\n{"name": "read", "arguments": {"path": "marker-7.txt"}}\n</tool_call>'
-SCRIPT = [
-    {"after": "What does marker-7.txt say?", "say": CALL},
-    {"after": SECRET, "say": f"It says: {SECRET}."},
-    {"after": "And in one word?", "say": "Dusk."},
-]
+QUESTION, AGAIN = "What does marker-7.txt say?", "And in one word?"
+ANSWER, DUSK = f"It says: {SECRET}.", "Dusk."
 PROVIDERS = {
     "completions at the root": {"baseUrl": f"http://localhost:{PORT}", "api": "openai-completions"},
     "completions below /v1": {"baseUrl": f"http://127.0.0.1:{PORT}/v1", "api": "openai-completions"},
@@ -43,6 +39,18 @@ def config(provider):
     }
 
 
+def script(folder, tool, arguments):
+    """A file of answers: the call of a tool, what is made of its result, and a second answer."""
+    call = json.dumps({"name": tool, "arguments": arguments})
+    answers = [
+        {"after": QUESTION, "say": f"<tool_call>\n{call}\n</tool_call>"},
+        {"after": SECRET, "say": ANSWER},
+        {"after": AGAIN, "say": DUSK},
+    ]
+    (folder / "script.json").write_text(json.dumps(answers))
+    return ["--scripted", str(folder / "script.json")]
+
+
 def turn(openclaw, home, message):
     """One turn; what OpenClaw printed of it."""
     environment = {
@@ -51,7 +59,7 @@ def turn(openclaw, home, message):
     }
     arguments = ["agent", "--local", "--agent", "main", "--session-id", "t1", "--message", message, "--json"]
     done = subprocess.run(
-        ["node", openclaw, *arguments, "--timeout", "120"], env=environment, capture_output=True, text=True, timeout=240
+        ["node", str(openclaw), *arguments, "--timeout", "120"], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -82,16 +90,14 @@ def check(name, provider, binary, model, openclaw, folder):
     (home / "workspace").mkdir(parents=True)
     (home / "workspace" / "marker-7.txt").write_text(SECRET + "\n")
     (home / "openclaw.json").write_text(json.dumps(config(provider)))
-    script = folder / "script.json"
-    script.write_text(json.dumps(SCRIPT))
-    server = Server(binary, str(model), "--scripted", str(script), port=PORT)
+    server = Server(binary, model, *script(folder, "read", {"path": "marker-7.txt"}), port=PORT)
     try:
         readings = Readings(server)
-        told = turn(openclaw, home, "What does marker-7.txt say?")
-        assert f"It says: {SECRET}." in told, told[-2000:]
+        told = turn(openclaw, home, QUESTION)
+        assert ANSWER in told, told[-2000:]
         *_, first_seconds = readings.since()
-        told = turn(openclaw, home, "And in one word?")
-        assert "Dusk." in told, told[-2000:]
+        told = turn(openclaw, home, AGAIN)
+        assert DUSK in told, told[-2000:]
         queries, hits, tokens, seconds = readings.since()
         print(f"{name}: a call and its answer; second turn of {tokens:.0f} tokens, {hits / queries:.1%} from the cache, "
               f"first token after {seconds:.2f} s (first turn: {first_seconds:.2f} s)", flush=True)
@@ -101,11 +107,36 @@ def check(name, provider, binary, model, openclaw, folder):
         server.stop()
 
 
+def openclaw(binary, model, programs, folder):
+    for name, provider in PROVIDERS.items():
+        check(f"openclaw, {name}", provider, binary, model, programs / "openclaw", folder)
+
+
+def codex(binary, model, programs, folder):
+    home = folder / "codex"
+    (home / "project").mkdir(parents=True)
+    (home / "project" / "marker-7.txt").write_text(SECRET + "\n")
+    provider = f'name = "Lantern"\nbase_url = "http://127.0.0.1:{PORT}/v1"\nwire_api = "responses"\n'
+    before = 'model = "tiny"\nmodel_provider = "lantern"\n'
+    (home / "config.toml").write_text(f"{before}[model_providers.lantern]\n{provider}")
+    server = Server(binary, model, *script(folder, "exec_command", {"cmd": "cat marker-7.txt"}), port=PORT)
+    try:
+        done = subprocess.run(
+            ["node", str(programs / "codex"), "exec", "--skip-git-repo-check", QUESTION], cwd=home / "project",
+            env={**os.environ, "CODEX_HOME": str(home)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0 and ANSWER in done.stdout, done.stdout + done.stderr[-2000:]
+        print("codex: a call and its answer", flush=True)
+    finally:
+        server.stop()
+
+
 def main():
-    binary, model, openclaw = sys.argv[1:]
+    binary, model, programs, *names = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        for name, provider in PROVIDERS.items():
-            check(name, provider, binary, Path(model).resolve(), openclaw, Path(folder))
+        for name in names or ["openclaw", "codex"]:
+            {"openclaw": openclaw, "codex": codex}[name](binary, model, Path(programs).resolve(), Path(folder))
 
 
 main()
