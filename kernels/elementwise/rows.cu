@@ -1,4 +1,5 @@
 // Rows moved or changed element by element: embedding, gathering, the gated activation, bias.
+#include "fp8.cuh"
 #include "lantern.cuh"
 
 // residual[t] = float(table[id(t)]): table [vocab, width], ids u32 [T], residual f32 [T, width]. An id whose top bit is
@@ -105,6 +106,31 @@ __device__ void sum_rows(float* sum, const T* x, int rows, int width, int goes_o
     sum[i] = total;
 }
 
+// quants[t] = x[t] / scales[t] in e4m3, scales[t] = the largest |x[t, i]| / 448: x, quants [T, width], width a multiple of 8;
+// rows of zeros have the scale 1. Grid: T blocks of 256. 5 bytes an element, 2 of them from the cache.
+template <typename T>
+__device__ void quantize_rows(fp8* quants, float* scales, const T* x, int width) {
+    __shared__ float scratch[32];
+    const Pack<T, 8>* row = reinterpret_cast<const Pack<T, 8>*>(x + size_t(blockIdx.x) * width);
+    float most = 0.f;
+    for (int pack = threadIdx.x; pack < width / 8; pack += blockDim.x) {
+        Pack<T, 8> v = row[pack];
+#pragma unroll
+        for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(to_float(v.at[i])));
+    }
+    most = block_max(most, scratch);
+    float scale = most > 0.f ? most / 448.f : 1.f, inverse = 1.f / scale;
+    if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+    Pack<fp8, 8>* to = reinterpret_cast<Pack<fp8, 8>*>(quants + size_t(blockIdx.x) * width);
+    for (int pack = threadIdx.x; pack < width / 8; pack += blockDim.x) {
+        Pack<T, 8> v = row[pack];
+        Pack<fp8, 8> q;
+#pragma unroll
+        for (int i = 0; i < 8; i++) q.at[i] = from_float<fp8>(to_float(v.at[i]) * inverse);
+        to[pack] = q;
+    }
+}
+
 // x[t] *= sigmoid(gates[t]): x [T, width], gates [T]. Grid: (T, blocks over the row). 4 bytes an element.
 template <typename T>
 __device__ void scale_by_sigmoid(T* x, const T* gates, int width) {
@@ -135,6 +161,9 @@ extern "C" __global__ void clear(uint16_t* x, int width) {
     extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }       \
     extern "C" __global__ void sum_rows_##T(float* sum, const T* x, int rows, int width, int goes_on) {               \
         sum_rows<T>(sum, x, rows, width, goes_on);                                                                    \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) quantize_rows_##T(fp8* quants, float* scales, const T* x, int width) { \
+        quantize_rows<T>(quants, scales, x, width);                                                                   \
     }
 ROWS(bf16)
 ROWS(f16)

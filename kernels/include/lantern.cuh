@@ -56,3 +56,14 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     __syncthreads();
     return x;
 }
+
+// The largest of a block's numbers, none of which is below 0; as block_sum.
+__device__ __forceinline__ float block_max(float x, float* scratch) {
+    x = warp_max(x);
+    int warps = (blockDim.x + 31) >> 5;
+    if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5] = x;
+    __syncthreads();
+    x = warp_max((threadIdx.x & 31) < warps ? scratch[threadIdx.x & 31] : 0.f);
+    __syncthreads();
+    return x;
+}

@@ -213,10 +213,11 @@ REPACK(Int4)
 REPACK(Int8)
 REPACK(Fp8)
 
-// Random bytes for `blocks` blocks of `bytes` bytes, with f16 `first` at `first_at` and `second` at `second_at` of each.
+// Random bytes, of whose bits those of `mask` stay, for `blocks` blocks of `bytes` bytes, with f16 `first` at `first_at` and `second` at `second_at` of each.
 // Blocks count from `begin` on, so that a matrix can be drawn piece by piece. Grid: a thread a block.
 extern "C" __global__ void quant_draw(uint8_t* to, unsigned long long begin, int blocks, int bytes, int first_at,
-                                      uint32_t first, int second_at, uint32_t second, unsigned long long seed) {
+                                      uint32_t first, int second_at, uint32_t second, unsigned long long seed,
+                                      uint32_t mask) {
     int block = blockIdx.x * blockDim.x + threadIdx.x;
     if (block >= blocks) return;
     uint8_t* own = to + (int64_t)block * bytes;
@@ -229,7 +230,7 @@ extern "C" __global__ void quant_draw(uint8_t* to, unsigned long long begin, int
             bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBull;
             bits ^= bits >> 31;
         }
-        own[i] = uint8_t(bits >> (i % 8 * 8));
+        own[i] = uint8_t(bits >> (i % 8 * 8)) & uint8_t(mask);
     }
     own[first_at] = uint8_t(first), own[first_at + 1] = uint8_t(first >> 8);
     own[second_at] = uint8_t(second), own[second_at + 1] = uint8_t(second >> 8);

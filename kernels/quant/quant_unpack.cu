@@ -1,4 +1,5 @@
 // Weights in records (`quant.cuh`) made dense: a whole matrix for products of many rows, or the rows of an embedding.
+#include "fp8.cuh"
 #include "quant.cuh"
 
 constexpr int WARPS = 4;
@@ -11,9 +12,9 @@ __device__ __forceinline__ void put_four(T* to, const float (&values)[4]) {
     *reinterpret_cast<Pack<T, 4>*>(to) = pack;
 }
 
-// Calls put(row of the tile, k of the matrix, four floats) for all weights of a record. Shared memory of a warp: the record
-// and its scales.
-template <typename C, typename Put>
+// Calls put(row of the tile, k of the matrix, four floats, scale) for all weights of a record; the floats are weights, or, of
+// e4m3, what is to be multiplied with the scale where QUANTS is set. Shared memory of a warp: the record and its scales.
+template <typename C, bool QUANTS = false, typename Put>
 __device__ __forceinline__ void unpack_record(const char* tile, int index, int K, int group, int scales, Put put) {
     extern __shared__ __align__(16) char memory[];
     int lane = threadIdx.x & 31;
@@ -45,9 +46,10 @@ __device__ __forceinline__ void unpack_record(const char* tile, int index, int K
                 uint32_t pair = quants.pair(in_unit, row, 2 * half + i);
                 float2 both = __half22float2(*reinterpret_cast<__half2*>(&pair));
                 if (C::BITS < 8) both.x -= 1024.f, both.y -= 1024.f;
-                values[2 * i] = fmaf(scale.x, both.x, scale.y), values[2 * i + 1] = fmaf(scale.x, both.y, scale.y);
+                if (QUANTS) values[2 * i] = 256.f * both.x, values[2 * i + 1] = 256.f * both.y;
+                else values[2 * i] = fmaf(scale.x, both.x, scale.y), values[2 * i + 1] = fmaf(scale.x, both.y, scale.y);
             }
-            if (k < K) put(own_row, k, values);
+            if (k < K) put(own_row, k, values, scale.x);
         }
     }
 }
@@ -61,8 +63,25 @@ __device__ __forceinline__ void unpack(T* dense, const char* w, int N, int K, in
     if (index >= records.count) return;
     int first = blockIdx.y * TILE_ROWS;
     const char* tile = w + blockIdx.y * records.tile_bytes();
-    unpack_record<C>(tile, index, K, group, scales, [&](int row, int k, const float(&values)[4]) {
+    unpack_record<C>(tile, index, K, group, scales, [&](int row, int k, const float(&values)[4], float) {
         if (first + row < N) put_four(dense + (int64_t)(first + row) * K + k, values);
+    });
+}
+
+// quants [N, K] = the e4m3 numbers of a matrix each of whose rows has one scale, scales [N] = these. Grid: as `unpack`.
+// Cost: N K bytes read, N K written.
+extern "C" __global__ void quant_unpack_fp8(fp8* quants, float* row_scales, const char* w, int N, int K, int group,
+                                            int scales) {
+    Records<Float8> records(K, group, scales);
+    int index = blockIdx.x * WARPS + (threadIdx.x >> 5);
+    if (index >= records.count) return;
+    int first = blockIdx.y * TILE_ROWS;
+    const char* tile = w + blockIdx.y * records.tile_bytes();
+    unpack_record<Float8, true>(tile, index, K, group, scales, [&](int row, int k, const float(&values)[4], float scale) {
+        if (first + row >= N) return;
+        put_four(quants + (int64_t)(first + row) * K + k, values);
+        // The numbers were read 256 times too small, which their scale makes good.
+        if (k == 0) row_scales[first + row] = scale / 256.f;
     });
 }
 
@@ -82,7 +101,7 @@ __device__ __forceinline__ void embed(float* residual, const char* w, const uint
     if (id >= uint32_t(N)) id = 0;
     const char* tile = w + id / TILE_ROWS * records.tile_bytes();
     float* to = residual + (int64_t)blockIdx.y * K;
-    unpack_record<C>(tile, index, K, group, scales, [&](int row, int k, const float(&values)[4]) {
+    unpack_record<C>(tile, index, K, group, scales, [&](int row, int k, const float(&values)[4], float) {
         if (row == int(id % TILE_ROWS)) put_four(to + k, values);
     });
 }

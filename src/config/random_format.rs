@@ -16,6 +16,8 @@ pub enum RandomFormat {
     Q8_0,
     /// 4 bits around a zero, groups of 128, as GPTQ and AWQ have them; the output layer is bf16.
     Int4,
+    /// e4m3 with a scale a row; embeddings and the output layer are bf16.
+    Fp8,
     /// 4 bits in blocks of 256.
     Q4K,
     /// 6 bits in blocks of 256.
@@ -26,7 +28,9 @@ pub enum RandomFormat {
 
 /// Why a text is no format of random weights.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no format that random weights are drawn in; there are bf16, q4_0, q8_0, int4, q4_k, q6_k and q4_k_m")]
+#[error(
+    "`{0}` is no format that random weights are drawn in; there are bf16, q4_0, q8_0, int4, fp8, q4_k, q6_k and q4_k_m"
+)]
 pub struct RandomFormatError(String);
 
 impl FromStr for RandomFormat {
@@ -38,6 +42,7 @@ impl FromStr for RandomFormat {
             "q4_0" => Ok(Self::Q4_0),
             "q8_0" => Ok(Self::Q8_0),
             "int4" => Ok(Self::Int4),
+            "fp8" => Ok(Self::Fp8),
             "q4_k" => Ok(Self::Q4K),
             "q6_k" => Ok(Self::Q6K),
             "q4_k_m" => Ok(Self::Q4KM),

@@ -156,6 +156,8 @@ pub struct BlockMatrix {
     columns: usize,
     /// `[tiles, bytes of a tile]`.
     tiles: DeviceTensor,
+    /// Of e4m3: whether each row has one scale.
+    has_row_scales: bool,
 }
 
 impl BlockMatrix {
@@ -171,7 +173,18 @@ impl BlockMatrix {
             ));
         }
         let (tiles, bytes) = (rows.div_ceil(TILE_ROWS), format.tile_bytes(columns));
-        Ok(Self { format, rows, columns, tiles: gpu.empty(tiles, bytes, DType::U8, "the weights")? })
+        let tiles = gpu.empty(tiles, bytes, DType::U8, "the weights")?;
+        Ok(Self { format, rows, columns, tiles, has_row_scales: false })
+    }
+
+    /// The same matrix of e4m3, known to have one scale in each row.
+    pub fn with_row_scales(self) -> Self {
+        Self { has_row_scales: matches!(self.format, BlockFormat::Fp8(_)), ..self }
+    }
+
+    /// Whether it is of e4m3 and known to have one scale in each row.
+    pub fn has_row_scales(&self) -> bool {
+        self.has_row_scales
     }
 
     /// Its format.
@@ -200,7 +213,7 @@ impl BlockMatrix {
     pub fn slice(&self, from: usize, count: usize) -> Self {
         assert!(from.is_multiple_of(TILE_ROWS) && from + count <= self.rows, "rows {from} .. + {count} of {self:?}");
         let tiles = self.tiles.slice(from / TILE_ROWS, count.div_ceil(TILE_ROWS));
-        Self { format: self.format, rows: count, columns: self.columns, tiles }
+        Self { rows: count, tiles, ..self.clone() }
     }
 }
 

@@ -26,6 +26,7 @@ pub struct ElementwiseKernels {
     clear: Kernel,
     add_bias: Typed,
     sum_rows: Typed,
+    quantize_rows: Typed,
     fill_random: Typed,
     fill_random_f32: Kernel,
     #[cfg(test)]
@@ -78,6 +79,7 @@ impl ElementwiseKernels {
             clear: gpu.kernel("rows", "clear")?,
             add_bias: Typed::load(gpu, "rows", "add_bias")?,
             sum_rows: Typed::load(gpu, "rows", "sum_rows")?,
+            quantize_rows: Typed::load(gpu, "rows", "quantize_rows")?,
             fill_random: Typed::load(gpu, "random", "fill_random")?,
             fill_random_f32: gpu.kernel("random", "fill_random_f32")?,
             #[cfg(test)]
@@ -236,6 +238,27 @@ impl ElementwiseKernels {
         let grid = row_grid(x.rows(), x.columns().div_ceil(PACK));
         // SAFETY: shapes were checked.
         unsafe { gpu.launch(self.add_bias.of(OP, x.dtype())?, grid, arguments) }
+    }
+
+    /// `quants[t] = x[t] / scales[t]`, rounded to e4m3, with the scale that brings the row's largest number to 448: `x [t, h]`
+    /// of T, `quants` fp8 `[t, h]`, `scales` f32 `[1, t]`; h is a multiple of 8.
+    ///
+    /// # Errors
+    /// If shapes or dtypes do not fit.
+    pub fn quantize_rows(
+        &self,
+        gpu: &Gpu,
+        x: &DeviceTensor,
+        quants: &DeviceTensor,
+        scales: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "quantize_rows";
+        require(OP, x.columns().is_multiple_of(PACK), || format!("rows of {}", x.columns()))?;
+        expect(OP, "the quants", quants, DType::Fp8, x.rows(), x.columns())?;
+        expect(OP, "the scales", scales, DType::F32, 1, x.rows())?;
+        let arguments = Arguments::new().tensor(quants).tensor(scales).tensor(x).size(x.columns());
+        // SAFETY: shapes were checked.
+        unsafe { gpu.launch(self.quantize_rows.of(OP, x.dtype())?, Grid::linear(x.rows(), THREADS), arguments) }
     }
 
     /// `sum[i] = x[0, i] + x[1, i] + ...`, in this order: `x [t, h]` of T, `sum` f32 `[1, h]`. What `sum` holds comes first

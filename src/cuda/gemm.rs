@@ -36,6 +36,7 @@ pub struct Gemm {
     blas: Result<Blas, BlasMissing>,
     gemv: Gemv,
     tiled: TiledGemm,
+    takes_fp8: bool,
     timed: RwLock<Timed>,
 }
 
@@ -45,7 +46,8 @@ impl Gemm {
     /// # Errors
     /// [`CudaError::NoKernel`], [`CudaError::OutOfMemory`].
     pub fn load(gpu: &Gpu, blas: Result<Blas, BlasMissing>) -> Result<Self, CudaError> {
-        Ok(Self { blas, gemv: Gemv::load(gpu)?, tiled: TiledGemm::load(gpu)?, timed: RwLock::default() })
+        let takes_fp8 = blas.as_ref().is_ok_and(Blas::takes_fp8);
+        Ok(Self { blas, gemv: Gemv::load(gpu)?, tiled: TiledGemm::load(gpu)?, takes_fp8, timed: RwLock::default() })
     }
 
     /// What computes products, for the line at start.
@@ -113,6 +115,11 @@ impl Gemm {
             (Product::Blas, Ok(blas)) => blas.multiply(gpu, x, w, y),
             (Product::Blas, Err(missing)) => Err(CudaError::argument("linear", missing.to_string())),
         }
+    }
+
+    /// cuBLASLt, if it multiplies fp8 with a scale a row here: [`Blas::multiply_fp8`].
+    pub fn fp8(&self) -> Option<&Blas> {
+        self.blas.as_ref().ok().filter(|_| self.takes_fp8)
     }
 
     /// Queues y `[M, F]` = silu(x · gate^T) · (x · up^T) for at most [`GEMV_ROWS`] rows: x `[M, K]`, w `[2 F, K]` with

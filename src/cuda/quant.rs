@@ -32,6 +32,7 @@ struct Kernels {
 pub struct QuantKernels {
     kernels: Vec<(Code, Kernels)>,
     draw: Kernel,
+    unpack_fp8: Kernel,
 }
 
 /// How a kernel cuts a product: what a team of warps computes, and how many warps a block has.
@@ -60,6 +61,8 @@ pub struct DrawnBlocks {
     pub seed: u64,
     /// Byte offsets in a block, and the f16 that stands there.
     pub scales: [(usize, u16); 2],
+    /// Bits of each random byte that stay.
+    pub mask: u8,
 }
 
 impl QuantKernels {
@@ -90,6 +93,7 @@ impl QuantKernels {
         Ok(Self {
             kernels: kernels.collect::<Result<_, CudaError>>()?,
             draw: gpu.kernel("quant_repack", "quant_draw")?,
+            unpack_fp8: gpu.kernel("quant_unpack", "quant_unpack_fp8")?,
         })
     }
 
@@ -147,7 +151,13 @@ impl QuantKernels {
         let arguments = Arguments::new().tensor(blocks).u64(begin as u64).size(count).size(bytes);
         let arguments = arguments.size(first_at).u32(u32::from(first)).size(second_at).u32(u32::from(second));
         // SAFETY: the kernel writes `count` blocks, and places within a block.
-        unsafe { gpu.launch(self.draw, Grid::linear(count.div_ceil(128), 128), arguments.u64(drawn.seed)) }
+        unsafe {
+            gpu.launch(
+                self.draw,
+                Grid::linear(count.div_ceil(128), 128),
+                arguments.u64(drawn.seed).u32(drawn.mask.into()),
+            )
+        }
     }
 
     /// Queues columns `first ..` of y = x `[M, K]` · w `[N, K]`^T, for any M: x bf16 or f16, y of its type or f32, sums in
@@ -228,6 +238,28 @@ impl QuantKernels {
         let kernel = self.of(w.format()).unpack.of(OP, dense.dtype())?;
         // SAFETY: the kernel writes the elements of `dense`.
         unsafe { gpu.launch(kernel, unpack_grid(w, w.rows().div_ceil(TILE_ROWS)), plain(arguments, w.format())) }
+    }
+
+    /// Queues the e4m3 numbers of `w`, each of whose rows has one scale, to `quants` (fp8 `[N, K]`), and the scales to
+    /// `scales` (f32 `[1, N]`).
+    ///
+    /// # Errors
+    /// If shapes don't fit, or `w` is of another format.
+    pub fn unpack_fp8(
+        &self,
+        gpu: &Gpu,
+        w: &BlockMatrix,
+        quants: &DeviceTensor,
+        scales: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "unpack_fp8";
+        require(OP, w.has_row_scales(), || format!("{w:?} has not one scale a row"))?;
+        expect(OP, "quants", quants, DType::Fp8, w.rows(), w.columns())?;
+        expect(OP, "scales", scales, DType::F32, 1, w.rows())?;
+        let arguments = Arguments::new().tensor(quants).tensor(scales).tensor(w.tiles());
+        let arguments = plain(arguments.size(w.rows()).size(w.columns()), w.format());
+        // SAFETY: the kernel writes the elements of `quants` and `scales`.
+        unsafe { gpu.launch(self.unpack_fp8, unpack_grid(w, w.rows().div_ceil(TILE_ROWS)), arguments) }
     }
 
     /// As [`super::ElementwiseKernels::embed`], from a table in a block format.

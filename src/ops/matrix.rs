@@ -56,6 +56,8 @@ pub struct Random {
     pub deviation: f32,
     /// Of a block format: offsets in a block, and the f16 that stands there, whose bits these are. All else is random bits.
     pub scales: [(usize, u16); 2],
+    /// Bits of each random byte of a block format that stay.
+    pub mask: u8,
 }
 
 impl Matrix {

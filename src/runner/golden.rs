@@ -155,6 +155,21 @@ impl Rig {
         all
     }
 
+    /// The hidden states after the last norm of all tokens of a step of `row`.
+    #[cfg(feature = "cuda")]
+    pub(super) fn hidden(&self, row: Row<'_>) -> Vec<Vec<f32>> {
+        let mut batch = InputBatch::default();
+        pack(&[row], &mut batch);
+        self.decoder.forward(&self.compute, batch.on_cpu(), &self.kv, &self.workspace).expect("a step");
+        let indices: Vec<u32> = (0..batch.tokens.len() as u32).collect();
+        let states = indices.chunks(LOGIT_ROWS).flat_map(|slice| {
+            let states = self.decoder.hidden(&self.compute, RowIndices::Cpu(slice), &self.workspace).expect("states");
+            let values = states.source("test", "hidden states").expect("f32");
+            values.chunks(self.decoder.spec().hidden).map(<[f32]>::to_vec).collect::<Vec<_>>()
+        });
+        states.collect()
+    }
+
     /// All logits of `ids`, computed in chunks of these sizes (the last one repeats).
     pub(super) fn chunked(&self, ids: &[u32], chunks: &[usize], blocks: &[BlockId]) -> Vec<Vec<f32>> {
         let (mut start, mut all) = (0, Vec::new());

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::{result, sys};
 
+use super::check::{expect, require};
 use super::{CudaError, DType, DeviceTensor, Gpu};
 use plan::{Operands, Plan, Shape, algorithms, bucket, refused};
 pub use tune::Tuned;
@@ -84,19 +85,71 @@ impl Blas {
         if y.rows() == 0 || y.columns() == 0 {
             return Ok(());
         }
-        let operands = self.operands(gpu, x, w, y);
+        // SAFETY: `shape` has checked the matrices.
+        unsafe { self.queue(shape, self.operands(gpu, x, w, y)) }
+    }
+
+    /// The same of e4m3 numbers, each row of which has a scale: y bf16 or f16, scales f32 `[1, M]` and `[1, N]`; K and N are
+    /// multiples of 16. What [`Self::takes_fp8`] says it can.
+    ///
+    /// # Errors
+    /// As [`Self::multiply`].
+    pub fn multiply_fp8(
+        &self,
+        gpu: &Gpu,
+        (x, x_scales): (&DeviceTensor, &DeviceTensor),
+        (w, w_scales): (&DeviceTensor, &DeviceTensor),
+        y: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "multiply_fp8";
+        expect(OP, "x", x, DType::Fp8, y.rows(), w.columns())?;
+        expect(OP, "w", w, DType::Fp8, y.columns(), x.columns())?;
+        expect(OP, "x's scales", x_scales, DType::F32, 1, x.rows())?;
+        expect(OP, "w's scales", w_scales, DType::F32, 1, w.rows())?;
+        let whole = w.rows().is_multiple_of(16) && w.columns().is_multiple_of(16);
+        require(OP, whole && matches!(y.dtype(), DType::Bf16 | DType::F16), || format!("{x:?}, {w:?} -> {y:?}"))?;
+        let aligned = [x, w, x_scales, w_scales, y].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+        require(OP, aligned, || "a matrix or its scales begin between 16 bytes".into())?;
+        if y.rows() == 0 {
+            return Ok(());
+        }
+        let shape = Shape {
+            rows: bucket(x.rows()),
+            outputs: w.rows(),
+            inputs: w.columns(),
+            input: DType::Fp8,
+            output: y.dtype(),
+            alignment: 16,
+        };
+        let scales = Some([w_scales.pointer(), x_scales.pointer()]);
+        // SAFETY: the matrices and their scales are checked above.
+        unsafe { self.queue(shape, Operands { scales, ..self.operands(gpu, x, w, y) }) }
+    }
+
+    /// Whether it multiplies e4m3 numbers with a scale a row: cuBLASLt 12.9 and newer on a Hopper.
+    pub fn takes_fp8(&self) -> bool {
+        let (rows, outputs, inputs) = (256, 1024, 1024);
+        let shape = Shape { rows, outputs, inputs, input: DType::Fp8, output: DType::Bf16, alignment: 16 };
+        algorithms(self.handle, &shape, self.workspace.bytes(), 1).is_ok()
+    }
+
+    /// Queues a product.
+    ///
+    /// # Safety
+    /// The operands are matrices of this shape.
+    unsafe fn queue(&self, shape: Shape, operands: Operands) -> Result<(), CudaError> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if !plans.contains_key(&shape) {
             let plan = self.plan(&shape, &plans)?;
             plans.insert(shape, plan);
         }
         let plan = plans.get_mut(&shape).expect("inserted above");
-        // SAFETY: `shape` has checked the matrices; the stream orders the use of the workspace.
+        // SAFETY: the caller's promise; the stream orders the use of the workspace.
         if unsafe { plan.run(self.handle, operands) }.is_ok() {
             return Ok(());
         }
         // The bucket's algorithm does not take this number of rows: ask for one that does.
-        let exact = Shape { rows: x.rows(), ..shape };
+        let exact = Shape { rows: operands.rows, ..shape };
         let algorithm = algorithms(self.handle, &exact, self.workspace.bytes(), 1)?[0];
         *plan = Plan::new(&exact, algorithm)?;
         // SAFETY: as above.
@@ -121,6 +174,7 @@ impl Blas {
             x: x.pointer(),
             w: w.pointer(),
             y: y.pointer(),
+            scales: None,
             rows: x.rows(),
             workspace: self.workspace.pointer(),
             workspace_bytes: self.workspace.bytes(),

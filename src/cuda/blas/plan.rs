@@ -10,6 +10,8 @@ use cudarc::cublaslt::sys;
 
 use crate::cuda::{CudaError, DType};
 
+type Attribute = sys::cublasLtMatmulDescAttributes_t;
+
 /// cuBLAS's `CUBLAS_OP_T`.
 const TRANSPOSED: i32 = 1;
 
@@ -57,6 +59,7 @@ fn kind(dtype: DType) -> sys::cudaDataType_t {
     match dtype {
         DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        DType::Fp8 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
         _ => sys::cudaDataType_t::CUDA_R_32F,
     }
 }
@@ -73,10 +76,22 @@ impl Descriptors {
         let product = result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F);
         let product = product.map_err(refused("a product's description"))?;
         let mut new = Self { product, layouts: [std::ptr::null_mut(); 3] };
-        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
-        // SAFETY: the description is alive, and the attribute is an int of four bytes.
-        unsafe { result::set_matmul_desc_attribute(product, attribute, std::ptr::from_ref(&TRANSPOSED).cast(), 4) }
+        new.set_int(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
+        if shape.input == DType::Fp8 {
+            let scale_a_row = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
+            new.set_int(Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, scale_a_row)?;
+            new.set_int(Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, scale_a_row)?;
+            // Sums within the tensor cores, as vLLM takes them: the numbers themselves are rounded far more.
+            let fast = 1_i8;
+            // SAFETY: the description is alive, and the attribute is one byte.
+            unsafe {
+                let value = std::ptr::from_ref(&fast).cast();
+                result::set_matmul_desc_attribute(product, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, value, 1)
+            }
             .map_err(refused("a product's description"))?;
+            // Advice is asked for before there are scales; any address stands for them.
+            new.set_scales([16, 16]).map_err(refused("a product's description"))?;
+        }
         let (m, n, k) = (shape.rows as u64, shape.outputs as u64, shape.inputs as u64);
         let sides = [(shape.input, k, n), (shape.input, k, m), (shape.output, n, m)];
         for (layout, (dtype, rows, columns)) in new.layouts.iter_mut().zip(sides) {
@@ -84,6 +99,25 @@ impl Descriptors {
                 .map_err(refused("a matrix's layout"))?;
         }
         Ok(new)
+    }
+
+    fn set_int(&self, attribute: Attribute, value: i32) -> Result<(), CudaError> {
+        // SAFETY: the description is alive, and the attribute is an int of four bytes.
+        unsafe { result::set_matmul_desc_attribute(self.product, attribute, std::ptr::from_ref(&value).cast(), 4) }
+            .map_err(refused("a product's description"))
+    }
+
+    /// Addresses of the scales of W's rows and of x's.
+    fn set_scales(&self, scales: [u64; 2]) -> Result<(), CublasError> {
+        let attributes =
+            [Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER];
+        for (attribute, address) in attributes.into_iter().zip(&scales) {
+            // SAFETY: the description is alive, and the attribute is an address.
+            unsafe {
+                result::set_matmul_desc_attribute(self.product, attribute, std::ptr::from_ref(address).cast(), 8)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -105,6 +139,8 @@ pub(super) struct Operands {
     pub(super) x: u64,
     pub(super) w: u64,
     pub(super) y: u64,
+    /// Of W's rows and of x's, where these are fp8.
+    pub(super) scales: Option<[u64; 2]>,
     /// Rows of x and y.
     pub(super) rows: usize,
     pub(super) workspace: u64,
@@ -152,6 +188,9 @@ impl Plan {
                 }
             }
             self.rows = at.rows;
+        }
+        if let Some(scales) = at.scales {
+            self.descriptors.set_scales(scales)?;
         }
         let (one, zero) = (1_f32, 0_f32);
         // SAFETY: descriptors are alive; the matrices are the caller's promise. Scalars are read during the call.

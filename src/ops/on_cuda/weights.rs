@@ -78,7 +78,7 @@ impl GpuCompute {
                 self.upload_blocks(part, &whole.slice(from, part.rows()), &staging)?;
                 from += part.rows();
             }
-            matrices.push(whole);
+            matrices.push(if own.iter().all(has_row_scales) { whole.with_row_scales() } else { whole });
         }
         // The staging goes.
         self.gpu.synchronize().map_err(Error::wrap)?;
@@ -151,7 +151,7 @@ impl GpuCompute {
             match matrix.drawn_from() {
                 Some(random) => {
                     let per_row = matrix.columns() / format.block_len();
-                    let drawn = DrawnBlocks { seed: random.seed, scales: random.scales };
+                    let drawn = DrawnBlocks { seed: random.seed, scales: random.scales, mask: random.mask };
                     let (begin, blocks) = (from * per_row, count * per_row);
                     self.quant.draw(&self.gpu, &staging, target.format(), begin, blocks, drawn)
                 }
@@ -169,6 +169,9 @@ impl GpuCompute {
             GpuWeight::Dense(w) => return self.gemm.linear(&self.gpu, x, w, y).map_err(Error::wrap),
             GpuWeight::Blocks(parts) => parts,
         };
+        if x.rows() > MOST_BLOCK_ROWS && self.product_of_fp8(x, parts, y)? {
+            return Ok(());
+        }
         if x.rows() > MOST_BLOCK_ROWS
             && let Some(dense) = self.dense_of(weight)
         {
@@ -185,6 +188,40 @@ impl GpuCompute {
             from += part.rows();
         }
         Ok(())
+    }
+
+    /// y = x · w^T with both in fp8, where the weights are, each row with one scale, and cuBLASLt can: x is rounded to e4m3
+    /// with a scale a row. Returns whether it was queued.
+    fn product_of_fp8(&self, x: &DeviceTensor, parts: &[BlockMatrix], y: &DeviceTensor) -> Result<bool> {
+        let Some(blas) = self.gemm.fp8() else { return Ok(false) };
+        let fits = |part: &BlockMatrix| part.has_row_scales() && part.rows().is_multiple_of(16);
+        if !parts.iter().all(fits) || !x.columns().is_multiple_of(16) || y.dtype() != x.dtype() {
+            return Ok(false);
+        }
+        let (rows, outputs, inputs) = (x.rows(), y.columns(), x.columns());
+        let (mut used, room) = (0_usize, self.dense.bytes());
+        let mut place = |rows: usize, columns: usize, dtype: DType| {
+            let from = used;
+            used = (used + rows * columns * dtype.size()).next_multiple_of(256);
+            (used <= room).then(|| self.dense.view(from, rows, columns, dtype))
+        };
+        let (Some(w), Some(w_scales), Some(quants), Some(scales)) = (
+            place(outputs, inputs, DType::Fp8),
+            place(1, outputs, DType::F32),
+            place(rows, inputs, DType::Fp8),
+            place(1, rows, DType::F32),
+        ) else {
+            return Ok(false);
+        };
+        let mut from = 0;
+        for part in parts {
+            let scales = w_scales.view(4 * from, 1, part.rows(), DType::F32);
+            self.quant.unpack_fp8(&self.gpu, part, &w.slice(from, part.rows()), &scales).map_err(Error::wrap)?;
+            from += part.rows();
+        }
+        self.elementwise.quantize_rows(&self.gpu, x, &quants, &scales).map_err(Error::wrap)?;
+        blas.multiply_fp8(&self.gpu, (&quants, &scales), (&w, &w_scales), y).map_err(Error::wrap)?;
+        Ok(true)
     }
 
     /// Memory for a matrix made dense; `None` if it is larger than that memory.
@@ -217,6 +254,15 @@ impl GpuCompute {
         self.linear(x, weight, bias, gate_up)?;
         self.elementwise.silu_mul(&self.gpu, gate_up.gpu()?, dst.gpu()?).map_err(Error::wrap)
     }
+}
+
+/// Whether a matrix is of fp8 with one scale in each row, as files have it that scale matrices or rows as wholes.
+fn has_row_scales(matrix: &Matrix) -> bool {
+    if !matches!(matrix.format(), Format::Fp8x32 | Format::Fp8x64 | Format::Fp8x128) {
+        return false;
+    }
+    let is_one = |row: &[u8]| row.chunks_exact(matrix.format().block_bytes()).all(|block| block[..4] == row[..4]);
+    matrix.drawn_from().is_some() || matrix.bytes().chunks_exact(matrix.bytes().len() / matrix.rows()).all(is_one)
 }
 
 /// Bytes of a row of blocks, and how many rows are brought over at a time.

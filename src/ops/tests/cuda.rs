@@ -6,6 +6,7 @@ mod ceilings;
 mod elementwise;
 mod experts;
 mod experts_blocks;
+mod fp8;
 mod gemm;
 mod gemm_bench;
 mod latent;

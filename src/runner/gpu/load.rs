@@ -16,6 +16,7 @@ use crate::runner::load::{LoadedModel, ModelError, loaded};
 use crate::runner::plan::{
     GpuMemory, GpuWeights, LayerPlan, MemoryPlan, Offload, PartWeights, StepLimits, plan_layers, usable_bytes,
 };
+use crate::runner::pooling::Pools;
 use crate::runner::step::{RunnerError, StepRunner};
 
 use super::buffers::StepBuffers;
@@ -204,6 +205,7 @@ pub(super) fn build(
         sampling,
         buffers,
         graphs: StepGraphs::default(),
+        pools: Pools::default(),
         sequences: Sequences::new(rows),
         batch: InputBatch::default(),
         plan: AttentionPlan::default(),

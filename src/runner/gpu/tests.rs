@@ -9,7 +9,9 @@ use crate::cuda::{Blas, DType, Gemm, Gpu};
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, ModelSource};
 use crate::ops::{Compute, Cpu, RowIndices, StepInputs};
-use crate::request::{Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs};
+use crate::request::{
+    Pooling, Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs,
+};
 use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, pack, relative_error};
 use crate::runner::plan::{MemoryPlan, Placement, kv_dtypes, plan};
 use crate::runner::step::StepRunner;
@@ -236,8 +238,16 @@ fn cuda_golden_mixed_batches_are_as_each_row_alone() {
 
 type Answer = Vec<(TokenId, Option<TokenLogprobs>)>;
 
+/// What prompts were pooled to, by request.
+type Pooled = std::collections::HashMap<usize, Vec<f32>>;
+
 /// Runs requests to their ends through a scheduler, one step ahead where all layers are on the GPU, as the engine does.
 fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Vec<Answer> {
+    drive_pooling(runner, requests, prefix_cache).0
+}
+
+/// The same, with what prompts were pooled to.
+fn drive_pooling(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> (Vec<Answer>, Pooled) {
     let lag = if runner.cpu_layers.is_some() { Lag::Zero } else { SIZES.lag };
     let config = SchedulerConfig {
         block_size: 16,
@@ -262,7 +272,7 @@ fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Ve
             owner.insert(*seq, index);
         }
     }
-    let mut answers = vec![Answer::new(); requests.len()];
+    let (mut answers, mut pooled) = (vec![Answer::new(); requests.len()], Pooled::new());
     let mut begun = std::collections::VecDeque::new();
     loop {
         let mut planned = SchedulerOutput::default();
@@ -274,12 +284,13 @@ fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Ve
             begun.push_back(planned);
         }
         if empty && begun.is_empty() {
-            return answers;
+            return (answers, pooled);
         }
         while begun.len() > if empty { 0 } else { lag.steps() } {
             let planned = begun.pop_front().expect("there is one");
             let mut output = runner.collect().expect("a step");
             let sampled: Vec<_> = output.sampled.iter().map(|sampled| (sampled.seq, sampled.token)).collect();
+            pooled.extend(output.pooled.drain(..).map(|(seq, vector)| (owner[&seq], vector)));
             let mut events = Vec::new();
             scheduler.commit(&planned, &sampled, &mut events);
             for event in events {
@@ -364,6 +375,46 @@ fn cuda_greedy_answers_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
         }
         println!("{}: {agreed} of {all} tokens agree", fixture.family());
         assert!(2 * agreed >= all, "{}: {agreed} of {all} tokens agree", fixture.family());
+    }
+}
+
+/// Prompts that are pooled, in steps with others that are not, by graphs and without.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_pooled_prompts_are_near_those_of_the_cpu() {
+    for fixture in wide_fixtures() {
+        let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
+        let mut gpu = runner(&fixture, DType::F16);
+        for graphs in [false, true] {
+            if graphs {
+                gpu.record_graphs().expect("graphs");
+            }
+            let (mut asked, mut wanted) = (Vec::new(), Vec::new());
+            for prompt in fixture.prompts.iter().filter(|prompt| prompt.ids.len() < 250) {
+                let row = Row { ids: &prompt.ids, start: 0, end: prompt.ids.len(), blocks: &blocks(0..16) };
+                let states = cpu.hidden(row);
+                let mean = (0..states[0].len()).map(|at| states.iter().map(|state| state[at]).sum::<f32>());
+                let mean: Vec<f32> = mean.map(|sum| sum / states.len() as f32).collect();
+                let last = states.last().expect("at least one token").clone();
+                for (pooling, vector) in [(Some(Pooling::Mean), mean), (Some(Pooling::Last), last), (None, Vec::new())]
+                {
+                    let mut request = request(&prompt.ids, SamplingParams::greedy());
+                    (request.pooling, request.stop.max_tokens, request.stop.min_tokens) = (pooling, 1, 0);
+                    asked.push(request);
+                    wanted.push(vector);
+                }
+            }
+            let (_, pooled) = drive_pooling(&mut gpu, &asked, true);
+            for (index, wanted) in wanted.iter().enumerate() {
+                let place = format!("{} request {index}, graphs {graphs}", fixture.family());
+                let Some(found) = pooled.get(&index) else {
+                    assert!(wanted.is_empty(), "{place}: no vector");
+                    continue;
+                };
+                let error = relative_error(found, wanted);
+                assert!(error < 2.0 * tolerance(DType::F16), "{place}: {error:e}");
+            }
+        }
     }
 }
 

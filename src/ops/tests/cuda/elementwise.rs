@@ -282,3 +282,23 @@ fn cuda_bench_elementwise() {
     let us = gpu().time(3, |gpu| kernels.fill_random(gpu, &weights, 1, 0.02)).expect("it runs");
     println!("fill_random    2 GiB {us:8.1} us  {:6.0} GB/s", weights.bytes() as f64 / us / 1e3);
 }
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_rows_are_summed_in_order_after_what_is_there() {
+    for dtype in TYPES {
+        for (rows, columns) in [(1, 8), (7, 300), (256, 64), (200, 4096)] {
+            let (x, values) = put(rows, &random(rows * columns, 4), dtype);
+            let sum = poisoned(1, columns, DType::F32);
+            for goes_on in [false, true] {
+                kernels().sum_rows(gpu(), &x, &sum, goes_on).expect("launched");
+            }
+            let found = to_floats(&gpu().download(&sum).expect("a copy"), DType::F32);
+            let mut wanted = vec![0_f32; columns];
+            for row in values.chunks(columns).chain(values.chunks(columns)) {
+                wanted.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+            assert_eq!(found, wanted, "{dtype:?} [{rows}, {columns}]");
+        }
+    }
+}

@@ -154,7 +154,14 @@ fn drawn(format: BlockFormat, rows: usize, columns: usize, seed: u64) -> Result<
         _ => [(0, 0x1000), (2, 0x1000)],
     };
     for from in 0..16 {
-        quant::kernels().draw(gpu(), &staging, format, from * blocks, blocks, DrawnBlocks { seed, scales })?;
+        quant::kernels().draw(
+            gpu(),
+            &staging,
+            format,
+            from * blocks,
+            blocks,
+            DrawnBlocks { seed, scales, mask: 0xFF },
+        )?;
         quant::kernels().repack(gpu(), &staging, &whole, from * piece, piece)?;
     }
     gpu().synchronize()?;

@@ -58,7 +58,7 @@ pub(super) fn blocks(format: Format, scales: &[usize], rows: usize, columns: usi
 }
 
 /// The matrix on the GPU, brought there in two parts where it has so many rows.
-fn upload(matrix: &Matrix, format: BlockFormat) -> Result<BlockMatrix, CudaError> {
+pub(super) fn upload(matrix: &Matrix, format: BlockFormat) -> Result<BlockMatrix, CudaError> {
     let row_bytes = matrix.bytes().len() / matrix.rows();
     let target = BlockMatrix::empty(gpu(), format, matrix.rows(), matrix.columns())?;
     let half = (matrix.rows() / 32 * 16).max(16).min(matrix.rows());
@@ -311,7 +311,7 @@ fn drawn(format: BlockFormat, rows: usize, columns: usize, seed: u64) -> Result<
     let scale = half::f16::from_f32(0.001).to_bits();
     for from in (0..rows).step_by(at_once) {
         let rows = at_once.min(rows - from);
-        let drawn = DrawnBlocks { seed, scales: [(0, scale), (2, scale)] };
+        let drawn = DrawnBlocks { seed, scales: [(0, scale), (2, scale)], mask: 0xFF };
         kernels().draw(gpu(), &staging, format, from * count, rows * count, drawn)?;
         kernels().repack(gpu(), &staging, &target, from, rows)?;
     }
