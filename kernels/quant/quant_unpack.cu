@@ -54,17 +54,17 @@ __device__ __forceinline__ void unpack_record(const char* tile, int index, int K
     }
 }
 
-// dense [N, K] of T = the matrix. Grid: [ceil(records of a tile / 4), tiles]; blocks of four warps.
-// Cost: the bytes of the records read, 2 N K written.
+// dense [N, K] of T = the matrix. With `fold`, a multiple of 16, as many rows are left out behind each `fold` of them.
+// Grid: [ceil(records of a tile / 4), tiles]; blocks of four warps. Cost: the bytes of the records read, 2 N K written.
 template <typename C, typename T>
-__device__ __forceinline__ void unpack(T* dense, const char* w, int N, int K, int group, int scales) {
+__device__ __forceinline__ void unpack(T* dense, const char* w, int N, int K, int fold, int group, int scales) {
     Records<C> records(K, group, scales);
     int index = blockIdx.x * WARPS + (threadIdx.x >> 5);
     if (index >= records.count) return;
-    int first = blockIdx.y * TILE_ROWS;
+    int first = blockIdx.y * TILE_ROWS, to = fold ? first + first / fold * fold : first;
     const char* tile = w + blockIdx.y * records.tile_bytes();
     unpack_record<C>(tile, index, K, group, scales, [&](int row, int k, const float(&values)[4], float) {
-        if (first + row < N) put_four(dense + (int64_t)(first + row) * K + k, values);
+        if (first + row < N) put_four(dense + (int64_t)(to + row) * K + k, values);
     });
 }
 
@@ -106,17 +106,18 @@ __device__ __forceinline__ void embed(float* residual, const char* w, const uint
     });
 }
 
-#define UNPACK(C)                                                                                                         \
-    extern "C" __global__ void quant_unpack_##C##_bf16(bf16* dense, const char* w, int N, int K, int group, int scales) { \
-        unpack<C>(dense, w, N, K, group, scales);                                                                         \
-    }                                                                                                                     \
-    extern "C" __global__ void quant_unpack_##C##_f16(f16* dense, const char* w, int N, int K, int group, int scales) {   \
-        unpack<C>(dense, w, N, K, group, scales);                                                                         \
-    }                                                                                                                     \
-    extern "C" __global__ void quant_embed_##C(float* residual, const char* w, const uint32_t* ids,                       \
-                                               const uint32_t* last_tokens, int slots, int N, int K, int group,           \
-                                               int scales) {                                                              \
-        embed<C>(residual, w, ids, last_tokens, slots, N, K, group, scales);                                              \
+#define UNPACK_TO(C, T)                                                                                                  \
+    extern "C" __global__ void quant_unpack_##C##_##T(T* dense, const char* w, int N, int K, int fold, int group,        \
+                                                      int scales) {                                                      \
+        unpack<C>(dense, w, N, K, fold, group, scales);                                                                  \
+    }
+#define UNPACK(C)                                                                                                        \
+    UNPACK_TO(C, bf16)                                                                                                   \
+    UNPACK_TO(C, f16)                                                                                                    \
+    extern "C" __global__ void quant_embed_##C(float* residual, const char* w, const uint32_t* ids,                      \
+                                               const uint32_t* last_tokens, int slots, int N, int K, int group,          \
+                                               int scales) {                                                             \
+        embed<C>(residual, w, ids, last_tokens, slots, N, K, group, scales);                                             \
     }
 
 UNPACK(Plain4)

@@ -6,7 +6,7 @@
 use super::check::{Typed, expect_at_least, require};
 use super::few_rows;
 use super::route::{MAX_EXPERTS, RouteKernels};
-use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
+use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid};
 
 /// Tokens up to which pairs are not listed by expert: duplicates among so few are read from L2.
 pub(super) const MOST_UNSORTED_TOKENS: usize = 8;
@@ -270,11 +270,45 @@ impl ExpertKernels {
         };
         self.list_pairs(gpu, call, experts.count)?;
         match tiles {
-            Some(tiles) => many(gpu, tiles, sizes, call, experts)?,
+            Some(tiles) => {
+                let all = ExpertRange { first: 0, count: experts.count };
+                gate_up_tiles(gpu, tiles, sizes, call, all, experts.gate_up)?;
+                down_tiles(gpu, tiles, sizes, call, all, experts.down)?;
+            }
             None => {
                 self.few(gpu, sizes, call, experts, Some(experts.count))?;
                 self.down_few(gpu, sizes, call, experts)?;
             }
+        }
+        self.sum_pairs(gpu, sizes, call)
+    }
+
+    /// As [`ExpertKernels::experts`] in tiles, for weights that are made dense some experts at a time: `gate_up` and `down`
+    /// queue that for a range of experts, and say where.
+    ///
+    /// # Errors
+    /// As [`ExpertKernels::experts`], and theirs.
+    pub fn experts_unpacked(
+        &self,
+        gpu: &Gpu,
+        call: ExpertCall<'_>,
+        count: usize,
+        inner: usize,
+        [gate_up, down]: [Unpacking<'_>; 2],
+    ) -> Result<(), CudaError> {
+        let sizes = call.sizes(count, inner)?;
+        let tiles = match ExpertsWay::choose(sizes.tokens, sizes.pairs, count) {
+            ExpertsWay::Tall => &self.tall,
+            _ => &self.short,
+        };
+        self.list_pairs(gpu, call, count)?;
+        for range in gate_up.ranges(count) {
+            let matrix = (gate_up.unpack)(range)?;
+            gate_up_tiles(gpu, tiles, sizes, call, range, &matrix)?;
+        }
+        for range in down.ranges(count) {
+            let matrix = (down.unpack)(range)?;
+            down_tiles(gpu, tiles, sizes, call, range, &matrix)?;
         }
         self.sum_pairs(gpu, sizes, call)
     }
@@ -359,27 +393,65 @@ impl ExpertKernels {
 
 pub(super) const OP: &str = "experts";
 
-/// Both products in tiles, over pairs that are listed by expert.
-fn many(
+/// Neighbours among the experts of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertRange {
+    /// The first of them.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+}
+
+/// How weights are made dense some experts at a time.
+pub struct Unpacking<'a> {
+    /// Experts that there is room for at a time.
+    pub at_once: usize,
+    /// Queues it for some of them; where they are then: gate above up `[count * 2 f, h]`, or down `[count * h, f]`.
+    pub unpack: &'a mut dyn FnMut(ExpertRange) -> Result<DeviceTensor, CudaError>,
+}
+
+impl Unpacking<'_> {
+    fn ranges(&self, count: usize) -> impl Iterator<Item = ExpertRange> + use<> {
+        let at_once = self.at_once.max(1);
+        (0..count).step_by(at_once).map(move |first| ExpertRange { first, count: at_once.min(count - first) })
+    }
+}
+
+/// `act` of the pairs of some experts in tiles, over pairs that are listed by expert.
+fn gate_up_tiles(
     gpu: &Gpu,
     tiles: &TileKernels,
     sizes: Sizes,
     call: ExpertCall<'_>,
-    experts: ExpertMatrices<'_>,
+    range: ExpertRange,
+    gate_up: &DeviceTensor,
 ) -> Result<(), CudaError> {
     let ExpertCall { x, weights, buffers, .. } = call;
     let Sizes { top_k, pairs, hidden, inner, .. } = sizes;
-    let launch = |kernel: Kernel, columns: usize, arguments: Arguments| {
-        // SAFETY: `check` holds sizes, dtypes and alignment; `sorted` and `offsets` were just queued.
-        unsafe { gpu.launch(kernel, tiles.grid(pairs, experts.count, columns), arguments) }
-    };
-    let arguments = Arguments::new().tensor(&buffers.act).tensor(x).tensor(experts.gate_up).tensor(weights);
-    let arguments = arguments.tensor(&buffers.sorted).tensor(&buffers.offsets).size(experts.count).size(top_k);
-    let gate_up = tiles.gate_up.of(OP, x.dtype())?;
-    launch(gate_up, inner.div_ceil(TILE_COLUMNS / 2), arguments.size(inner).size(hidden))?;
-    let arguments = Arguments::new().tensor(&buffers.out).tensor(&buffers.act).tensor(experts.down);
-    let arguments = arguments.tensor(&buffers.sorted).tensor(&buffers.offsets).size(experts.count);
-    launch(tiles.down.of(OP, x.dtype())?, hidden.div_ceil(TILE_COLUMNS), arguments.size(hidden).size(inner))
+    let offsets = buffers.offsets.view(4 * range.first, 1, range.count + 1, DType::U32);
+    let arguments = Arguments::new().tensor(&buffers.act).tensor(x).tensor(gate_up).tensor(weights);
+    let arguments = arguments.tensor(&buffers.sorted).tensor(&offsets).size(range.count).size(top_k);
+    let grid = tiles.grid(pairs, range.count, inner.div_ceil(TILE_COLUMNS / 2));
+    // SAFETY: `check` holds sizes, dtypes and alignment; `sorted` and `offsets` were queued before.
+    unsafe { gpu.launch(tiles.gate_up.of(OP, x.dtype())?, grid, arguments.size(inner).size(hidden)) }
+}
+
+/// `out` of the pairs of some experts, likewise.
+fn down_tiles(
+    gpu: &Gpu,
+    tiles: &TileKernels,
+    sizes: Sizes,
+    call: ExpertCall<'_>,
+    range: ExpertRange,
+    down: &DeviceTensor,
+) -> Result<(), CudaError> {
+    let (buffers, Sizes { pairs, hidden, inner, .. }) = (call.buffers, sizes);
+    let offsets = buffers.offsets.view(4 * range.first, 1, range.count + 1, DType::U32);
+    let arguments = Arguments::new().tensor(&buffers.out).tensor(&buffers.act).tensor(down);
+    let arguments = arguments.tensor(&buffers.sorted).tensor(&offsets).size(range.count);
+    let grid = tiles.grid(pairs, range.count, hidden.div_ceil(TILE_COLUMNS));
+    // SAFETY: as above.
+    unsafe { gpu.launch(tiles.down.of(OP, call.dtype())?, grid, arguments.size(hidden).size(inner)) }
 }
 
 fn check(call: ExpertCall<'_>, experts: ExpertMatrices<'_>) -> Result<Sizes, CudaError> {

@@ -44,7 +44,7 @@ pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 #[cfg(test)]
 pub use experts::ExpertsWay;
-pub use experts::{ExpertBuffers, ExpertCall, ExpertKernels, ExpertMatrices};
+pub use experts::{ExpertBuffers, ExpertCall, ExpertKernels, ExpertMatrices, ExpertRange, Unpacking};
 #[cfg(test)]
 pub use experts_blocks::ExpertBlocksWay;
 pub use experts_blocks::{ExpertBlockKernels, ExpertBlocks};

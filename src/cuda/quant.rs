@@ -232,9 +232,27 @@ impl QuantKernels {
     /// # Errors
     /// If shapes don't fit.
     pub fn unpack(&self, gpu: &Gpu, w: &BlockMatrix, dense: &DeviceTensor) -> Result<(), CudaError> {
+        expect("unpack", "dense", dense, dense.dtype(), w.rows(), w.columns())?;
+        self.unpack_folded(gpu, w, dense, 0)
+    }
+
+    /// The same of rows in groups of `fold`, a multiple of [`TILE_ROWS`], behind each of which as many rows of `dense` are
+    /// left as they are; 0: in one group.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`].
+    pub fn unpack_folded(
+        &self,
+        gpu: &Gpu,
+        w: &BlockMatrix,
+        dense: &DeviceTensor,
+        fold: usize,
+    ) -> Result<(), CudaError> {
         const OP: &str = "unpack";
-        expect(OP, "dense", dense, dense.dtype(), w.rows(), w.columns())?;
-        let arguments = Arguments::new().tensor(dense).tensor(w.tiles()).size(w.rows()).size(w.columns());
+        let rows = w.rows().checked_div(fold).map_or(w.rows(), |groups| w.rows() + groups.saturating_sub(1) * fold);
+        let fits = dense.rows() >= rows && dense.columns() == w.columns() && fold.is_multiple_of(TILE_ROWS);
+        require(OP, fits, || format!("{w:?}, folded after {fold} rows, into {dense:?}"))?;
+        let arguments = Arguments::new().tensor(dense).tensor(w.tiles()).size(w.rows()).size(w.columns()).size(fold);
         let kernel = self.of(w.format()).unpack.of(OP, dense.dtype())?;
         // SAFETY: the kernel writes the elements of `dense`.
         unsafe { gpu.launch(kernel, unpack_grid(w, w.rows().div_ceil(TILE_ROWS)), plain(arguments, w.format())) }

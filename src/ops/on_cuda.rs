@@ -175,6 +175,7 @@ impl GpuCompute {
                 [table] => self.quant.embed(gpu, table, ids, last_tokens, dst).map_err(Error::wrap),
                 parts => bail!("an embedding table of {} matrices", parts.len()),
             },
+            GpuWeight::Fp8(_) => bail!("an embedding table of fp8"),
         }
     }
 
@@ -223,17 +224,24 @@ impl GpuCompute {
     /// # Errors
     /// If shapes or dtypes do not fit; what the GPU says.
     pub fn tune(&self, x: &Tensor, weights: &[&Weight], y: &Tensor, budget: Duration) -> Result<()> {
-        let mut dense = Vec::new();
+        let (mut dense, mut fp8) = (Vec::new(), Vec::new());
         for weight in weights {
             match weight.gpu()? {
                 GpuWeight::Dense(weight) => dense.push(weight.clone()),
+                GpuWeight::Fp8(weight) => fp8.push((&weight.quants, &weight.scales)),
                 GpuWeight::Blocks(_) => {}
             }
+        }
+        self.elementwise.fill_random(&self.gpu, x.gpu()?, 1, 1.0).map_err(Error::wrap)?;
+        if let Some(blas) = self.gemm.fp8().filter(|_| !fp8.is_empty()) {
+            let (quants, scales) = self.fp8_rows(x.gpu()?.rows(), x.gpu()?.columns());
+            self.elementwise.quantize_rows(&self.gpu, x.gpu()?, &quants, &scales).map_err(Error::wrap)?;
+            let tuned = blas.tune_fp8(&self.gpu, (&quants, &scales), &fp8, y.gpu()?, budget).map_err(Error::wrap)?;
+            tracing::debug!(rows = quants.rows(), weight = ?fp8[0].0, ?tuned, "timed a matrix product");
         }
         if dense.is_empty() {
             return Ok(());
         }
-        self.elementwise.fill_random(&self.gpu, x.gpu()?, 1, 1.0).map_err(Error::wrap)?;
         let tuned = self.gemm.tune(&self.gpu, x.gpu()?, &dense, y.gpu()?, budget).map_err(Error::wrap)?;
         tracing::debug!(rows = x.gpu()?.rows(), weight = ?dense[0], ?tuned, "timed a matrix product");
         Ok(())

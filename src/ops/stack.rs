@@ -68,6 +68,18 @@ pub fn gpu_expert_bytes(experts: &[[Format; 3]], hidden: usize, ffn: usize) -> V
     bytes.into_iter().map(|bytes| bytes as u64).collect()
 }
 
+/// Room for experts made dense that is enough to keep a GPU busy.
+const EXPERT_ROOM_BYTES: usize = 128 << 20;
+
+/// Bytes of the room where experts `[gate, up, down]` of a layer are made dense, some at a time, for prompts; 0 where they
+/// are dense.
+pub fn gpu_expert_room(experts: &[[Format; 3]], hidden: usize, ffn: usize) -> u64 {
+    // Gate and up of an expert.
+    let one = 4 * ffn * hidden;
+    let room = EXPERT_ROOM_BYTES.clamp(one, one * experts.len().max(1));
+    expert_blocks(experts, hidden, ffn).map_or(0, |_| room as u64)
+}
+
 /// Bytes of a matrix in a block format.
 pub(super) fn block_bytes(format: Format, rows: usize, columns: usize) -> usize {
     let tile_bytes = TILE.0 * TILE.1 * format.block_bytes() / format.block_len();
@@ -91,6 +103,10 @@ mod tests {
             assert_eq!(expert_blocks(&[[Q4K; 3], other], 512, 256), None, "beside {other:?}");
         }
         assert_eq!(expert_blocks(&mixed, 512, 240), None, "tiles are whole");
+        assert_eq!(gpu_expert_room(&[[Bf16; 3]; 4], 512, 256), 0);
+        assert_eq!(gpu_expert_room(&mixed, 512, 256), 4 * 4 * 512 * 256, "all of them fit");
+        assert_eq!(gpu_expert_room(&[[Q4K; 3]; 128], 2048, 768), 128 << 20);
+        assert_eq!(gpu_expert_room(&[[Q4K; 3]; 8], 8192, 16384), 4 * 8192 * 16384, "one at least");
     }
 
     #[test]

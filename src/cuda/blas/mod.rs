@@ -101,18 +101,33 @@ impl Blas {
         (w, w_scales): (&DeviceTensor, &DeviceTensor),
         y: &DeviceTensor,
     ) -> Result<(), CudaError> {
+        if y.rows() == 0 {
+            return Ok(());
+        }
+        let (shape, operands) = self.fp8_product(gpu, (x, x_scales), (w, w_scales), y)?;
+        // SAFETY: the matrices and their scales were checked.
+        unsafe { self.queue(shape, operands) }
+    }
+
+    /// Checks the matrices of a product in fp8; what its plan is filed under, and its operands.
+    fn fp8_product(
+        &self,
+        gpu: &Gpu,
+        (x, x_scales): (&DeviceTensor, &DeviceTensor),
+        (w, w_scales): (&DeviceTensor, &DeviceTensor),
+        y: &DeviceTensor,
+    ) -> Result<(Shape, Operands), CudaError> {
         const OP: &str = "multiply_fp8";
         expect(OP, "x", x, DType::Fp8, y.rows(), w.columns())?;
         expect(OP, "w", w, DType::Fp8, y.columns(), x.columns())?;
         expect(OP, "x's scales", x_scales, DType::F32, 1, x.rows())?;
         expect(OP, "w's scales", w_scales, DType::F32, 1, w.rows())?;
         let whole = w.rows().is_multiple_of(16) && w.columns().is_multiple_of(16);
-        require(OP, whole && matches!(y.dtype(), DType::Bf16 | DType::F16), || format!("{x:?}, {w:?} -> {y:?}"))?;
+        require(OP, whole && matches!(y.dtype(), DType::Bf16 | DType::F16 | DType::F32), || {
+            format!("{x:?}, {w:?} -> {y:?}")
+        })?;
         let aligned = [x, w, x_scales, w_scales, y].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
         require(OP, aligned, || "a matrix or its scales begin between 16 bytes".into())?;
-        if y.rows() == 0 {
-            return Ok(());
-        }
         let shape = Shape {
             rows: bucket(x.rows()),
             outputs: w.rows(),
@@ -122,8 +137,7 @@ impl Blas {
             alignment: 16,
         };
         let scales = Some([w_scales.pointer(), x_scales.pointer()]);
-        // SAFETY: the matrices and their scales are checked above.
-        unsafe { self.queue(shape, Operands { scales, ..self.operands(gpu, x, w, y) }) }
+        Ok((shape, Operands { scales, ..self.operands(gpu, x, w, y) }))
     }
 
     /// Whether it multiplies e4m3 numbers with a scale a row: cuBLASLt 12.9 and newer on a Hopper.

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::plan::{Plan, Shape, algorithms, refused};
+use super::plan::{Operands, Plan, Shape, algorithms, refused};
 use super::{Blas, CudaError, DeviceTensor, Gpu};
 
 /// Algorithms that are timed at most.
@@ -39,11 +39,33 @@ impl Blas {
         y: &DeviceTensor,
         budget: Duration,
     ) -> Result<Tuned, CudaError> {
+        let mut products = Vec::new();
+        for w in weights {
+            products.push((self.shape(x, w, y)?, self.operands(gpu, x, w, y)));
+        }
+        self.tune_products(gpu, &products, budget)
+    }
+
+    /// The same of e4m3 numbers, each row of which has a scale.
+    ///
+    /// # Errors
+    /// As [`Blas::multiply_fp8`].
+    pub fn tune_fp8(
+        &self,
+        gpu: &Gpu,
+        x: (&DeviceTensor, &DeviceTensor),
+        weights: &[(&DeviceTensor, &DeviceTensor)],
+        y: &DeviceTensor,
+        budget: Duration,
+    ) -> Result<Tuned, CudaError> {
+        let products = weights.iter().map(|w| self.fp8_product(gpu, x, *w, y)).collect::<Result<Vec<_>, _>>()?;
+        self.tune_products(gpu, &products, budget)
+    }
+
+    fn tune_products(&self, gpu: &Gpu, products: &[(Shape, Operands)], budget: Duration) -> Result<Tuned, CudaError> {
         let start = Instant::now();
-        let first = weights.first().ok_or_else(|| CudaError::argument("tune", "no weights"))?;
-        let shape = self.shape(x, first, y)?;
-        if weights.iter().any(|w| (w.rows(), w.columns(), w.dtype()) != (first.rows(), first.columns(), first.dtype()))
-        {
+        let (shape, _) = *products.first().ok_or_else(|| CudaError::argument("tune", "no weights"))?;
+        if products.iter().any(|(other, _)| *other != shape) {
             return Err(CudaError::argument("tune", "weights of several shapes"));
         }
         let mut best: Option<(f64, Plan)> = None;
@@ -53,7 +75,7 @@ impl Blas {
                 break;
             }
             let mut plan = Plan::new(&shape, algorithm)?;
-            let Ok(microseconds) = self.sample(gpu, &mut plan, (x, weights, y)) else {
+            let Ok(microseconds) = self.sample(gpu, &mut plan, products) else {
                 gpu.synchronize()?; // an algorithm that refuses is no harm; a broken GPU is
                 continue;
             };
@@ -80,20 +102,15 @@ impl Blas {
         plans.insert(shape, plan);
     }
 
-    fn sample(
-        &self,
-        gpu: &Gpu,
-        plan: &mut Plan,
-        (x, weights, y): (&DeviceTensor, &[DeviceTensor], &DeviceTensor),
-    ) -> Result<f64, CudaError> {
-        let mut turn = weights.iter().cycle();
-        let mut once = |gpu: &Gpu| {
-            let w = turn.next().expect("a cycle of at least one");
-            // SAFETY: `tune` has checked the matrices.
-            unsafe { plan.run(self.handle, self.operands(gpu, x, w, y)) }.map_err(refused("a matrix product"))
+    fn sample(&self, gpu: &Gpu, plan: &mut Plan, products: &[(Shape, Operands)]) -> Result<f64, CudaError> {
+        let mut turn = products.iter().cycle();
+        let mut once = |_: &Gpu| {
+            let (_, operands) = turn.next().expect("a cycle of at least one");
+            // SAFETY: who made the operands has checked the matrices.
+            unsafe { plan.run(self.handle, *operands) }.map_err(refused("a matrix product"))
         };
-        let rough = gpu.time(weights.len().min(4), &mut once)?;
+        let rough = gpu.time(products.len().min(4), &mut once)?;
         let repeats = (SAMPLE_MICROSECONDS / rough.max(1.0)) as usize;
-        if repeats <= weights.len().min(4) { Ok(rough) } else { gpu.time(repeats.min(64), &mut once) }
+        if repeats <= products.len().min(4) { Ok(rough) } else { gpu.time(repeats.min(64), &mut once) }
     }
 }

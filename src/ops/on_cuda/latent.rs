@@ -10,7 +10,7 @@ use crate::ops::{LatentParams, LatentShape, Rope, RopeLayout, Tensor, Weight};
 fn dense(weight: &Weight) -> Result<&DeviceTensor> {
     match weight.gpu()? {
         GpuWeight::Dense(weight) => Ok(weight),
-        GpuWeight::Blocks(_) => bail!("matrices of heads in a block format"),
+        GpuWeight::Blocks(_) | GpuWeight::Fp8(_) => bail!("matrices of heads that are not dense"),
     }
 }
 

@@ -27,6 +27,17 @@ pub enum GpuWeight {
     Dense(DeviceTensor),
     /// Matrices in block formats, stacked along their rows.
     Blocks(Vec<BlockMatrix>),
+    /// One matrix of e4m3.
+    Fp8(Fp8Matrix),
+}
+
+/// Weights of e4m3 with one scale in each row: what cuBLASLt multiplies with rows of the same kind.
+#[derive(Clone, Debug)]
+pub struct Fp8Matrix {
+    /// fp8 `[rows, columns]`.
+    pub(super) quants: DeviceTensor,
+    /// f32 `[1, rows]`.
+    pub(super) scales: DeviceTensor,
 }
 
 impl GpuWeight {
@@ -34,6 +45,7 @@ impl GpuWeight {
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Self::Dense(w) => (w.rows(), w.columns()),
+            Self::Fp8(w) => (w.quants.rows(), w.quants.columns()),
             Self::Blocks(parts) => (parts.iter().map(BlockMatrix::rows).sum(), parts[0].columns()),
         }
     }
@@ -67,6 +79,9 @@ impl GpuCompute {
         // Kernels read inputs as they lie: where columns were sorted, weights are made dense.
         let runs = if parts.iter().any(|part| part.input_order().is_some()) { None } else { block_runs(&shapes) };
         let Some(runs) = runs else { return self.upload_dense(parts).map(GpuWeight::Dense) };
+        if let Some(matrix) = self.upload_fp8(parts)? {
+            return Ok(GpuWeight::Fp8(matrix));
+        }
         let staging = self.staging(parts)?;
         let (mut matrices, mut rest) = (Vec::new(), parts);
         for run in runs {
@@ -78,7 +93,7 @@ impl GpuCompute {
                 self.upload_blocks(part, &whole.slice(from, part.rows()), &staging)?;
                 from += part.rows();
             }
-            matrices.push(if own.iter().all(has_row_scales) { whole.with_row_scales() } else { whole });
+            matrices.push(whole);
         }
         // The staging goes.
         self.gpu.synchronize().map_err(Error::wrap)?;
@@ -167,11 +182,9 @@ impl GpuCompute {
     pub(super) fn product(&self, x: &DeviceTensor, weight: &GpuWeight, y: &DeviceTensor) -> Result<()> {
         let parts = match weight {
             GpuWeight::Dense(w) => return self.gemm.linear(&self.gpu, x, w, y).map_err(Error::wrap),
+            GpuWeight::Fp8(w) => return self.product_of_fp8(x, w, y),
             GpuWeight::Blocks(parts) => parts,
         };
-        if x.rows() > MOST_BLOCK_ROWS && self.product_of_fp8(x, parts, y)? {
-            return Ok(());
-        }
         if x.rows() > MOST_BLOCK_ROWS
             && let Some(dense) = self.dense_of(weight)
         {
@@ -190,38 +203,48 @@ impl GpuCompute {
         Ok(())
     }
 
-    /// y = x · w^T with both in fp8, where the weights are, each row with one scale, and cuBLASLt can: x is rounded to e4m3
-    /// with a scale a row. Returns whether it was queued.
-    fn product_of_fp8(&self, x: &DeviceTensor, parts: &[BlockMatrix], y: &DeviceTensor) -> Result<bool> {
-        let Some(blas) = self.gemm.fp8() else { return Ok(false) };
-        let fits = |part: &BlockMatrix| part.has_row_scales() && part.rows().is_multiple_of(16);
-        if !parts.iter().all(fits) || !x.columns().is_multiple_of(16) || y.dtype() != x.dtype() {
-            return Ok(false);
+    /// y = x · w^T with both in fp8: x is rounded to e4m3 with a scale a row, as many rows at a time as have room.
+    fn product_of_fp8(&self, x: &DeviceTensor, weight: &Fp8Matrix, y: &DeviceTensor) -> Result<()> {
+        let Some(blas) = self.gemm.fp8() else { bail!("weights of fp8, and nothing that multiplies them") };
+        let at_once = self.dense.bytes() / (x.columns() + 4 + 256);
+        for from in (0..x.rows()).step_by(at_once.max(1)) {
+            let count = at_once.min(x.rows() - from);
+            let (quants, scales) = self.fp8_rows(count, x.columns());
+            self.elementwise.quantize_rows(&self.gpu, &x.slice(from, count), &quants, &scales).map_err(Error::wrap)?;
+            let (w, y) = ((&weight.quants, &weight.scales), y.slice(from, count));
+            blas.multiply_fp8(&self.gpu, (&quants, &scales), w, &y).map_err(Error::wrap)?;
         }
-        let (rows, outputs, inputs) = (x.rows(), y.columns(), x.columns());
-        let (mut used, room) = (0_usize, self.dense.bytes());
-        let mut place = |rows: usize, columns: usize, dtype: DType| {
-            let from = used;
-            used = (used + rows * columns * dtype.size()).next_multiple_of(256);
-            (used <= room).then(|| self.dense.view(from, rows, columns, dtype))
-        };
-        let (Some(w), Some(w_scales), Some(quants), Some(scales)) = (
-            place(outputs, inputs, DType::Fp8),
-            place(1, outputs, DType::F32),
-            place(rows, inputs, DType::Fp8),
-            place(1, rows, DType::F32),
-        ) else {
-            return Ok(false);
-        };
+        Ok(())
+    }
+
+    /// Memory for rows of e4m3 and their scales, where dense weights have their room.
+    pub(super) fn fp8_rows(&self, rows: usize, columns: usize) -> (DeviceTensor, DeviceTensor) {
+        let scales = self.dense.view(0, 1, rows, DType::F32);
+        let quants = self.dense.view((4 * rows).next_multiple_of(256), rows, columns, DType::Fp8);
+        (quants, scales)
+    }
+
+    /// Matrices of fp8 with one scale in each row as one, where cuBLASLt multiplies such; else `None`.
+    fn upload_fp8(&self, parts: &[Matrix]) -> Result<Option<Fp8Matrix>> {
+        let (rows, columns) = (parts.iter().map(Matrix::rows).sum::<usize>(), parts[0].columns());
+        let fits = rows.is_multiple_of(16) && columns.is_multiple_of(16) && parts.iter().all(has_row_scales);
+        if self.gemm.fp8().is_none() || !fits {
+            return Ok(None);
+        }
+        let empty = |rows, columns, dtype| self.gpu.empty(rows, columns, dtype, "the weights").map_err(Error::wrap);
+        let (quants, scales) = (empty(rows, columns, DType::Fp8)?, empty(1, rows, DType::F32)?);
+        let staging = self.staging(parts)?;
         let mut from = 0;
         for part in parts {
-            let scales = w_scales.view(4 * from, 1, part.rows(), DType::F32);
-            self.quant.unpack_fp8(&self.gpu, part, &w.slice(from, part.rows()), &scales).map_err(Error::wrap)?;
+            let blocks = self.empty_blocks(part.format(), part.rows(), columns)?.with_row_scales();
+            self.upload_blocks(part, &blocks, &staging)?;
+            let (quants, scales) = (quants.slice(from, part.rows()), scales.view(4 * from, 1, part.rows(), DType::F32));
+            self.quant.unpack_fp8(&self.gpu, &blocks, &quants, &scales).map_err(Error::wrap)?;
+            // The blocks go.
+            self.gpu.synchronize().map_err(Error::wrap)?;
             from += part.rows();
         }
-        self.elementwise.quantize_rows(&self.gpu, x, &quants, &scales).map_err(Error::wrap)?;
-        blas.multiply_fp8(&self.gpu, (&quants, &scales), (&w, &w_scales), y).map_err(Error::wrap)?;
-        Ok(true)
+        Ok(Some(Fp8Matrix { quants, scales }))
     }
 
     /// Memory for a matrix made dense; `None` if it is larger than that memory.

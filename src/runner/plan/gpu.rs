@@ -5,7 +5,7 @@
 use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan};
 use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, ModelSource, Stack, Workspace};
-use crate::ops::{KvLayout, gpu_expert_bytes, gpu_weight_bytes};
+use crate::ops::{KvLayout, gpu_expert_bytes, gpu_expert_room, gpu_weight_bytes};
 use crate::weights::WeightName;
 
 /// What a driver takes for a process before anything is allocated: its context, our kernels, cuBLAS's.
@@ -44,7 +44,7 @@ pub(crate) struct GpuWeights {
 impl GpuWeights {
     /// Those of a model whose headers were read: matrices in block formats stay in them, and what else there is has the
     /// model's own type of two bytes. The largest stack in block formats has room to be made dense, for products of many
-    /// rows; not the output layer, whose products have a row for each sequence.
+    /// rows; not the output layer, whose products have a row for each sequence. Experts are made dense some at a time.
     ///
     /// Of them those of the layers from `first` on, and the output; the room for dense weights is that of all layers.
     pub(crate) fn of(source: &ModelSource, first: usize) -> Self {
@@ -74,17 +74,29 @@ impl GpuWeights {
             }
         }
         for layer in first as u32..spec.layers as u32 {
-            let Some((own, elements)) = expert_weights(source, layer) else { continue };
-            bytes += own;
-            counted += elements;
+            let Some(own) = expert_weights(source, layer) else { continue };
+            bytes += own.bytes;
+            counted += own.elements;
+        }
+        for layer in 0..spec.layers as u32 {
+            dense_bytes = dense_bytes.max(expert_weights(source, layer).map_or(0, |own| own.room));
         }
         let uncounted = source.weights.parameters().saturating_sub(elsewhere + counted);
         Self { bytes: bytes + 2 * uncounted, dense_bytes }
     }
 }
 
-/// Bytes of the experts of a layer, where it has some, and their number of weights.
-fn expert_weights(source: &ModelSource, layer: u32) -> Option<(u64, u64)> {
+/// What the experts of a layer take.
+struct ExpertWeights {
+    bytes: u64,
+    /// Their number of weights.
+    elements: u64,
+    /// Room to make them dense, for prompts.
+    room: u64,
+}
+
+/// The experts of a layer, where it has some.
+fn expert_weights(source: &ModelSource, layer: u32) -> Option<ExpertWeights> {
     use WeightName::{ExpertDown, ExpertGate, ExpertUp};
     let (spec, experts) = (&source.spec, source.spec.experts_of(layer)?);
     let format = |name: WeightName, columns: usize| source.weights.format(name, columns);
@@ -93,9 +105,13 @@ fn expert_weights(source: &ModelSource, layer: u32) -> Option<(u64, u64)> {
         let down = format(ExpertDown(layer, expert), experts.ffn)?;
         Some([format(gate, spec.hidden)?, format(up, spec.hidden)?, down])
     });
-    let bytes = gpu_expert_bytes(&formats.collect::<Option<Vec<_>>>()?, spec.hidden, experts.ffn);
-    let elements = 3 * experts.count * experts.ffn * spec.hidden;
-    Some((bytes.into_iter().map(in_pages).sum(), elements as u64))
+    let formats = formats.collect::<Option<Vec<_>>>()?;
+    let bytes = gpu_expert_bytes(&formats, spec.hidden, experts.ffn);
+    Some(ExpertWeights {
+        bytes: bytes.into_iter().map(in_pages).sum(),
+        elements: (3 * experts.count * experts.ffn * spec.hidden) as u64,
+        room: gpu_expert_room(&formats, spec.hidden, experts.ffn),
+    })
 }
 
 /// Bytes of the largest stack of a layer, made dense.

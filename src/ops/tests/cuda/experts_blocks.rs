@@ -5,7 +5,7 @@ use super::gemm::{floats, random, relative_error, tensor};
 use super::{gpu, quant};
 use crate::cuda::{
     BlockFormat, BlockMatrix, CudaError, DType, DeviceTensor, DrawnBlocks, ExpertBlockKernels, ExpertBlocks,
-    ExpertBlocksWay, ExpertBuffers, ExpertCall,
+    ExpertBlocksWay, ExpertBuffers, ExpertCall, ExpertRange, Unpacking,
 };
 use crate::ops::Format;
 
@@ -69,6 +69,30 @@ impl BlockLayer {
         let experts = ExpertBlocks { count: self.experts, gate, up, down };
         self.layer.run(from, count, |call| kernels.experts_by(way, gpu(), call, experts))
     }
+
+    /// What is made of the first tokens where weights are made dense, `at_once` experts at a time.
+    fn run_unpacked(&self, count: usize, at_once: usize, dtype: DType) -> Result<Vec<u8>, CudaError> {
+        let [gate, up, down] = &self.matrices;
+        let (h, f) = (gate.columns(), down.columns());
+        let room = tensor(at_once * 2 * f, h, dtype, &vec![0xFF; at_once * 2 * f * h * 2]);
+        let mut unpack_gate_up = |ExpertRange { first, count }: ExpertRange| {
+            let dense = room.reshape(2 * count * f, h, dtype);
+            quant::kernels().unpack_folded(gpu(), &gate.slice(first * f, count * f), &dense, f)?;
+            let below = dense.slice(f, (2 * count - 1) * f);
+            quant::kernels().unpack_folded(gpu(), &up.slice(first * f, count * f), &below, f)?;
+            Ok(dense)
+        };
+        let mut unpack_down = |ExpertRange { first, count }: ExpertRange| {
+            let dense = room.reshape(count * h, f, dtype);
+            quant::kernels().unpack(gpu(), &down.slice(first * h, count * h), &dense)?;
+            Ok(dense)
+        };
+        self.layer.run(0, count, |call| {
+            let gate_up = Unpacking { at_once, unpack: &mut unpack_gate_up };
+            let down = Unpacking { at_once, unpack: &mut unpack_down };
+            dense_kernels().experts_unpacked(gpu(), call, self.experts, f, [gate_up, down])
+        })
+    }
 }
 
 /// What is wrong with any way of such a layer.
@@ -81,15 +105,18 @@ fn compare(
     let layer = BlockLayer::new(formats, experts, sizes, to)?;
     let expected = layer.layer.expected();
     let mut wrong = Vec::new();
-    for way in ExpertBlocksWay::ALL {
-        let found = floats(&layer.run(kernels, way, 0, to.count)?, to.dtype);
+    let by_way = |way| Ok((format!("{way:?}"), layer.run(kernels, way, 0, to.count)?));
+    let unpacked = (to.count > 30).then(|| Ok(("unpacked".into(), layer.run_unpacked(to.count, 3, to.dtype)?)));
+    for found in ExpertBlocksWay::ALL.into_iter().map(by_way).chain(unpacked) {
+        let (way, found): (String, Vec<u8>) = found?;
+        let found = floats(&found, to.dtype);
         let error = relative_error(&found, &expected);
         let limit = if to.dtype == DType::Bf16 { 1e-2 } else { 2e-3 };
         if error.is_nan() || error > limit {
             let (gate, down) = (formats[0].0, formats[1].0);
             let Tokens { count, top_k, dtype } = to;
             wrong.push(format!(
-                "{way:?} {gate}, {down}: {top_k} of {experts} x {sizes:?}, {count} tokens of {dtype:?}: off by {error:.2e}"
+                "{way} {gate}, {down}: {top_k} of {experts} x {sizes:?}, {count} tokens of {dtype:?}: off by {error:.2e}"
             ));
         }
     }
