@@ -186,17 +186,13 @@ impl Sampling {
         Ok(())
     }
 
-    /// Sets which tokens may come next in `slot`: a bit for each of the vocabulary, those behind the last word of `allowed`
-    /// may not. Does not wait for the GPU.
+    /// Where it is read which tokens may come next in `slot`: u32 `[1, words]`, a bit for each of the vocabulary, the lowest of
+    /// a word first. Rows with [`SampleRow::MASK`] alone read it.
     ///
-    /// # Errors
-    /// If the slot is outside; what the driver says.
-    pub fn set_mask(&self, gpu: &Gpu, slot: u32, allowed: &[u32]) -> Result<(), CudaError> {
-        let row = slot as usize;
-        require("set_mask", row < self.slots, || format!("slot {slot} of {}", self.slots))?;
-        let mut bytes = words(allowed);
-        bytes.resize(self.vocab.div_ceil(32) * 4, 0);
-        gpu.queue_upload_of(&self.masks.slice(row, 1), &bytes)
+    /// # Panics
+    /// If there is no such slot.
+    pub fn mask(&self, slot: u32) -> DeviceTensor {
+        self.masks.slice(slot as usize, 1)
     }
 
     fn mark(&self, gpu: &Gpu, slot: u32, tokens: &[u32], generated: bool) -> Result<(), CudaError> {

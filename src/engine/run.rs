@@ -267,7 +267,9 @@ impl<R: StepRunner> Engine<R> {
                 let logprobs = at.and_then(|at| result.sampled[at].logprobs.take());
                 (request, RequestEvent::Token { choice, token, logprobs })
             }
-            SchedulerEvent::Finished { request, choice, reason, .. } => {
+            SchedulerEvent::Finished { request, choice, reason, seq } => {
+                // What a step in flight says of it concerns nobody.
+                self.owners.remove(&seq);
                 (request, RequestEvent::Finished { choice, reason })
             }
         };

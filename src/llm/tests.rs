@@ -298,14 +298,38 @@ fn answers_follow_their_grammars_at_any_temperature() {
 fn cuda_answers_follow_their_grammars_at_any_temperature() {
     let llm = load("llama3_heads64", |config| config.device = crate::config::DeviceWish::Cuda(None));
     all_grammars_are_followed(&llm);
-    let formed = (0..4).map(|seed| llm.generate(formed(Grammar::Regex("[a-f]{40}".into()), seed)));
-    let free = (0..4).map(|seed| llm.generate(request(&prompts()[5], seed)));
-    let running: Vec<_> = formed.chain(free).map(|generation| generation.expect("taken")).collect();
-    for (index, generation) in running.into_iter().enumerate() {
-        let answer = generation.collect_blocking().expect("answered").remove(0);
-        let follows = answer.text.len() == 40 && answer.text.bytes().all(|byte| (b'a'..=b'f').contains(&byte));
-        assert!(follows || index >= 4, "{:?}", answer.text);
-        assert!(index < 4 || answer.tokens.len() == 60);
+    different_grammars_are_followed_beside_each_other(&llm);
+}
+
+#[test]
+fn grammars_of_one_batch_do_not_mix() {
+    for lag in [Lag::Zero, Lag::One] {
+        different_grammars_are_followed_beside_each_other(&load("llama3", |config| config.lag = Some(lag)));
+    }
+    // Little memory: some are preempted, and their grammars stand where they stood.
+    let small = load("llama3", |config| {
+        (config.kv_cache_bytes, config.context_length, config.prefix_cache) = (Some(1 << 20), Some(160), false);
+    });
+    different_grammars_are_followed_beside_each_other(&small);
+    assert!(small.engine().metrics().snapshot().preemptions > 0);
+}
+
+/// Answers of 30 to 37 of one letter each, two to a request, beside some that follow nothing.
+fn different_grammars_are_followed_beside_each_other(llm: &Llm) {
+    let of_letter = |letter: u8| {
+        let length = 30 + usize::from(letter - b'a');
+        let pair = GenerateRequest { n: 2, ..formed(Grammar::Regex(format!("{}{{{length}}}", letter as char)), 1) };
+        (Some("x".repeat(length).replace('x', &(letter as char).to_string())), pair)
+    };
+    let asked = (b'a'..=b'h').map(of_letter).chain((0..4).map(|seed| (None, request(&prompts()[5], seed))));
+    let running: Vec<_> = asked.map(|(expected, request)| (expected, llm.generate(request).expect("taken"))).collect();
+    for (expected, generation) in running {
+        for answer in generation.collect_blocking().expect("answered") {
+            match &expected {
+                Some(text) => assert_eq!((&answer.text, answer.reason), (text, FinishReason::Stop)),
+                None => assert_eq!(answer.tokens.len(), 60),
+            }
+        }
     }
 }
 

@@ -75,7 +75,6 @@ impl Scheduler {
             stop: request.stop.clone(),
             prompt_logprobs: request.sampling.prompt_logprobs.is_some(),
             whole_prompt: request.sampling.prompt_logprobs.is_some() || request.pooling == Some(Pooling::Mean),
-            waits_for_commit: request.masks.is_some(),
         });
         self.arrivals += 1;
         let prompt_len = request.prompt.len();

@@ -20,8 +20,6 @@ pub(super) struct RequestFacts {
     pub(super) prompt_logprobs: bool,
     /// Something is asked of each of the prompt's tokens, so that none may come from the prefix cache.
     pub(super) whole_prompt: bool,
-    /// What may come next depends on what came last: a token is committed before the next one is drawn.
-    pub(super) waits_for_commit: bool,
 }
 
 impl RequestFacts {
@@ -94,8 +92,7 @@ impl Sequence {
     }
 
     pub(super) fn work(&self) -> Work {
-        let waits = self.pending > 0 && self.request.waits_for_commit;
-        if waits || self.tokens.len() + self.pending >= self.max_len {
+        if self.tokens.len() + self.pending >= self.max_len {
             Work::Nothing
         } else if self.left() == 1 && self.computed >= self.prompt_len {
             Work::Decode

@@ -397,36 +397,3 @@ fn lag_0_has_one_step_at_a_time() {
     schedule(&mut scheduler);
     schedule(&mut scheduler);
 }
-
-/// A grammar that allows everything.
-#[derive(Debug)]
-struct Anything;
-
-impl crate::request::TokenMasks for Anything {
-    fn start(&self) -> Box<dyn crate::request::TokenMask> {
-        unreachable!("a scheduler draws nothing")
-    }
-}
-
-#[test]
-fn a_sequence_with_a_grammar_waits_for_its_commit_and_holds_nobody_up() {
-    let mut scheduler = scheduler(SchedulerConfig { lag: Lag::One, ..config() });
-    let formed = Request { masks: Some(Arc::new(Anything)), ..request(prompt(1, 4), 20) };
-    scheduler.add(RequestId(1), &formed).unwrap();
-    scheduler.add(RequestId(2), &request(prompt(2, 4), 20)).unwrap();
-    let mut in_flight = schedule(&mut scheduler);
-    assert_eq!(in_flight.samples.len(), 2);
-    let formed = in_flight.samples[0];
-    let mut drawn = 0;
-    for _ in 0..8 {
-        let next = schedule(&mut scheduler);
-        let is_late = in_flight.samples.contains(&formed);
-        assert_eq!(next.samples.contains(&formed), !is_late, "only once its last token is committed");
-        assert_eq!(next.samples.iter().filter(|seq| **seq != formed).count(), 1, "the other one goes on");
-        assert!(next.rows.iter().all(|row| row.seq != formed || !row.follows_sample));
-        drawn += usize::from(next.samples.contains(&formed));
-        commit(&mut scheduler, &in_flight, WORD);
-        in_flight = next;
-    }
-    assert_eq!(drawn, 4, "every other step");
-}

@@ -154,6 +154,8 @@ pub(super) struct StepBuffers {
     /// `[rows, hidden]` f32 each.
     pooled: [PinnedMemory; 2],
     hidden: usize,
+    /// A row of words for each slot. One is enough: a step's masks are written when the draws of the step before are done.
+    masks: PinnedMemory,
 }
 
 impl StepBuffers {
@@ -161,7 +163,7 @@ impl StepBuffers {
     ///
     /// # Errors
     /// If there is no room.
-    pub(super) fn new(gpu: &Gpu, limits: StepLimits, hidden: usize) -> Result<Self, CudaError> {
+    pub(super) fn new(gpu: &Gpu, limits: StepLimits, hidden: usize, vocab: usize) -> Result<Self, CudaError> {
         let places = Places::new(limits);
         let what = "the inputs of a step";
         let outputs = |rows: usize| gpu.zeros(rows, size_of::<SampleOutput>(), DType::U8, what);
@@ -177,6 +179,7 @@ impl StepBuffers {
             results: [gpu.pinned(result_bytes)?, gpu.pinned(result_bytes)?],
             pooled: [gpu.pinned(4 * limits.sequences * hidden)?, gpu.pinned(4 * limits.sequences * hidden)?],
             hidden,
+            masks: gpu.pinned(4 * limits.sequences * vocab.div_ceil(32))?,
         })
     }
 
@@ -234,6 +237,38 @@ impl StepBuffers {
             gpu.queue_upload(&self.inputs.view(offset, 1, bytes, DType::U8), staging, offset, bytes)?;
         }
         Ok(())
+    }
+
+    /// Queues the copy of which tokens may come next in `slot` to `target`, u32 `[1, words]`; what lies behind the last word
+    /// of `allowed` may not. The draws of the step before are done.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(super) fn upload_mask(
+        &mut self,
+        gpu: &Gpu,
+        target: &DeviceTensor,
+        slot: u32,
+        allowed: &[u32],
+    ) -> Result<(), CudaError> {
+        let (bytes, offset) = (target.bytes(), slot as usize * target.bytes());
+        let place = Place { offset, words: target.columns() };
+        let mut writer = Writer { bytes: self.masks.as_mut_slice() };
+        let known = allowed.len().min(place.words);
+        writer.words(place, &allowed[..known])?;
+        writer.fill(place, known, place.words, 0)?;
+        gpu.queue_upload(target, &self.masks, offset, bytes)
+    }
+
+    /// Queues the copy of the parameters of a step's samples once more, by way of staging memory `side`, as [`Self::upload`]
+    /// did. Should that copy still be under way, it is this one that is read: it comes after.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(super) fn upload_sample_rows(&mut self, gpu: &Gpu, side: usize, rows: &[SampleRow]) -> Result<(), CudaError> {
+        let mut writer = Writer { bytes: self.staging[side].as_mut_slice() };
+        let (offset, bytes) = writer.bytes(self.places.sample_rows, SampleRow::as_bytes(rows))?;
+        gpu.queue_upload(&self.inputs.view(offset, 1, bytes, DType::U8), &self.staging[side], offset, bytes)
     }
 
     fn array(&self, place: Place, words: usize) -> DeviceTensor {

@@ -194,7 +194,7 @@ pub(super) fn build(
     let (spec, rows) = (model.spec(), layout.limits.sequences);
     let workspace = Workspace::new(spec, layout.sizes.max_step_tokens as usize, rows, &compute)?;
     let sampling = Sampling::new(gpu.gpu(), rows, spec.vocab)?;
-    let buffers = StepBuffers::new(gpu.gpu(), layout.limits, spec.hidden)?;
+    let buffers = StepBuffers::new(gpu.gpu(), layout.limits, spec.hidden, spec.vocab)?;
     let kv = KvCache::zeros(&compute, model.layer_count(), spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
     let done = [gpu.gpu().event()?, gpu.gpu().event()?];
     Ok(GpuRunner {

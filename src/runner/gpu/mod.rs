@@ -103,6 +103,8 @@ struct InFlight {
     samples: Vec<SeqId>,
     prompts: Vec<PromptRow>,
     pool_parts: Vec<PoolPart>,
+    /// Its draws are not queued yet: they are when the step before is collected.
+    draws_later: bool,
 }
 
 /// Prompt tokens of one row whose log-probabilities are asked for.
@@ -137,19 +139,29 @@ impl StepRunner for GpuRunner {
         }
         let cpu_time = self.run_cpu_layers()?;
         self.run(way, planned.samples.len())?;
-        self.buffers.download(self.gpu.gpu(), side, planned.samples.len(), self.packed.prompt_targets.len())?;
-        self.queue_pooling(side)?;
-        self.gpu.gpu().mark(&self.done[side])?;
         let (samples, pool_parts) = (planned.samples.clone(), self.packed.pool_parts.clone());
-        self.in_flight.push_back(InFlight { side, cpu_time, samples, prompts, pool_parts });
-        Ok(())
+        // Rules for the next token want the last one: what draws by them is queued once it is known, while the model runs.
+        let draws_later = !self.in_flight.is_empty() && self.sequences.have_masks(&samples);
+        self.in_flight.push_back(InFlight { side, cpu_time, samples, prompts, pool_parts, draws_later });
+        if draws_later { Ok(()) } else { self.draw() }
     }
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
         let step = self.in_flight.pop_front().ok_or(RunnerError::NothingBegun)?;
         let waiting = Instant::now();
         self.done[step.side].wait()?;
-        let mut output = StepOutput { model_time: step.cpu_time + waiting.elapsed(), ..StepOutput::default() };
+        let output = StepOutput { model_time: step.cpu_time + waiting.elapsed(), ..StepOutput::default() };
+        let output = self.results(step, output);
+        if self.in_flight.front().is_some_and(|next| next.draws_later) {
+            self.draw()?;
+        }
+        Ok(output)
+    }
+}
+
+impl GpuRunner {
+    /// Reads what a step has given, whose work is done.
+    fn results(&mut self, step: InFlight, mut output: StepOutput) -> StepOutput {
         let prompt_tokens = step.prompts.iter().map(|prompt| prompt.count).sum();
         let [samples, mut prompts] = self.buffers.results(step.side, step.samples.len(), prompt_tokens);
         for (seq, drawn) in step.samples.iter().zip(samples) {
@@ -166,11 +178,9 @@ impl StepRunner for GpuRunner {
             self.pools.add(part, std::iter::once(self.buffers.pooled(step.side, index).as_slice()));
             output.pooled.extend(self.pools.end(part));
         }
-        Ok(output)
+        output
     }
-}
 
-impl GpuRunner {
     /// Gives every sequence of the step a slot, and what a new slot must know.
     fn assign_slots(&mut self, planned: &SchedulerOutput) -> Result<(), RunnerError> {
         let late = planned.rows.iter().filter(|row| row.follows_sample).map(|row| row.seq);
@@ -182,11 +192,6 @@ impl GpuRunner {
             let bias = &state.request.sampling.logit_bias;
             let banned: Vec<u32> = state.banned().collect();
             self.sampling.begin_slot(self.gpu.gpu(), slot, state.generated.last().copied(), history, bias, &banned)?;
-        }
-        for seq in &planned.samples {
-            if let Some((slot, allowed)) = self.sequences.mask(*seq) {
-                self.sampling.set_mask(self.gpu.gpu(), slot, allowed)?;
-            }
         }
         Ok(())
     }
@@ -295,7 +300,7 @@ impl GpuRunner {
         Ok(started.elapsed())
     }
 
-    /// Queues the model and the draws.
+    /// Queues the model and the logits.
     fn run(&mut self, way: Way, samples: usize) -> Result<(), RunnerError> {
         match self.recorded(way) {
             Some(recorded) => self.gpu.gpu().launch_graph(&recorded.graph)?,
@@ -307,11 +312,31 @@ impl GpuRunner {
         if way != Way::Decode {
             self.queue_logits(samples)?;
         }
+        Ok(())
+    }
+
+    /// Queues the draws of the step that was begun last, and the copy of its results.
+    fn draw(&mut self) -> Result<(), RunnerError> {
+        let Some(step) = self.in_flight.back_mut() else { return Err(RunnerError::NothingBegun) };
+        step.draws_later = false;
+        let (side, samples) = (step.side, step.samples.len());
+        if self.sequences.have_masks(&step.samples) {
+            self.sequences.compute_masks();
+            for (row, seq) in self.packed.sample_rows.iter_mut().zip(&step.samples) {
+                if let Some((slot, allowed)) = self.sequences.mask(*seq) {
+                    row.flags |= SampleRow::MASK;
+                    self.buffers.upload_mask(self.gpu.gpu(), &self.sampling.mask(slot), slot, allowed)?;
+                }
+            }
+            self.buffers.upload_sample_rows(self.gpu.gpu(), side, &self.packed.sample_rows)?;
+        }
         let needs = SamplingNeeds::of(&self.packed.sample_rows);
         let logits = self.workspace.logits(samples)?;
         let rows = self.buffers.sample_rows(samples);
         self.sampling.sample(self.gpu.gpu(), logits.gpu()?, &rows, needs, &self.buffers.outputs(samples))?;
-        Ok(())
+        self.buffers.download(self.gpu.gpu(), side, samples, self.packed.prompt_targets.len())?;
+        self.queue_pooling(side)?;
+        Ok(self.gpu.gpu().mark(&self.done[side])?)
     }
 
     /// Queues the log-probabilities of prompt tokens, then the logits of the samples.

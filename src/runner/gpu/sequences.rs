@@ -5,8 +5,13 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::cuda::SampleRow;
 use crate::request::{Request, SamplingParams, SeqId, TokenId, TokenMask};
+
+/// Masks that are computed one after another; a mask of JSON takes some 50 microseconds.
+const MOST_MASKS_ALONE: usize = 2;
 
 /// Top bit of an id that stands for a slot's last token.
 const LATE_TOKEN: u32 = 1 << 31;
@@ -24,8 +29,8 @@ pub(super) struct SequenceState {
     slot: Option<u32>,
     /// Which tokens may come next, where it follows a grammar.
     mask: Option<Box<dyn TokenMask>>,
-    /// Whether not every token may come next.
-    is_masked: bool,
+    /// The tokens that may come next, as [`TokenMask::allowed`] has them; empty: all.
+    allowed: Vec<u32>,
     /// Why it cannot go on.
     broken: Option<String>,
     /// The last step that had it.
@@ -37,6 +42,17 @@ impl SequenceState {
     pub(super) fn counts_history(&self) -> bool {
         let params = &self.request.sampling;
         params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+    }
+
+    fn compute_mask(&mut self) {
+        self.allowed.clear();
+        match self.mask.as_mut().map(|mask| mask.allowed()) {
+            Some(Ok(Some(allowed))) => self.allowed.extend_from_slice(allowed),
+            Some(Err(reason)) => {
+                self.broken.get_or_insert(reason);
+            }
+            Some(Ok(None)) | None => {}
+        }
     }
 
     /// Tokens that may not come yet.
@@ -72,7 +88,7 @@ impl Sequences {
             generated: Vec::new(),
             slot: None,
             mask,
-            is_masked: false,
+            allowed: Vec::new(),
             broken: None,
             step: 0,
         };
@@ -107,22 +123,28 @@ impl Sequences {
         Some(&state.request)
     }
 
-    /// Slot and mask of `seq`, where not every token may come next. One that cannot be followed any further is told by
-    /// [`Self::broken`].
-    pub(super) fn mask(&mut self, seq: SeqId) -> Option<(u32, &[u32])> {
-        let state = self.get_mut(seq)?;
-        let slot = state.slot?;
-        state.is_masked = false;
-        match state.mask.as_mut()?.allowed() {
-            Ok(allowed) => {
-                state.is_masked = allowed.is_some();
-                allowed.map(|allowed| (slot, allowed))
-            }
-            Err(reason) => {
-                state.broken.get_or_insert(reason);
-                None
-            }
+    /// Whether any of `seqs` has rules for its next token.
+    pub(super) fn have_masks(&self, seqs: &[SeqId]) -> bool {
+        seqs.iter().any(|seq| self.get(*seq).is_some_and(|state| state.mask.is_some()))
+    }
+
+    /// Finds out which tokens may come next in each sequence of the step, several at a time where there are many. One that
+    /// cannot be followed any further is told by [`Self::broken`].
+    pub(super) fn compute_masks(&mut self) {
+        let step = self.step;
+        let states = self.states.iter_mut().flatten().filter(|state| state.step == step && state.mask.is_some());
+        let mut states: Vec<_> = states.collect();
+        if states.len() > MOST_MASKS_ALONE {
+            states.par_iter_mut().for_each(|state| state.compute_mask());
+        } else {
+            states.iter_mut().for_each(|state| state.compute_mask());
         }
+    }
+
+    /// Slot of `seq` and the tokens that may come next, where not all may, as the last [`Self::compute_masks`] found.
+    pub(super) fn mask(&self, seq: SeqId) -> Option<(u32, &[u32])> {
+        let state = self.get(seq)?;
+        (!state.allowed.is_empty()).then_some((state.slot?, &state.allowed))
     }
 
     /// Why `seq` cannot follow its grammar any further, told once.
@@ -173,9 +195,7 @@ impl Sequences {
         let slot = state.slot.expect("a sampled sequence has a slot");
         let banned = state.drawn < state.request.stop.min_tokens;
         let row = SampleRow {
-            flags: u32::from(state.counts_history()) * SampleRow::PENALTIES
-                + u32::from(banned) * SampleRow::BANS
-                + u32::from(state.is_masked) * SampleRow::MASK,
+            flags: u32::from(state.counts_history()) * SampleRow::PENALTIES + u32::from(banned) * SampleRow::BANS,
             choice: state.choice,
             drawn: state.drawn,
             ban_count: state.banned().count() as u32,
