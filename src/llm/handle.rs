@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Map, Value};
 
 use crate::engine::{EngineHandle, ModelFacts, SubmitError};
-use crate::request::{MAX_LISTED_TOKENS, Pooling, Request, StopConditions, TokenId, TokenMasks};
+use crate::request::{MAX_LISTED_TOKENS, Pooling, Request, SamplingParams, StopConditions, TokenId, TokenMasks};
 use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatcher, Tokenizer};
 
 use super::builder::LlmBuilder;
@@ -114,7 +114,7 @@ impl Llm {
         let stream = self.engine().submit(Request {
             prompt: prompt.clone(),
             n: request.n,
-            sampling: request.sampling.over(&self.parts.defaults),
+            sampling: self.sampling(&request.sampling),
             stop: conditions.clone(),
             tenant: request.tenant,
             cache_salt: request.cache_salt,
@@ -136,6 +136,11 @@ impl Llm {
     /// How the model's makers pool prompts to vectors, if they say.
     pub(super) fn pooling(&self) -> Option<Pooling> {
         self.parts.pooling
+    }
+
+    /// What `options` come to over what the model's makers recommend.
+    pub fn sampling(&self, options: &SamplingOptions) -> SamplingParams {
+        options.over(&self.parts.defaults)
     }
 
     /// What makes the model call one of `tools`, a list in OpenAI's form, in its own way of writing calls; exactly once if

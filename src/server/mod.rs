@@ -35,7 +35,7 @@ mod tenant;
 mod tests;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
@@ -74,12 +74,20 @@ fn routes(app: App) -> Router {
         .with_state(app)
 }
 
-async fn unknown_path(request: Request) -> ApiError {
+async fn unknown_path(State(app): State<App>, request: Request) -> ApiError {
     let message = format!("there is nothing at `{} {}`", request.method(), request.uri().path());
+    pass_over_body(&app, request).await;
     ApiError::client(StatusCode::NOT_FOUND, Some("unknown_url"), message)
 }
 
-async fn wrong_method(request: Request) -> ApiError {
+async fn wrong_method(State(app): State<App>, request: Request) -> ApiError {
     let message = format!("`{}` does not take {}", request.uri().path(), request.method());
+    pass_over_body(&app, request).await;
     ApiError::client(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
+}
+
+/// Reads what a client sends although nobody wants it: one that is cut off in the middle hears of that, and not of the answer.
+async fn pass_over_body(app: &App, request: Request) {
+    // A body that breaks off or is too large is nobody's loss here.
+    let _ = body::read(&app.config, request).await;
 }

@@ -39,6 +39,11 @@ fn usage_json(usage: &Usage) -> Value {
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": usage.completion_tokens,
+        "cache_creation": null,
+        "inference_geo": null,
+        "output_tokens_details": null,
+        "server_tool_use": null,
+        "service_tier": "standard",
     })
 }
 
@@ -52,6 +57,8 @@ impl Form {
             "content": content,
             "stop_reason": end.map(|end| self.stop_reason(end)),
             "stop_sequence": end.and_then(|end| end.stop.as_deref()),
+            "stop_details": null,
+            "container": null,
             "usage": usage_json(usage),
         })
     }
@@ -79,7 +86,7 @@ impl Form {
             content.push(json!({ "type": "thinking", "thinking": parts.reasoning, "signature": "" }));
         }
         if !parts.text.is_empty() {
-            content.push(json!({ "type": "text", "text": parts.text }));
+            content.push(json!({ "type": "text", "text": parts.text, "citations": null }));
         }
         for ToolCall { name, arguments } in parts.calls {
             content.push(self.tool_use(&name, serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}))));
@@ -150,7 +157,10 @@ impl Events {
                 json!({ "type": "thinking", "thinking": "", "signature": "" }),
                 json!({ "type": "thinking_delta", "thinking": text }),
             ),
-            Block::Text => (json!({ "type": "text", "text": "" }), json!({ "type": "text_delta", "text": text })),
+            Block::Text => (
+                json!({ "type": "text", "text": "", "citations": null }),
+                json!({ "type": "text_delta", "text": text }),
+            ),
         };
         if self.open.is_none() {
             self.start(empty, out);

@@ -35,6 +35,7 @@ struct AnswerMessage {
     role: &'static str,
     content: Option<String>,
     refusal: Option<()>,
+    annotations: [(); 0],
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -115,7 +116,7 @@ fn message(app: &App, text: String, parts: &mut Parts) -> AnswerMessage {
     let tool_calls: Vec<_> = all.calls.into_iter().map(|call| Call::new(app, None, call)).collect();
     let content = (!all.text.is_empty() || tool_calls.is_empty()).then_some(all.text);
     let reasoning_content = (!all.reasoning.is_empty()).then_some(all.reasoning);
-    AnswerMessage { role: "assistant", content, refusal: None, reasoning_content, tool_calls }
+    AnswerMessage { role: "assistant", content, refusal: None, annotations: [], reasoning_content, tool_calls }
 }
 
 fn blank(index: usize) -> ChunkChoice {

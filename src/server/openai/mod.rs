@@ -26,6 +26,7 @@ pub(super) use responses::ResponseStore;
 
 use super::run::Usage;
 use super::state::{App, unix_now_s};
+use super::unknown_path;
 
 /// The routes below `/v1`; the server has them at the root too.
 pub(super) fn routes() -> Router<App> {
@@ -34,7 +35,8 @@ pub(super) fn routes() -> Router<App> {
         .route("/completions", post(completions::create))
         .route("/embeddings", post(embeddings::create))
         .route("/responses", post(responses::create))
-        .route("/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        // What OpenAI has below a response (`/responses/compact` ...) is not here.
+        .route("/responses/{id}", get(responses::retrieve).delete(responses::delete).post(unknown_path))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/models", get(models::list))

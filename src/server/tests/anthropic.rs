@@ -24,10 +24,12 @@ async fn a_whole_message() {
         (&reply["type"], &reply["role"], &reply["model"]),
         (&json!("message"), &json!("assistant"), &json!(MODEL))
     );
-    assert_eq!(reply["content"], json!([{"type": "text", "text": "yes"}]));
+    assert_eq!(reply["content"], json!([{"type": "text", "text": "yes", "citations": null}]));
     assert_eq!((&reply["stop_reason"], &reply["stop_sequence"]), (&json!("end_turn"), &Value::Null));
     let usage = json!({
-        "input_tokens": 36, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 1, "output_tokens": 4
+        "input_tokens": 36, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 1, "output_tokens": 4,
+        "cache_creation": null, "inference_geo": null, "output_tokens_details": null, "server_tool_use": null,
+        "service_tier": "standard"
     });
     assert_eq!(reply["usage"], usage);
     let prompt: Vec<u8> = requests.recv().expect("one").prompt.iter().map(|id| *id as u8).collect();

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Map, Value, json};
 
 use crate::llm::{Message, ToolCall};
-use crate::request::{FinishReason, Tenant};
+use crate::request::{FinishReason, SamplingParams, Tenant};
 use crate::server::body::Object;
 use crate::server::parts::{Parts, WholeParts};
 use crate::server::run::{Usage, Whole};
@@ -27,7 +27,14 @@ pub(super) struct Form {
 }
 
 impl Form {
-    pub(super) fn new(app: &App, body: &Body, parts: Parts, stored: Option<(Tenant, Vec<Message>)>) -> Self {
+    /// `sampling` is what the answer is drawn by.
+    pub(super) fn new(
+        app: &App,
+        body: &Body,
+        sampling: &SamplingParams,
+        parts: Parts,
+        stored: Option<(Tenant, Vec<Message>)>,
+    ) -> Self {
         let id = format!("resp_{}", app.unique_id());
         let effort = body.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref());
         let fixed = json!({
@@ -38,9 +45,12 @@ impl Form {
             "instructions": body.instructions,
             "previous_response_id": body.previous_response_id,
             "max_output_tokens": body.max_output_tokens,
-            "temperature": body.temperature,
-            "top_p": body.top_p,
-            "tools": body.tools.clone().unwrap_or_default(),
+            "max_tool_calls": null,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "tools": body.tools.iter().flatten().map(whole_tool).collect::<Vec<_>>(),
             "tool_choice": body.tool_choice.clone().unwrap_or_else(|| "auto".into()),
             "parallel_tool_calls": body.parallel_tool_calls.unwrap_or(true),
             "reasoning": { "effort": effort, "summary": null },
@@ -51,6 +61,8 @@ impl Form {
             "service_tier": "default",
             "truncation": "disabled",
             "top_logprobs": 0,
+            "prompt_cache_key": body.prompt_cache_key,
+            "safety_identifier": null,
             "user": null,
         });
         let fixed = if let Value::Object(fixed) = fixed { fixed } else { Map::new() };
@@ -64,6 +76,7 @@ impl Form {
 
     fn response(&self, status: &str, output: Vec<Value>, usage: Option<&Usage>, error: Option<Value>) -> Value {
         let mut response = self.fixed.clone();
+        let completed_at = (status == "completed").then(unix_now_s);
         let incomplete = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
         let usage = usage.map(|usage| {
             json!({
@@ -76,6 +89,7 @@ impl Form {
         });
         for (name, value) in [
             ("status", status.into()),
+            ("completed_at", completed_at.into()),
             ("error", error.unwrap_or_default()),
             ("incomplete_details", incomplete.unwrap_or_default()),
             ("output", output.into()),
@@ -144,6 +158,19 @@ impl Form {
             "status": "completed",
         })
     }
+}
+
+/// A tool with all the fields that its form has.
+fn whole_tool(tool: &Value) -> Value {
+    let mut tool = tool.clone();
+    if let Value::Object(fields) = &mut tool
+        && fields.get("type").and_then(Value::as_str) == Some("function")
+    {
+        for name in ["description", "parameters", "strict"] {
+            fields.entry(name).or_insert(Value::Null);
+        }
+    }
+    tool
 }
 
 /// An item that is made of text.

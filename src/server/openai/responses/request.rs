@@ -12,7 +12,7 @@ use crate::server::grammars::response_format;
 
 use super::items::translate;
 
-/// The body; fields that change no answer here (`include`, `prompt_cache_key`, `metadata` ...) are passed over.
+/// The body; fields that change no answer here (`include`, `user` ...) are passed over.
 #[derive(Debug, Deserialize)]
 pub(super) struct Body {
     pub(super) model: String,
@@ -28,6 +28,7 @@ pub(super) struct Body {
     pub(super) reasoning: Option<Object<Reasoning>>,
     pub(super) text: Option<Object<Text>>,
     pub(super) metadata: Option<Value>,
+    pub(super) prompt_cache_key: Option<String>,
     stream: Option<bool>,
     store: Option<bool>,
     background: Option<bool>,
