@@ -210,7 +210,7 @@ pub(super) fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// ||a - b|| / ||b||.
-pub(crate) fn relative_error(found: &[f32], wanted: &[f32]) -> f64 {
+pub(super) fn relative_error(found: &[f32], wanted: &[f32]) -> f64 {
     assert_eq!(found.len(), wanted.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
     let difference: f64 = found.iter().zip(wanted).map(|(a, b)| square(a - b)).sum();

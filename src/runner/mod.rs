@@ -20,8 +20,6 @@ pub(crate) use crate::ops::KvLayout;
 #[cfg(test)]
 pub(crate) use crate::sampling::Sampled;
 pub(crate) use crate::sampling::random_seed;
-#[cfg(test)]
-pub(crate) use golden::relative_error;
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::GpuTarget;
 pub(crate) use load::{LoadedModel, ModelFiles, Target, describe, load};
