@@ -17,8 +17,8 @@ use super::{AttentionParams, HeadShape, KvCache, KvLayout, KvPlanes, QkvParams, 
 use crate::config::KvDType;
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm, Gpu, HeadKernels,
-    LatentKernels, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels, tile_queries,
+    DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm, GemvFp8, Gpu,
+    HeadKernels, LatentKernels, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels, tile_queries,
 };
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.
@@ -31,6 +31,7 @@ pub struct GpuCompute {
     rope: RopeKernels,
     gemm: Gemm,
     quant: QuantKernels,
+    gemv_fp8: GemvFp8,
     /// Room for weights in block formats made dense, for products of many rows.
     dense: DeviceTensor,
     route: RouteKernels,
@@ -86,7 +87,7 @@ impl GpuCompute {
         let (elementwise, attention) = (ElementwiseKernels::load(&gpu)?, AttentionKernels::load(&gpu)?);
         let (rope, quant) = (RopeKernels::load(&gpu)?, QuantKernels::load(&gpu)?);
         let dense = gpu.empty(1, dense_bytes / dtype.size(), dtype, "weights made dense")?;
-        let route = RouteKernels::load(&gpu)?;
+        let (route, gemv_fp8) = (RouteKernels::load(&gpu)?, GemvFp8::load(&gpu)?);
         let (heads, latent) = (HeadKernels::load(&gpu)?, LatentKernels::load(&gpu)?);
         let experts = ExpertKernels::load(&gpu, route)?;
         let expert_blocks = ExpertBlockKernels::load(&gpu, experts.clone())?;
@@ -99,6 +100,7 @@ impl GpuCompute {
             rope,
             gemm,
             quant,
+            gemv_fp8,
             dense,
             route,
             experts,

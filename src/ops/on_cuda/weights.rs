@@ -7,7 +7,7 @@ use candle_core::{Error, Result, bail};
 use half::{bf16, f16};
 
 use super::GpuCompute;
-use crate::cuda::{BlockFormat, BlockMatrix, DType, DeviceTensor, DrawnBlocks, GEMV_ROWS, TILE_ROWS};
+use crate::cuda::{BlockFormat, BlockMatrix, DType, DeviceTensor, DrawnBlocks, GEMV_FP8_ROWS, GEMV_ROWS, TILE_ROWS};
 use crate::ops::stack::block_runs;
 use crate::ops::{Format, Matrix, Tensor, Weight};
 
@@ -203,8 +203,12 @@ impl GpuCompute {
         Ok(())
     }
 
-    /// y = x · w^T with both in fp8: x is rounded to e4m3 with a scale a row, as many rows at a time as have room.
+    /// y = x · w^T. But for a few rows both are fp8: x is rounded to e4m3 with a scale a row, as many rows at a time as have
+    /// room.
     fn product_of_fp8(&self, x: &DeviceTensor, weight: &Fp8Matrix, y: &DeviceTensor) -> Result<()> {
+        if x.rows() <= GEMV_FP8_ROWS {
+            return self.gemv_fp8.multiply(&self.gpu, x, (&weight.quants, &weight.scales), y).map_err(Error::wrap);
+        }
         let Some(blas) = self.gemm.fp8() else { bail!("weights of fp8, and nothing that multiplies them") };
         let at_once = self.dense.bytes() / (x.columns() + 4 + 256);
         for from in (0..x.rows()).step_by(at_once.max(1)) {
@@ -266,6 +270,10 @@ impl GpuCompute {
         match weights {
             GpuWeight::Dense(w) if bias.is_none() && rows <= GEMV_ROWS => {
                 return self.gemm.linear_silu(&self.gpu, x.gpu()?, w, dst.gpu()?).map_err(Error::wrap);
+            }
+            GpuWeight::Fp8(w) if bias.is_none() && rows <= GEMV_FP8_ROWS => {
+                let w = (&w.quants, &w.scales);
+                return self.gemv_fp8.silu(&self.gpu, x.gpu()?, w, dst.gpu()?).map_err(Error::wrap);
             }
             GpuWeight::Blocks(parts) if bias.is_none() && rows <= MOST_SILU_ROWS => {
                 if let Some((gate, up)) = gate_and_up(parts) {

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::gemm::{floats, product, random, relative_error, rounded, tensor};
 use super::{gpu, quant};
-use crate::cuda::{Blas, BlockFormat, BlockMatrix, CudaError, DType, DeviceTensor, ElementwiseKernels};
+use crate::cuda::{Blas, BlockFormat, BlockMatrix, CudaError, DType, DeviceTensor, ElementwiseKernels, GemvFp8};
 use crate::ops::{Format, Matrix};
 
 fn kernels() -> &'static ElementwiseKernels {
@@ -45,7 +45,7 @@ fn quantized(x: &DeviceTensor) -> Result<(DeviceTensor, DeviceTensor), CudaError
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_rows_are_rounded_to_fp8_by_their_largest() -> Result<(), CudaError> {
     for dtype in [DType::Bf16, DType::F16] {
-        for (rows, columns) in [(1, 32), (3, 96), (5, 4096), (2, 14_336)] {
+        for (rows, columns) in [(1, 32), (3, 96), (5, 4096), (2, 14_336), (2, 20_000)] {
             let mut values = random(rows * columns, 8);
             values[columns - 1] = 3.5;
             if rows > 1 {
@@ -121,6 +121,55 @@ fn cuda_products_in_fp8_are_those_of_the_host() -> Result<(), CudaError> {
     Ok(())
 }
 
+fn gemv() -> &'static GemvFp8 {
+    static KERNELS: OnceLock<GemvFp8> = OnceLock::new();
+    KERNELS.get_or_init(|| GemvFp8::load(gpu()).expect("our kernels are in this build"))
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_products_of_few_rows_with_fp8_are_those_of_the_host() -> Result<(), CudaError> {
+    for (outputs, inputs) in [(16, 128), (40, 384), (130, 1152), (4096, 512)] {
+        let (matrix, quants, scales) = row_scaled(Format::Fp8x128, outputs, inputs);
+        let w = tensor(outputs, inputs, DType::Fp8, &quants);
+        let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_ne_bytes()).collect();
+        let scales = tensor(1, outputs, DType::F32, &scales);
+        for dtype in [DType::Bf16, DType::F16] {
+            let (bytes, x) = rounded(&random(8 * inputs, 3), dtype);
+            let expected = product(&x, &matrix.dequantize(), inputs);
+            let x = tensor(8, inputs, dtype, &bytes);
+            let mut first = None;
+            for rows in [1, 2, 5, 8] {
+                for output in [dtype, DType::F32] {
+                    let y = tensor(rows + 1, outputs, output, &vec![0xFF; (rows + 1) * outputs * output.size()]);
+                    gemv().multiply(gpu(), &x.slice(0, rows), (&w, &scales), &y.slice(0, rows))?;
+                    let found = gpu().download(&y)?;
+                    let (own, outside) = found.split_at(rows * outputs * output.size());
+                    assert!(outside.iter().all(|byte| *byte == 0xFF), "writes outside");
+                    let error = relative_error(&floats(own, output), &expected[..rows * outputs]);
+                    let limit = if output == DType::F32 { 1e-4 } else { 4e-3 };
+                    assert!(error < limit, "{rows} rows of [{outputs}, {inputs}] {dtype:?}: off by {error:.2e}");
+                    if output == DType::F32 {
+                        let row = own[..4 * outputs].to_vec();
+                        assert!(*first.get_or_insert(row.clone()) == row, "a row depends on the others");
+                    }
+                }
+                let half = outputs / 2;
+                let y = tensor(rows, half, dtype, &vec![0xFF; rows * half * 2]);
+                gemv().silu(gpu(), &x.slice(0, rows), (&w, &scales), &y)?;
+                let silu = |row: &[f32]| -> Vec<f32> {
+                    let (gate, up) = row.split_at(half);
+                    gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
+                };
+                let wanted: Vec<f32> = expected.chunks(outputs).take(rows).flat_map(silu).collect();
+                let error = relative_error(&floats(&gpu().download(&y)?, dtype), &wanted);
+                assert!(error < 6e-3, "gated, {rows} rows of [{outputs}, {inputs}] {dtype:?}: off by {error:.2e}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_bench_fp8() -> Result<(), CudaError> {
@@ -131,6 +180,16 @@ fn cuda_bench_fp8() -> Result<(), CudaError> {
             (gpu().zeros(outputs, inputs, DType::Fp8, "a test")?, gpu().zeros(1, outputs, DType::F32, "a test")?);
         let unpack = gpu().time(16, |gpu| quant::kernels().unpack_fp8(gpu, &w, &w8, &w_scales))?;
         let mut line = format!("{outputs:>6} x {inputs:<6} unpack {unpack:.1}");
+        for rows in [1, 8] {
+            let x = tensor(rows, inputs, DType::Bf16, &rounded(&random(rows * inputs, 3), DType::Bf16).0);
+            let y = gpu().empty(rows, outputs, DType::Bf16, "a test")?;
+            // Several matrices in turn, more than the L2 cache holds.
+            let all: Vec<_> =
+                (0..8).map(|_| gpu().zeros(outputs, inputs, DType::Fp8, "a test")).collect::<Result<_, _>>()?;
+            let mut turn = all.iter().cycle();
+            let us = gpu().time(32, |gpu| gemv().multiply(gpu, &x, (turn.next().expect("endless"), &w_scales), &y))?;
+            line += &format!("  {rows}: {us:.1} us ({:.0} GB/s)", (outputs * inputs) as f64 / us / 1e3);
+        }
         for rows in [128, 512, 2048, 8192] {
             let bytes = rounded(&random(rows * inputs, 3), DType::Bf16).0;
             let x = tensor(rows, inputs, DType::Bf16, &bytes);
