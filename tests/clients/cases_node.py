@@ -1,0 +1,15 @@
+"""The clients for JavaScript, `openai` and `ollama`: node/clients.mjs, over packages locked by hash."""
+
+import subprocess
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "node"
+
+
+def every_case_of_node(server, model):
+    subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=FOLDER, check=True)
+    subprocess.run(["node", "clients.mjs", server.url, model], cwd=FOLDER, check=True, timeout=300)
+
+
+def cases(server, model):
+    yield every_case_of_node, (server, model)
