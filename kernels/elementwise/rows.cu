@@ -107,45 +107,29 @@ __device__ void sum_rows(float* sum, const T* x, int rows, int width, int goes_o
 }
 
 // quants[t] = x[t] / scales[t] in e4m3, scales[t] = the largest |x[t, i]| / 448: x, quants [T, width], width a multiple of 8;
-// rows of zeros have the scale 1. A thread keeps its packs, but for what is past 16,384 numbers, which is read again.
-// Grid: T blocks of 512. 3 bytes an element.
-constexpr int QUANTIZE_THREADS = 512;
+// rows of zeros have the scale 1. Grid: T blocks of 256. 5 bytes an element, 2 of them from the cache; to keep them in
+// registers instead was slower, for fewer rows are then under way.
 template <typename T>
 __device__ void quantize_rows(fp8* quants, float* scales, const T* x, int width) {
-    constexpr int KEPT = 4;
     __shared__ float scratch[32];
     const Pack<T, 8>* row = reinterpret_cast<const Pack<T, 8>*>(x + size_t(blockIdx.x) * width);
-    Pack<fp8, 8>* to = reinterpret_cast<Pack<fp8, 8>*>(quants + size_t(blockIdx.x) * width);
-    int packs = width / 8;
-    Pack<T, 8> kept[KEPT] = {};
     float most = 0.f;
-    auto look = [&](const Pack<T, 8>& v) {
+    for (int pack = threadIdx.x; pack < width / 8; pack += blockDim.x) {
+        Pack<T, 8> v = row[pack];
 #pragma unroll
         for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(to_float(v.at[i])));
-    };
-#pragma unroll
-    for (int n = 0; n < KEPT; n++) {
-        int pack = threadIdx.x + n * QUANTIZE_THREADS;
-        if (pack < packs) kept[n] = row[pack];
     }
-#pragma unroll
-    for (int n = 0; n < KEPT; n++) look(kept[n]);
-    for (int pack = threadIdx.x + KEPT * QUANTIZE_THREADS; pack < packs; pack += QUANTIZE_THREADS) look(row[pack]);
     most = block_max(most, scratch);
     float scale = most > 0.f ? most / 448.f : 1.f, inverse = 1.f / scale;
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-    auto put = [&](int pack, const Pack<T, 8>& v) {
+    Pack<fp8, 8>* to = reinterpret_cast<Pack<fp8, 8>*>(quants + size_t(blockIdx.x) * width);
+    for (int pack = threadIdx.x; pack < width / 8; pack += blockDim.x) {
+        Pack<T, 8> v = row[pack];
         Pack<fp8, 8> q;
 #pragma unroll
         for (int i = 0; i < 8; i++) q.at[i] = from_float<fp8>(to_float(v.at[i]) * inverse);
         to[pack] = q;
-    };
-#pragma unroll
-    for (int n = 0; n < KEPT; n++) {
-        int pack = threadIdx.x + n * QUANTIZE_THREADS;
-        if (pack < packs) put(pack, kept[n]);
     }
-    for (int pack = threadIdx.x + KEPT * QUANTIZE_THREADS; pack < packs; pack += QUANTIZE_THREADS) put(pack, row[pack]);
 }
 
 // x[t] *= sigmoid(gates[t]): x [T, width], gates [T]. Grid: (T, blocks over the row). 4 bytes an element.
@@ -179,7 +163,7 @@ extern "C" __global__ void clear(uint16_t* x, int width) {
     extern "C" __global__ void sum_rows_##T(float* sum, const T* x, int rows, int width, int goes_on) {               \
         sum_rows<T>(sum, x, rows, width, goes_on);                                                                    \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(QUANTIZE_THREADS)                                                    \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
         quantize_rows_##T(fp8* quants, float* scales, const T* x, int width) {                                        \
         quantize_rows<T>(quants, scales, x, width);                                                                   \
     }

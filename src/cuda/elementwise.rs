@@ -8,9 +8,6 @@ use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 /// Threads of a block where a thread handles 8 elements.
 const THREADS: u32 = 256;
 
-/// Threads of a block of `quantize_rows`.
-const QUANTIZE_THREADS: u32 = 512;
-
 /// Elements that a thread handles in one access.
 const PACK: usize = 8;
 
@@ -261,9 +258,7 @@ impl ElementwiseKernels {
         expect(OP, "the scales", scales, DType::F32, 1, x.rows())?;
         let arguments = Arguments::new().tensor(quants).tensor(scales).tensor(x).size(x.columns());
         // SAFETY: shapes were checked.
-        unsafe {
-            gpu.launch(self.quantize_rows.of(OP, x.dtype())?, Grid::linear(x.rows(), QUANTIZE_THREADS), arguments)
-        }
+        unsafe { gpu.launch(self.quantize_rows.of(OP, x.dtype())?, Grid::linear(x.rows(), THREADS), arguments) }
     }
 
     /// `sum[i] = x[0, i] + x[1, i] + ...`, in this order: `x [t, h]` of T, `sum` f32 `[1, h]`. What `sum` holds comes first

@@ -334,38 +334,6 @@ fn different_grammars_are_followed_beside_each_other(llm: &Llm) {
     }
 }
 
-/// What grammars cost 32 answers of an 8B model: in a vocabulary of numbers, whose masks take as long as others.
-#[cfg(feature = "cuda")]
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn cuda_bench_grammars() {
-    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes/llama-3.1-8b.json");
-    let config = EngineConfig { device: crate::config::DeviceWish::Cuda(None), ..EngineConfig::default() };
-    let llm = load_path(&shapes, "8b", &config).expect("the shapes load");
-    let rate = |grammar: Option<Grammar>| {
-        let ask = |seed: u32| {
-            let prompt = Prompt::Tokens((0..512).map(|at| (at * 7 + seed) % 1000).collect());
-            let request = GenerateRequest::new(prompt).max_tokens(256).temperature(1.0).seed(seed.into());
-            llm.generate(GenerateRequest { grammar: grammar.clone(), ignore_eos: true, ..request }).expect("taken")
-        };
-        let started = std::time::Instant::now();
-        let running: Vec<_> = (0..32).map(ask).collect();
-        let answers = running.into_iter().map(|running| running.collect_blocking().expect("answered").remove(0));
-        let tokens: usize = answers.map(|answer| answer.tokens.len()).sum();
-        tokens as f64 / started.elapsed().as_secs_f64()
-    };
-    let list = serde_json::json!({"type": "array", "items": {"type": "integer"}, "minItems": 2000});
-    for _ in 0..2 {
-        let free = rate(None);
-        for (name, grammar) in
-            [("expression", Grammar::Regex("[0-9]{2000,}".into())), ("schema", Grammar::JsonSchema(list.clone()))]
-        {
-            let formed = rate(Some(grammar));
-            println!("32 answers: {free:.0} tokens/s free, {formed:.0} by a {name} ({:.1} %)", 100.0 * formed / free);
-        }
-    }
-}
-
 fn all_grammars_are_followed(llm: &Llm) {
     let answer = |grammar: Grammar, seed| {
         llm.generate(formed(grammar, seed)).expect("taken").collect_blocking().expect("answered").remove(0)
