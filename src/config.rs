@@ -9,6 +9,7 @@ mod kv_dtype;
 mod random_format;
 mod settings;
 mod size;
+mod weight_format;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use kv_dtype::{KvDType, KvDTypeError, KvDTypeWish};
 pub use random_format::{RandomFormat, RandomFormatError};
 pub use settings::{KEYS, Lookup, Origins, Settings};
 pub use size::{ByteSize, SizeError};
+pub use weight_format::{WeightFormat, WeightFormatError};
 
 /// Everything that can be set, resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +127,9 @@ pub enum ConfigError {
         /// The most it may be.
         high: u64,
     },
+    /// A format that weights are not turned into when they are read.
+    #[error("quantize is {0}, which weights are not turned into when a model is loaded; q8_0, q6_k and q4_k are")]
+    Quantize(&'static str),
     /// There is no folder to keep models in.
     #[error("no folder to keep models in: HOME is not set; give one with --models-dir or LANTERN_MODELS")]
     NoHome,
@@ -233,6 +238,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         max_waiting: settings.max_waiting.unwrap_or(default.max_waiting),
         prefix_cache: settings.prefix_cache.unwrap_or(default.prefix_cache),
         lag: default.lag,
+        quantize: settings.quantize,
         device: settings.device.unwrap_or(default.device),
         reserved_bytes: default.reserved_bytes,
     }

@@ -59,7 +59,7 @@ mod weights;
 pub use llm::{
     Answer, Beside, Chat, DEFAULT_MODEL, EmbedRequest, Embedding, GenerateError, GenerateRequest, GeneratedToken,
     Generation, GenerationEvent, Grammar, Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo,
-    ModelLibrary, Prompt, SamplingOptions, ScriptError, TokenCost, plan_preview,
+    ModelLibrary, Perplexity, Prompt, SamplingOptions, ScriptError, TokenCost, plan_preview,
 };
-pub use runner::{MemoryToPlan, ModelError, ModelFacts, Offload, PlanError, PlanPreview, RunnerError, WeightFormat};
+pub use runner::{MemoryToPlan, ModelError, ModelFacts, Offload, PlanError, PlanPreview, RunnerError};
 pub use weights::LoadError as FileError;

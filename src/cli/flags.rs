@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{ByteSize, DeviceWish, GpuLayers, HostText, KvDTypeWish, Settings};
+use crate::config::{ByteSize, DeviceWish, GpuLayers, HostText, KvDTypeWish, Settings, WeightFormat};
 
 /// Where the server is.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -66,6 +66,9 @@ pub struct EngineFlags {
     /// What the KV cache stores: auto, bf16, f16, f32, fp8 (GPUs) or int8 (the CPU) [default: auto]
     #[arg(long, value_name = "TYPE")]
     kv_cache_dtype: Option<KvDTypeWish>,
+    /// Turn weights of bf16, f16 or f32 into q8_0, q6_k or q4_k while they are read [default: as they are]
+    #[arg(long, value_name = "FORMAT")]
+    quantize: Option<WeightFormat>,
     /// Most memory taken of a GPU, like 8GiB: a large card does as one of that size would [default: what is free]
     #[arg(long, value_name = "SIZE")]
     gpu_memory_limit: Option<ByteSize>,
@@ -111,6 +114,7 @@ impl EngineFlags {
             context: self.context,
             kv_cache: self.kv_cache,
             kv_cache_dtype: self.kv_cache_dtype,
+            quantize: self.quantize,
             gpu_memory_limit: self.gpu_memory_limit,
             gpu_layers: self.layers.wish(),
             max_sequences: self.max_sequences,
@@ -153,7 +157,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_its_setting() {
         let flags = "--host 0.0.0.0:1 --port 2 --models-dir /m --offline --device cpu --threads 3 --context 4096 \
-                     --kv-cache 2GiB --kv-cache-dtype fp8 --gpu-memory-limit 3GiB --gpu-layers 20 \
+                     --kv-cache 2GiB --kv-cache-dtype fp8 --quantize q6_k --gpu-memory-limit 3GiB --gpu-layers 20 \
                      --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
                      --max-prompt-chunk-while-decoding 8 --no-prefix-cache";
         let expected = Settings {
@@ -166,6 +170,7 @@ mod tests {
             context: Some(4096),
             kv_cache: Some(ByteSize(2 << 30)),
             kv_cache_dtype: Some(KvDTypeWish(Some(KvDType::Fp8))),
+            quantize: Some(WeightFormat::Q6K),
             gpu_memory_limit: Some(ByteSize(3 << 30)),
             gpu_layers: Some(GpuLayers::Count(20)),
             max_sequences: Some(5),

@@ -6,7 +6,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-use super::{ConfigError, KvDType};
+use super::{ConfigError, KvDType, WeightFormat};
 
 /// Most sequences that one step may be configured to hold.
 pub const MAX_SEQUENCES: u32 = 4096;
@@ -166,6 +166,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// How late tokens are committed.
     pub lag: Option<Lag>,
+    /// What weights of bf16, f16 or f32 are turned into when they are read: q8_0, q6_k or q4_k. `None`: they stay as they are.
+    pub quantize: Option<WeightFormat>,
 }
 
 /// The sizes of a step, resolved for where it is computed.
@@ -237,6 +239,7 @@ impl Default for EngineConfig {
             max_waiting: 256,
             prefix_cache: true,
             lag: None,
+            quantize: None,
         }
     }
 }
@@ -245,8 +248,11 @@ impl EngineConfig {
     /// Holds every number against its range.
     ///
     /// # Errors
-    /// [`ConfigError::OutOfRange`] for the first number outside its range.
+    /// [`ConfigError::OutOfRange`] for the first number outside its range; [`ConfigError::Quantize`].
     pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(format) = self.quantize.filter(|format| format.mix().is_none()) {
+            return Err(ConfigError::Quantize(format.name()));
+        }
         if let Some(threads) = self.threads {
             within("threads", threads.get() as u64, 1, 1024)?;
         }
@@ -341,6 +347,21 @@ mod tests {
         let config = EngineConfig { max_sequences: Some(600), max_step_tokens: Some(512), ..EngineConfig::default() };
         let error = config.validate().expect_err("600 sequences do not fit into 512 tokens").to_string();
         assert_eq!(error, "max_step_tokens is 512, outside 600 to 1048576");
+    }
+
+    #[test]
+    fn weights_are_turned_into_formats_that_are_made_and_into_no_others() {
+        for format in WeightFormat::ALL {
+            let config = EngineConfig { quantize: Some(format), ..EngineConfig::default() };
+            match config.validate() {
+                Ok(()) => assert!(!matches!(format, WeightFormat::Bf16 | WeightFormat::Fp8)),
+                Err(error) => {
+                    let name = format.name();
+                    let rest = "which weights are not turned into when a model is loaded; q8_0, q6_k and q4_k are";
+                    assert_eq!(error.to_string(), format!("quantize is {name}, {rest}"));
+                }
+            }
+        }
     }
 
     #[test]

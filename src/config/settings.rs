@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{ByteSize, ConfigError, DeviceWish, GpuLayers, HostText, KeepAlive, KvDTypeWish};
+use super::{ByteSize, ConfigError, DeviceWish, GpuLayers, HostText, KeepAlive, KvDTypeWish, WeightFormat};
 
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub kv_cache: Option<ByteSize>,
     /// See [`super::EngineConfig::kv_dtype`].
     pub kv_cache_dtype: Option<KvDTypeWish>,
+    /// See [`super::EngineConfig::quantize`].
+    pub quantize: Option<WeightFormat>,
     /// See [`super::EngineConfig::gpu_memory_limit_bytes`].
     pub gpu_memory_limit: Option<ByteSize>,
     /// See [`super::EngineConfig::gpu_layers`].
@@ -76,7 +78,7 @@ impl FromStr for Origins {
 }
 
 /// The keys of `lantern.toml`.
-pub const KEYS: [&str; 22] = [
+pub const KEYS: [&str; 23] = [
     "model",
     "host",
     "port",
@@ -88,6 +90,7 @@ pub const KEYS: [&str; 22] = [
     "context",
     "kv_cache",
     "kv_cache_dtype",
+    "quantize",
     "gpu_memory_limit",
     "gpu_layers",
     "max_sequences",
@@ -120,6 +123,7 @@ impl Settings {
             context: read.first(&["LANTERN_CONTEXT"])?,
             kv_cache: read.first(&["LANTERN_KV_CACHE"])?,
             kv_cache_dtype: read.first(&["LANTERN_KV_CACHE_DTYPE"])?,
+            quantize: read.first(&["LANTERN_QUANTIZE"])?,
             gpu_memory_limit: read.first(&["LANTERN_GPU_MEMORY_LIMIT"])?,
             gpu_layers: read.first(&["LANTERN_GPU_LAYERS"])?,
             max_sequences: read.first(&["LANTERN_MAX_SEQUENCES"])?,
@@ -162,6 +166,7 @@ impl Settings {
             context: self.context.or(below.context),
             kv_cache: self.kv_cache.or(below.kv_cache),
             kv_cache_dtype: self.kv_cache_dtype.or(below.kv_cache_dtype),
+            quantize: self.quantize.or(below.quantize),
             gpu_memory_limit: self.gpu_memory_limit.or(below.gpu_memory_limit),
             gpu_layers: self.gpu_layers.or(below.gpu_layers),
             max_sequences: self.max_sequences.or(below.max_sequences),

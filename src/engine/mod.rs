@@ -13,7 +13,7 @@ pub(crate) use crate::runner::GpuTarget;
 pub(crate) use crate::runner::{
     GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource, describe, preview,
 };
-pub use crate::runner::{MemoryToPlan, ModelFacts, Offload, PlanPreview, WeightFormat};
+pub use crate::runner::{MemoryToPlan, ModelFacts, Offload, PlanPreview};
 #[cfg(test)]
 pub(crate) use handle::{Command, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};

@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, environment};
+use crate::config::{EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, WeightFormat, environment};
 use crate::hub::{self, Catalog, HubOptions, Located, ModelName, Progress, Store};
 
 use super::handle::Llm;
@@ -108,6 +108,12 @@ impl LlmBuilder {
     /// What the KV cache stores its numbers as.
     pub fn kv_dtype(mut self, dtype: KvDType) -> Self {
         self.engine.kv_dtype = Some(dtype);
+        self
+    }
+
+    /// What weights of bf16, f16 or f32 are turned into when they are read: q8_0, q6_k or q4_k.
+    pub fn quantize(mut self, format: WeightFormat) -> Self {
+        self.engine.quantize = Some(format);
         self
     }
 

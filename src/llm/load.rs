@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::{DeviceWish, EngineConfig, GpuLayers, RandomFormat};
+use crate::config::{DeviceWish, EngineConfig, GpuLayers, RandomFormat, WeightFormat};
 use crate::device::{self, Device, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
@@ -77,7 +77,7 @@ pub fn plan_preview(
     is_config: bool,
     config: &EngineConfig,
     memory: engine::MemoryToPlan,
-    format: Option<engine::WeightFormat>,
+    format: Option<WeightFormat>,
 ) -> Result<engine::PlanPreview, LoadError> {
     config.validate()?;
     let files = if is_config { ModelFiles::RandomWeights(path, RandomFormat::Bf16) } else { ModelFiles::Stored(path) };

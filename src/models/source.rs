@@ -11,9 +11,10 @@ use super::generation::{BoundaryTokens, GenerationDefaults};
 use super::registry;
 use super::spec::DecoderSpec;
 use super::vocab::{GgufVocab, SpecialTokens};
-use crate::config::RandomFormat;
+use crate::config::{RandomFormat, WeightFormat};
+use crate::ops::Format;
 use crate::request::{Pooling, TokenId};
-use crate::weights::{LoadError, Metadata, Weights, read_json, read_text};
+use crate::weights::{LoadError, Metadata, WeightName, Weights, read_json, read_text};
 
 /// Longest config.json and generation_config.json, bytes.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -72,6 +73,44 @@ impl ModelSource {
             (false, Some(json), Some(spec)) => Self::from_folder(path, spec, weights, &config, &json),
             (false, ..) => Err(missing(config, "config.json beside the weights")),
         }
+    }
+
+    /// The same model, whose weights become `format` when they are read.
+    ///
+    /// # Errors
+    /// They are quantised already.
+    pub fn quantized(self, format: WeightFormat) -> Result<Self, LoadError> {
+        let weights = self.weights.quantized(format, self.spec.layers, self.spec.tied_embeddings)?;
+        Ok(Self { weights, ..self })
+    }
+
+    /// Bytes of all weights, as they are held.
+    pub fn weight_bytes(&self) -> u64 {
+        let stacks = self.spec.stacks().into_iter();
+        let stacked =
+            stacks.flat_map(|stack| stack.parts.into_iter().map(move |(name, rows)| (name, rows, stack.columns)));
+        let (mut stored, mut held) = (0, 0);
+        for (name, rows, columns) in stacked.chain(self.expert_matrices()) {
+            let bytes = |format: Option<Format>| {
+                (rows * format.and_then(|format| format.row_bytes(columns)).unwrap_or(0)) as u64
+            };
+            stored += bytes(self.weights.stored_format(name, columns));
+            held += bytes(self.weights.format(name, columns));
+        }
+        self.weights.total_bytes().saturating_sub(stored) + held
+    }
+
+    /// Names, rows and columns of all experts' matrices.
+    fn expert_matrices(&self) -> impl Iterator<Item = (WeightName, usize, usize)> {
+        use WeightName::{ExpertDown, ExpertGate, ExpertUp};
+        let hidden = self.spec.hidden;
+        let layers = (0..self.spec.layers as u32).filter_map(|layer| Some((layer, self.spec.experts_of(layer)?)));
+        let experts = layers
+            .flat_map(|(layer, experts)| (0..experts.count as u32).map(move |expert| (layer, expert, experts.ffn)));
+        experts.flat_map(move |(layer, expert, ffn)| {
+            let (gate, up) = (ExpertGate(layer, expert), ExpertUp(layer, expert));
+            [(gate, ffn, hidden), (up, ffn, hidden), (ExpertDown(layer, expert), hidden, ffn)]
+        })
     }
 
     /// A model of the shapes that a config.json says, with random bf16 weights and numbers for words: to measure with.

@@ -17,7 +17,7 @@ use crate::runner::batch::InputBatch;
 
 const BLOCK: usize = KvLayout::BLOCK_SIZE;
 const BLOCKS: usize = 64;
-const MAX_TOKENS: usize = 256;
+pub(super) const MAX_TOKENS: usize = 256;
 const LOGIT_ROWS: usize = 32;
 
 /// Families whose rotary frequencies depend on the length of the sequence.
@@ -32,7 +32,7 @@ struct Expected {
 pub(super) struct ExpectedPrompt {
     pub(super) name: String,
     pub(super) ids: Vec<u32>,
-    logit_positions: Vec<usize>,
+    pub(super) logit_positions: Vec<usize>,
     pub(super) greedy: Vec<u32>,
 }
 
@@ -69,12 +69,12 @@ impl Fixture {
         self.folder.file_name().and_then(|name| name.to_str()).expect("a folder's name")
     }
 
-    fn values(&self, name: &str) -> Vec<f32> {
+    pub(super) fn values(&self, name: &str) -> Vec<f32> {
         self.values[name].flatten_all().expect("a tensor").to_vec1().expect("f32")
     }
 
     /// The context for which a prompt's expected values were computed.
-    fn context(&self, prompt: &ExpectedPrompt) -> u32 {
+    pub(super) fn context(&self, prompt: &ExpectedPrompt) -> u32 {
         let by_length = BY_LENGTH.contains(&self.family());
         if by_length && !continues(self, prompt) {
             return prompt.ids.len() as u32;
@@ -114,7 +114,10 @@ impl Rig {
 
     /// With a cache of `kv_dtype`.
     pub(super) fn with_kv(folder: &Path, context: u32, threads: usize, kv_dtype: KvDType) -> Self {
-        let source = ModelSource::open(folder).expect("the fixture loads");
+        Self::of(ModelSource::open(folder).expect("the fixture loads"), context, threads, kv_dtype)
+    }
+
+    pub(super) fn of(source: ModelSource, context: u32, threads: usize, kv_dtype: KvDType) -> Self {
         let compute = Compute::cpu(NonZeroUsize::new(threads));
         let decoder = Decoder::load(&compute, source.spec, &source.weights, context).expect("the weights load");
         let spec = decoder.spec();

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{EngineConfig, RandomFormat, StepSizes};
+use crate::config::{EngineConfig, RandomFormat, StepSizes, WeightFormat};
 use crate::models::{Decoder, DecoderError, GenerationDefaults, ModelSource, SpecialTokens, TokenizerSource};
 use crate::ops::{Compute, Cpu};
 use crate::request::{Pooling, TokenId};
@@ -106,7 +106,7 @@ pub(crate) fn load(
     config: &EngineConfig,
     target: Target,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
-    let source = open(files)?;
+    let source = open(files, config.quantize)?;
     match target {
         Target::Cpu { free_bytes } => on_cpu(source, config, free_bytes),
         #[cfg(feature = "cuda")]
@@ -136,7 +136,7 @@ pub struct ModelFacts {
 /// # Errors
 /// [`ModelError::Files`].
 pub(crate) fn describe(files: ModelFiles<'_>) -> Result<ModelFacts, ModelError> {
-    let source = open(files)?;
+    let source = open(files, None)?;
     Ok(ModelFacts {
         architecture: source.spec.architecture.clone(),
         parameters: source.weights.parameters(),
@@ -147,11 +147,15 @@ pub(crate) fn describe(files: ModelFiles<'_>) -> Result<ModelFacts, ModelError> 
     })
 }
 
-/// Reads the headers of `files`.
-pub(super) fn open(files: ModelFiles<'_>) -> Result<ModelSource, ModelError> {
-    Ok(match files {
+/// Reads the headers of `files`, whose weights become `quantize` when they are read.
+pub(super) fn open(files: ModelFiles<'_>, quantize: Option<WeightFormat>) -> Result<ModelSource, ModelError> {
+    let source = match files {
         ModelFiles::Stored(path) => ModelSource::open(path)?,
         ModelFiles::RandomWeights(config, format) => ModelSource::random_in(config, format)?,
+    };
+    Ok(match quantize {
+        Some(format) => source.quantized(format)?,
+        None => source,
     })
 }
 
@@ -161,7 +165,7 @@ fn on_cpu(
     free_bytes: u64,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
     let sizes = config.step_sizes(StepSizes::CPU);
-    let plan = plan(&source.spec, source.weights.total_bytes(), config, sizes, Placement::CPU, free_bytes)?;
+    let plan = plan(&source.spec, source.weight_bytes(), config, sizes, Placement::CPU, free_bytes)?;
     let cpu = Arc::new(Cpu::new(config.threads));
     let files: Vec<_> = source.weights.files().collect();
     tracing::info!(model = source.name, ?files, blocks = plan.blocks, simd = %cpu.simd(), "loading");

@@ -13,6 +13,8 @@ mod load;
 mod model_runner;
 mod plan;
 mod pooling;
+#[cfg(test)]
+mod quantize_tests;
 mod step;
 
 pub(crate) use crate::models::{GenerationDefaults, GgufVocab, TokenizerSource};
@@ -25,6 +27,6 @@ pub(crate) use gpu::GpuTarget;
 pub(crate) use load::{LoadedModel, ModelFiles, Target, describe, load};
 pub use load::{ModelError, ModelFacts};
 pub(crate) use plan::preview;
-pub use plan::{MemoryToPlan, Offload, PlanError, PlanPreview, WeightFormat};
+pub use plan::{MemoryToPlan, Offload, PlanError, PlanPreview};
 pub use step::RunnerError;
 pub(crate) use step::{StepOutput, StepRunner};

@@ -20,7 +20,7 @@ pub use offload::Offload;
 #[cfg(feature = "cuda")]
 pub(crate) use offload::{LayerPlan, PartWeights, plan_layers};
 pub(crate) use preview::preview;
-pub use preview::{MemoryToPlan, PlanPreview, WeightFormat};
+pub use preview::{MemoryToPlan, PlanPreview};
 
 /// Share of the free memory that a plan may use: other programs want some as well.
 pub(crate) const USABLE_SHARE: f64 = 0.92;

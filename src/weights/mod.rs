@@ -5,8 +5,10 @@
 mod error;
 mod gguf;
 mod json;
+mod mix;
 mod mmap;
 mod names;
+mod quantize;
 mod quantized;
 mod random;
 mod safetensors;

@@ -9,55 +9,22 @@ use std::sync::{Arc, OnceLock};
 use half::{bf16, f16};
 
 use super::WeightName;
-use crate::config::RandomFormat;
+use super::mix::Mix;
 use crate::ops::{Format, Matrix, Random};
 
 /// What all weights of a model are drawn by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RandomWeights {
-    pub(super) format: RandomFormat,
-    /// Layers of the model.
-    pub(super) layers: usize,
+    /// Which format each is in.
+    pub(super) mix: Mix,
     /// Elements of all weights.
     pub(super) parameters: u64,
 }
 
 impl RandomWeights {
     /// The format of a matrix whose rows have `columns` elements.
-    ///
-    /// Source: llama.cpp, `llama_tensor_get_type` of `llama-quant.cpp`, for Q4_K_M, and what it takes for rows that are no
-    /// whole blocks of 256.
     pub(super) fn format_of(&self, name: WeightName, columns: usize) -> Format {
-        let (four, six) = (Format::Q4K, Format::Q6K);
-        let wished = match (self.format, name) {
-            (RandomFormat::Bf16, _) | (_, WeightName::Router(_)) => Format::Bf16,
-            (RandomFormat::Q4_0, _) => Format::Q4_0,
-            (RandomFormat::Q8_0, _) => Format::Q8_0,
-            (RandomFormat::Int4, WeightName::Output) => Format::Bf16,
-            (RandomFormat::Fp8, WeightName::Output | WeightName::TokenEmbedding) => Format::Bf16,
-            (RandomFormat::Fp8, _) => Format::Fp8x128,
-            (RandomFormat::Int4, _) => Format::Int4x128,
-            (RandomFormat::Q6K, _) | (RandomFormat::Q4KM, WeightName::Output) => six,
-            (RandomFormat::Q4KM, WeightName::V(layer) | WeightName::Down(layer) | WeightName::ExpertDown(layer, _))
-                if self.has_more_bits(layer) =>
-            {
-                six
-            }
-            (RandomFormat::Q4K | RandomFormat::Q4KM, _) => four,
-        };
-        match wished {
-            format if columns.is_multiple_of(format.block_len()) => format,
-            _ if !columns.is_multiple_of(32) => Format::Bf16,
-            Format::Q6K => Format::Q8_0,
-            Format::Fp8x128 => Format::Fp8x32,
-            _ => Format::Q5_0,
-        }
-    }
-
-    /// The first and the last eighth of the layers, and every third between.
-    fn has_more_bits(&self, layer: u32) -> bool {
-        let (layer, eighth) = (layer as usize, self.layers / 8);
-        layer < eighth || layer >= 7 * self.layers / 8 || (layer - eighth) % 3 == 2
+        self.mix.format_of(name, columns).unwrap_or(Format::Bf16)
     }
 
     pub(super) fn matrix(&self, name: WeightName, rows: usize, columns: usize) -> Matrix {
@@ -215,18 +182,5 @@ mod tests {
             assert!((found / deviation - 1.0).abs() < 0.05, "{format}: {found}");
             assert!(mean.abs() < 0.15 * deviation, "{format}: mean {mean}");
         }
-    }
-
-    #[test]
-    fn half_of_the_layers_have_more_bits_for_v_and_down() {
-        let weights = RandomWeights { format: RandomFormat::Q4KM, layers: 32, parameters: 0 };
-        let six = |name: fn(u32) -> WeightName| {
-            (0..32).filter(|layer| weights.format_of(name(*layer), 4096) == Format::Q6K).count()
-        };
-        assert_eq!((six(WeightName::V), six(WeightName::Down), six(WeightName::Gate)), (16, 16, 0));
-        assert_eq!(weights.format_of(WeightName::Output, 4096), Format::Q6K);
-        assert_eq!(weights.format_of(WeightName::Output, 4096 + 32), Format::Q8_0);
-        assert_eq!(weights.format_of(WeightName::Q(0), 896), Format::Q5_0);
-        assert_eq!(weights.format_of(WeightName::Q(0), 100), Format::Bf16);
     }
 }

@@ -7,13 +7,18 @@ mod fuzz;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use memmap2::Mmap;
+
+use super::mix::Mix;
 use super::names::Naming;
+use super::quantize::quantize;
 use super::quantized::{self, Packed, Scheme};
 use super::random::{self, RandomWeights};
 use super::safetensors::Index;
 use super::{LoadError, Metadata, StoredFormat, Tensor, WeightName, gguf, mmap, safetensors};
-use crate::config::RandomFormat;
+use crate::config::{RandomFormat, WeightFormat};
 use crate::ops::{Bytes, Format, Matrix};
 
 /// One open file.
@@ -28,12 +33,16 @@ pub struct Weights {
     path: PathBuf,
     naming: Naming,
     files: Vec<OpenFile>,
+    /// The files' contents where they are mapped.
+    mappings: Vec<Arc<Mmap>>,
     tensors: HashMap<String, Tensor>,
     /// Matrices that another program has quantised, by the name that their `weight` would have.
     packed: HashMap<String, Packed>,
     metadata: Option<Metadata>,
     /// Where there are no files and every tensor is random.
     random: Option<RandomWeights>,
+    /// What matrices are turned into when they are read.
+    quantized: Option<Mix>,
 }
 
 impl Weights {
@@ -67,12 +76,15 @@ impl Weights {
     }
 
     fn open_file(path: &Path) -> Result<Self, LoadError> {
-        let data: Bytes = mmap::map(path)?;
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors")) {
-            Self::from_safetensors(path, data)
-        } else {
-            Self::from_gguf(path, data)
-        }
+        let mapping = mmap::map(path)?;
+        let mut weights = match path.extension() {
+            Some(extension) if extension.eq_ignore_ascii_case("safetensors") => {
+                Self::from_safetensors(path, mapping.clone())?
+            }
+            _ => Self::from_gguf(path, mapping.clone())?,
+        };
+        weights.mappings.push(mapping);
+        Ok(weights)
     }
 
     /// A GGUF file, whose content is `data`.
@@ -82,83 +94,92 @@ impl Weights {
             return Self::open_parts(&parts);
         }
         let files = vec![OpenFile { path: path.to_owned(), data }];
-        Ok(Self {
-            path: path.to_owned(),
-            naming: Naming::Gguf,
-            files,
-            tensors,
-            packed: HashMap::new(),
-            metadata: Some(metadata),
-            random: None,
-        })
+        Ok(Self { metadata: Some(metadata), ..Self::new(path, Naming::Gguf, files, tensors) })
     }
 
     /// A model in several GGUF files.
     fn open_parts(parts: &[PathBuf]) -> Result<Self, LoadError> {
         let (mut files, mut tensors, mut first) = (Vec::new(), HashMap::new(), None);
+        let mut mappings = Vec::new();
         for (index, path) in parts.iter().enumerate() {
-            let data: Bytes = mmap::map(path)?;
+            let mapping = mmap::map(path)?;
+            let data: Bytes = mapping.clone();
             let (metadata, own) = gguf::read(path, &data, index)?;
             gguf::split::check(&metadata, index, parts.len())?;
             files.push(OpenFile { path: path.clone(), data });
+            mappings.push(mapping);
             merge(&mut tensors, own, &files)?;
             first.get_or_insert(metadata);
         }
         let path = parts.first().cloned().unwrap_or_default();
-        Ok(Self { path, naming: Naming::Gguf, files, tensors, packed: HashMap::new(), metadata: first, random: None })
+        Ok(Self { metadata: first, mappings, ..Self::new(&path, Naming::Gguf, files, tensors) })
     }
 
     /// One safetensors file, whose content is `data`.
     pub(super) fn from_safetensors(path: &Path, data: Bytes) -> Result<Self, LoadError> {
         let tensors = safetensors::read(path, &data, 0)?;
         let files = vec![OpenFile { path: path.to_owned(), data }];
-        Ok(Self {
-            path: path.to_owned(),
-            naming: Naming::HuggingFace,
-            files,
-            tensors,
-            packed: HashMap::new(),
-            metadata: None,
-            random: None,
-        })
+        Ok(Self::new(path, Naming::HuggingFace, files, tensors))
     }
 
     fn open_shards(folder: &Path, index: &Path) -> Result<Self, LoadError> {
         let index = Index::read(index)?;
-        let mut files = Vec::new();
+        let (mut files, mut mappings) = (Vec::new(), Vec::new());
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
         for path in index.shards() {
-            let data: Bytes = mmap::map(path)?;
+            let mapping = mmap::map(path)?;
+            let data: Bytes = mapping.clone();
             let shard = safetensors::read(path, &data, files.len())?;
             index.check(path, &shard)?;
             files.push(OpenFile { path: path.to_owned(), data });
+            mappings.push(mapping);
             merge(&mut tensors, shard, &files)?;
         }
-        Ok(Self {
-            path: folder.to_owned(),
-            naming: Naming::HuggingFace,
-            files,
-            tensors,
-            packed: HashMap::new(),
-            metadata: None,
-            random: None,
-        })
+        Ok(Self { mappings, ..Self::new(folder, Naming::HuggingFace, files, tensors) })
     }
 
     /// Random weights of whatever shapes are asked for, of a model of `layers` layers and together `parameters` elements;
     /// `path` names them in errors.
     pub fn random(path: &Path, format: RandomFormat, layers: usize, parameters: u64) -> Self {
-        let (files, tensors) = (Vec::new(), HashMap::new());
-        let (path, random) = (path.to_owned(), RandomWeights { format, layers, parameters });
+        let random = RandomWeights { mix: Mix { format, layers, tied: false }, parameters };
+        Self { random: Some(random), ..Self::new(path, Naming::HuggingFace, Vec::new(), HashMap::new()) }
+    }
+
+    fn new(path: &Path, naming: Naming, files: Vec<OpenFile>, tensors: HashMap<String, Tensor>) -> Self {
         Self {
-            path,
-            naming: Naming::HuggingFace,
+            path: path.to_owned(),
+            naming,
             files,
+            mappings: Vec::new(),
             tensors,
             packed: HashMap::new(),
             metadata: None,
-            random: Some(random),
+            random: None,
+            quantized: None,
         }
+    }
+
+    /// The same weights, whose matrices become blocks of `format` when they are read. `layers`: of the model, and whether
+    /// its embedding is its output layer: `tied`.
+    ///
+    /// # Errors
+    /// They are in blocks already, or `format` is none that weights are turned into.
+    pub fn quantized(self, format: WeightFormat, layers: usize, tied: bool) -> Result<Self, LoadError> {
+        let wanted = format!("weights of bf16, f16 or f32 to turn into {}", format.name());
+        let refuse = |item: &str, found: &str| Err(LoadError::unexpected(&self.path, item, &wanted, found));
+        let Some(mix) = format.mix() else { return refuse("quantize", "a format that is not made on loading") };
+        if let Some(scheme) = self.packed.values().next() {
+            return refuse("its weights", &format!("{}, quantised already", scheme.format));
+        }
+        let in_blocks =
+            |tensor: &Tensor| matches!(&tensor.format, StoredFormat::Known(format) if format.block_len() > 1);
+        if self.tensors.values().any(in_blocks) {
+            return refuse("its weights", &format!("{}, quantised already", self.main_format()));
+        }
+        if let Some(random) = self.random.filter(|random| random.mix.format != RandomFormat::Bf16) {
+            return refuse("its weights", &format!("{:?}, quantised already", random.mix.format));
+        }
+        Ok(Self { quantized: Some(Mix { format: mix, layers, tied }), ..self })
     }
 
     /// A matrix of [rows, columns], row-major, in its stored format; the bytes stay mapped.
@@ -166,10 +187,26 @@ impl Weights {
     /// # Errors
     /// It is missing, has another shape, or a format that we do not compute with.
     pub fn matrix(&self, name: WeightName, rows: usize, columns: usize) -> Result<Matrix, LoadError> {
-        if let Some(random) = &self.random {
-            return Ok(random.matrix(name, rows, columns));
-        }
-        self.stored(name, &[rows, columns], rows, columns)
+        let matrix = match &self.random {
+            Some(random) => random.matrix(name, rows, columns),
+            None => self.stored(name, &[rows, columns], rows, columns)?,
+        };
+        self.turned(name, matrix)
+    }
+
+    /// A matrix as it is to be held. What has been read of it no longer takes memory where it became another one.
+    fn turned(&self, name: WeightName, matrix: Matrix) -> Result<Matrix, LoadError> {
+        let Some(format) = self.blocks_of(name, matrix.columns()) else { return Ok(matrix) };
+        let release = |bytes: &[u8]| self.mappings.iter().for_each(|mapping| mmap::release(mapping, bytes));
+        quantize(&matrix, format, &release).map_err(|error| {
+            let expected = format!("weights to turn into {format}");
+            LoadError::unexpected(&self.path, format_args!("tensor {}", self.stored_name(name)), expected, error)
+        })
+    }
+
+    /// The block format that a matrix is turned into when it is read.
+    fn blocks_of(&self, name: WeightName, columns: usize) -> Option<Format> {
+        self.quantized.as_ref()?.on_load(name, columns)
     }
 
     /// A vector of [length], widened to f32.
@@ -185,6 +222,11 @@ impl Weights {
 
     /// The format of a matrix whose rows have `columns` elements, if it is there and its format one that we compute with.
     pub fn format(&self, name: WeightName, columns: usize) -> Option<Format> {
+        self.blocks_of(name, columns).or_else(|| self.stored_format(name, columns))
+    }
+
+    /// The format that a matrix is in where it lies.
+    pub fn stored_format(&self, name: WeightName, columns: usize) -> Option<Format> {
         if let Some(random) = &self.random {
             return Some(random.format_of(name, columns));
         }
@@ -236,7 +278,8 @@ impl Weights {
     ) -> Result<Matrix, LoadError> {
         match name.expert() {
             Some(expert) if self.naming == Naming::Gguf && self.random.is_none() => {
-                Ok(self.stack(name, experts, rows, columns)?.slice(expert as usize * rows, rows))
+                let stack = self.stack(name, experts, rows, columns)?;
+                self.turned(name, stack.slice(expert as usize * rows, rows))
             }
             _ => self.matrix(name, rows, columns),
         }
@@ -250,7 +293,7 @@ impl Weights {
         self.stored(name, &[count, rows, columns], count * rows, columns)
     }
 
-    /// Bytes of all tensors, as they are held.
+    /// Bytes of all tensors, as they are stored.
     pub fn total_bytes(&self) -> u64 {
         if let Some(random) = &self.random {
             let format = random.format_of(WeightName::Gate(0), 256);
@@ -272,8 +315,14 @@ impl Weights {
         elements.fold(packed, u64::saturating_add)
     }
 
-    /// The format that most bytes are in; "mixed" where a file holds none that we compute with.
+    /// The format that most bytes are in; "mixed" where a file holds none that we compute with. Where they are quantised
+    /// when they are read, what most matrices become.
     pub fn main_format(&self) -> &'static str {
+        if let Some(mix) = &self.quantized {
+            let gate = self.tensors.get(&self.stored_name(WeightName::Gate(0))).and_then(|gate| gate.shape.last());
+            let columns = gate.copied().unwrap_or(256);
+            return mix.on_load(WeightName::Gate(0), columns).map_or("mixed", Format::name);
+        }
         if let Some(random) = &self.random {
             return random.format_of(WeightName::Gate(0), 256).name();
         }
@@ -345,7 +394,7 @@ impl Weights {
         let bytes = |tensor: &Tensor| &(*self.files[tensor.file].data).as_ref()[tensor.range.clone()];
         let quantized::Repacked { bytes, input_order } = packed.repack(bytes).map_err(|error| refuse(&error))?;
         let range = 0..bytes.len();
-        let matrix = Matrix::new(format, rows, columns, std::sync::Arc::new(bytes), range);
+        let matrix = Matrix::new(format, rows, columns, Arc::new(bytes), range);
         let matrix = matrix.map_err(|error| refuse(&error))?;
         match input_order {
             None => Ok(matrix),

@@ -8,9 +8,9 @@ use super::{CliError, Session};
 use crate::cli::flags::{LayerFlags, StoreFlags};
 use crate::cli::load;
 use crate::cli::startup::count;
-use crate::config::{ByteSize, Config, DeviceWish, GpuLayers, KvDTypeWish, Settings};
+use crate::config::{ByteSize, Config, DeviceWish, GpuLayers, KvDTypeWish, Settings, WeightFormat};
 use crate::device::{self, Ceilings, Device, Hardware, Probing};
-use crate::engine::{MemoryToPlan, Offload, PlanPreview, WeightFormat};
+use crate::engine::{MemoryToPlan, Offload, PlanPreview};
 use crate::hub::{self, HubError, Store};
 use crate::llm::plan_preview;
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, dense_room, pages};
 use super::offload::{LayerPlan, Offload, PartWeights, cpu_parameters, plan_layers};
 use super::{Placement, PlanError, USABLE_SHARE, plan};
-use crate::config::{EngineConfig, GpuLayers, KvDType, StepSizes};
+use crate::config::{EngineConfig, GpuLayers, KvDType, StepSizes, WeightFormat};
 use crate::models::{DecoderSpec, ModelSource};
 use crate::ops::Cpu;
 use crate::runner::load::{ModelError, ModelFiles, open};
@@ -27,61 +27,6 @@ pub enum MemoryToPlan {
         /// Bytes of main memory that are free for layers that it has no room for.
         main_bytes: u64,
     },
-}
-
-/// A format that weights may be turned into, and what it takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightFormat {
-    /// Two bytes a weight.
-    Bf16,
-    /// A byte a weight.
-    Fp8,
-    /// GGUF's, 8.5 bits.
-    Q8_0,
-    /// GGUF's, 6.56 bits.
-    Q6K,
-    /// GGUF's, 4.5 bits.
-    Q4K,
-}
-
-impl WeightFormat {
-    /// All of them, the largest first.
-    pub const ALL: [Self; 5] = [Self::Bf16, Self::Q8_0, Self::Fp8, Self::Q6K, Self::Q4K];
-
-    /// As people write it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "bf16",
-            Self::Fp8 => "fp8",
-            Self::Q8_0 => "q8_0",
-            Self::Q6K => "q6_k",
-            Self::Q4K => "q4_k",
-        }
-    }
-
-    /// Bytes of `parameters` weights.
-    fn bytes(self, parameters: u64) -> u64 {
-        let (bytes, weights) = match self {
-            Self::Bf16 => (2, 1),
-            Self::Fp8 => (1, 1),
-            Self::Q8_0 => (34, 32),
-            Self::Q6K => (210, 256),
-            Self::Q4K => (144, 256),
-        };
-        (u128::from(parameters) * bytes / weights) as u64
-    }
-}
-
-impl std::str::FromStr for WeightFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let lower = text.trim().to_ascii_lowercase();
-        let names = || Self::ALL.map(Self::name).join(", ");
-        let known = Self::ALL.into_iter().find(|format| format.name() == lower);
-        known.ok_or_else(|| format!("`{text}` is no format to plan with; {} are", names()))
-    }
 }
 
 /// What a model would take, and how many users fit.
@@ -150,7 +95,7 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     fn new(source: &'a ModelSource) -> Self {
         let (spec, parameters) = (&source.spec, source.weights.parameters());
-        Self { source, spec, parameters, weight_bytes: source.weights.total_bytes(), format: None }
+        Self { source, spec, parameters, weight_bytes: source.weight_bytes(), format: None }
     }
 
     /// The same with all weights in `format`.
@@ -205,9 +150,16 @@ pub(crate) fn preview(
     memory: MemoryToPlan,
     format: Option<WeightFormat>,
 ) -> Result<PlanPreview, ModelError> {
-    let source = open(files)?;
+    let format = format.or(config.quantize);
+    // As loading would turn them, where it would.
+    let turned = match format.filter(|format| format.mix().is_some()) {
+        Some(format) => open(files, Some(format)).ok(),
+        None => None,
+    };
+    let guessed = format.filter(|_| turned.is_none());
+    let source = turned.map_or_else(|| open(files, None), Ok)?;
     let stored = Candidate::new(&source);
-    let candidate = format.map_or_else(|| Candidate::new(&source), |format| stored.with_format(format));
+    let candidate = guessed.map_or(stored, |format| stored.with_format(format));
     let format_name = format.map_or_else(|| source.weights.main_format().to_owned(), |format| format.name().to_owned());
     let (memory_bytes, driver_bytes, on_gpu) = match memory {
         MemoryToPlan::Cpu(bytes) => (bytes, 0, false),
@@ -302,8 +254,13 @@ fn would_fit(candidate: &Candidate<'_>, config: &EngineConfig, memory: MemoryToP
         let smaller = candidate.with_format(*format);
         smaller.weight_bytes < candidate.weight_bytes && smaller.fits(config, memory)
     });
+    let is_dense = matches!(candidate.source.weights.main_format(), "BF16" | "F16" | "F32");
+    let on_load = |format: WeightFormat| match is_dense && format.mix().is_some() {
+        true => format!(": --quantize {}", format.name()),
+        false => String::new(),
+    };
     if let Some(format) = smaller.into_iter().next() {
-        found.push(format!("a smaller format, {} or a file of about its size", format.name()));
+        found.push(format!("a smaller format, {0} or a file of about its size{1}", format.name(), on_load(format)));
     }
     found
 }

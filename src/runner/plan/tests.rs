@@ -5,7 +5,7 @@ use std::path::Path;
 use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, plan_for_gpu};
 use super::offload::{LayerPlan, PartWeights, plan_layers};
 use super::*;
-use crate::config::{GpuLayers, Lag, RandomFormat};
+use crate::config::{GpuLayers, Lag, RandomFormat, WeightFormat};
 use crate::models::ModelSource;
 use crate::runner::load::ModelFiles;
 
@@ -113,6 +113,31 @@ fn a_preview_says_what_fits_or_what_would() {
     assert!(too_large.would_fit.iter().any(|advice| advice.contains("q6_k")), "{too_large:?}");
     let too_long = preview(24, Some(32_768), Some(WeightFormat::Bf16));
     assert!(too_long.users > 0 || too_long.would_fit.iter().any(|advice| advice.contains("--context")), "{too_long:?}");
+}
+
+#[test]
+fn a_plan_in_another_format_is_that_of_loading_with_it() {
+    // The sizes of files that llama.cpp makes of the same weights as Q8_0, Q6_K and Q4_K_M.
+    let known = [
+        (WeightFormat::Q8_0, 8_098_525_888_u64),
+        (WeightFormat::Q6K, 6_254_198_976),
+        (WeightFormat::Q4K, 4_683_073_536),
+    ];
+    let file = config_file("qwen2.5-7b");
+    let files = ModelFiles::RandomWeights(&file, RandomFormat::Bf16);
+    for (format, file_bytes) in known {
+        let config = EngineConfig { context_length: Some(4096), ..EngineConfig::default() };
+        let planned = preview(files, &config, MemoryToPlan::Cpu(64 * GIB), Some(format)).expect("a preview");
+        let off = planned.weight_bytes.abs_diff(file_bytes);
+        assert!(off < file_bytes / 100, "{}: {} bytes", format.name(), planned.weight_bytes);
+        assert_eq!(planned.format, format.name());
+        // A setting does what the flag of a plan does, and so does loading.
+        let set = EngineConfig { quantize: Some(format), ..config };
+        let by_setting = preview(files, &set, MemoryToPlan::Cpu(64 * GIB), None).expect("a preview");
+        assert_eq!(by_setting, planned);
+        let source = ModelSource::random(&file).expect("a config").quantized(format).expect("it is dense");
+        assert_eq!(source.weight_bytes(), planned.weight_bytes);
+    }
 }
 
 /// Plans `qwen2.5-7b` in bf16, of 28 layers, onto a GPU with this much free memory.
