@@ -11,6 +11,7 @@ mod handle;
 mod info;
 mod library;
 mod load;
+mod perplexity;
 mod rules;
 mod script;
 #[cfg(test)]
@@ -29,7 +30,7 @@ pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
 pub use library::{Beside, LocalModel, ModelDescription, ModelLibrary};
 pub use load::{LoadError, plan_preview};
-
+pub use perplexity::Perplexity;
 pub use script::ScriptError;
 
 #[cfg(feature = "server")]

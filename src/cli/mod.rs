@@ -11,6 +11,7 @@ mod error;
 mod flags;
 mod list;
 mod load;
+mod perplexity;
 mod progress;
 mod ps;
 mod pull;
@@ -81,6 +82,8 @@ enum Command {
     Cuda(cuda::CudaArgs),
     /// Measure how fast a model runs here
     Bench(bench::BenchArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::PerplexityArgs),
     /// List the models that have a short name
     Catalog(catalog::CatalogArgs),
 }
@@ -102,6 +105,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Doctor(args) => doctor::run(args, &session),
         Command::Cuda(args) => cuda::run(args, &session),
         Command::Bench(args) => bench::run(args, &session),
+        Command::Perplexity(args) => perplexity::run(args, &session),
         Command::Catalog(args) => catalog::run(args, &session),
     }
 }

@@ -253,6 +253,35 @@ fn prompt_logprobs_are_whole_whatever_the_chunks() {
 }
 
 #[test]
+fn perplexity_is_that_of_the_second_halves_of_windows() {
+    let text = "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(4);
+    for family in ["llama3", "qwen2"] {
+        let llm = load(family, |_| {});
+        let tokens = llm.encode(&text).expect("text");
+        let begin = llm.encode("").expect("no text").first().copied();
+        let mut costs = Vec::new();
+        for window in tokens.chunks_exact(24) {
+            let mut window = window.to_vec();
+            window[0] = begin.unwrap_or(window[0]);
+            let mut asking = request(&window, 1).max_tokens(1);
+            asking.sampling.prompt_logprobs = Some(0);
+            let event = llm.generate(asking).expect("taken").blocking_next();
+            let Some(Ok(GenerationEvent::Started { prompt_logprobs, .. })) = event else { panic!("{event:?}") };
+            assert_eq!(prompt_logprobs.len(), 23);
+            costs.extend(prompt_logprobs.iter().skip(12).map(|token| -f64::from(token.logprob)));
+        }
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        let found = runtime.block_on(llm.perplexity(&text, 24)).expect("it is long enough");
+        let wanted = (costs.iter().sum::<f64>() / costs.len() as f64).exp();
+        assert!((found.perplexity / wanted - 1.0).abs() < 1e-6, "{family}: {found:?} is not {wanted}");
+        assert_eq!((found.windows, found.tokens), (tokens.len() / 24, costs.len()), "{family}");
+        assert!(found.windows >= 2 && found.error > 0.0, "{found:?}");
+        let short = runtime.block_on(llm.perplexity("It was", 24)).expect_err("too short").to_string();
+        assert!(short.contains("and a window takes 24"), "{short}");
+    }
+}
+
+#[test]
 fn a_prompt_that_does_not_fit_is_refused_with_both_counts() {
     let llm = load("llama3", |config| config.context_length = Some(64));
     let Err(GenerateError::Submit(error)) = llm.generate(request(&[5; 64], 1)) else { panic!("it was taken") };
