@@ -23,6 +23,7 @@ mod metrics;
 mod models;
 mod ollama;
 mod openai;
+mod openapi;
 mod origins;
 mod parts;
 mod run;
@@ -63,6 +64,7 @@ fn routes(app: App) -> Router {
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/version", get(health::version))
+        .route("/openapi.json", get(openapi::openapi))
         .merge(below_v1.clone())
         .nest("/v1", below_v1)
         .nest("/api", ollama::routes())

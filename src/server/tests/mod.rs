@@ -10,6 +10,7 @@ pub(super) mod fixture;
 mod lifecycle;
 mod models;
 mod ollama;
+mod openapi;
 mod operations;
 mod refusals;
 mod responses;
