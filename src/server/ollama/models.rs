@@ -20,6 +20,9 @@ const API_VERSION: &str = "0.12.0";
 /// When a model leaves that stays, as Ollama writes it.
 const NEVER: &str = "2318-01-01T00:00:00Z";
 
+/// The last second of the year 9999, the last that RFC 3339 can write, in seconds since 1970.
+const LAST_DATE_S: u64 = 253_402_300_799;
+
 #[derive(Serialize)]
 pub(super) struct ModelList {
     models: Vec<Model>,
@@ -133,10 +136,16 @@ pub(super) async fn tags(State(app): State<App>) -> Result<Json<ModelList>, ApiE
     Ok(Json(ModelList { models }))
 }
 
+/// `None` of a moment that is written no date of: it is as good as never.
+fn expires_at(left: Duration) -> Option<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    now.checked_add(left).map(|at| at.as_secs()).filter(|at| *at <= LAST_DATE_S).map(rfc3339)
+}
+
 pub(super) async fn ps(State(app): State<App>) -> Json<ModelList> {
     let one = |listed: &Listed| {
         let info = listed.llm.info();
-        let expires = listed.left.map(|left| humantime::format_rfc3339_seconds(SystemTime::now() + left).to_string());
+        let expires = listed.left.and_then(expires_at);
         let running = Running {
             expires_at: expires.unwrap_or_else(|| NEVER.into()),
             size_vram: if info.is_on_gpu() { info.planned_bytes } else { 0 },

@@ -204,6 +204,11 @@ async fn keep_alive_zero_unloads_and_minus_one_keeps() {
     assert!(ps["models"][0]["expires_at"].as_str().is_some_and(|at| at.starts_with("20")), "{ps}");
     assert_eq!(ask("a:1b", json!(-1)).await, "load");
     assert_eq!(get(&router, "/api/ps").await.json()["models"][0]["expires_at"], "2318-01-01T00:00:00Z");
+    // Beyond any date that can be written, and beyond any moment that a clock knows.
+    for seconds in [1 << 40, u64::MAX >> 1] {
+        assert_eq!(ask("a:1b", json!(seconds)).await, "load");
+        assert_eq!(get(&router, "/api/ps").await.json()["models"][0]["expires_at"], "2318-01-01T00:00:00Z");
+    }
     assert_eq!(ask("a:1b", json!(0)).await, "unload");
     assert_eq!(shelf.is_loaded(), 0);
 }
