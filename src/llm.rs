@@ -34,6 +34,6 @@ pub use perplexity::Perplexity;
 pub use script::ScriptError;
 
 #[cfg(feature = "server")]
-pub(crate) use crate::hub::{HubError, Progress};
+pub(crate) use crate::hub::{HubError, NameError, Progress};
 #[cfg(feature = "server")]
 pub(crate) use crate::tokenizer::{AnswerParser, Part, ToolCall};

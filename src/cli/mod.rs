@@ -5,6 +5,7 @@
 mod bench;
 mod catalog;
 mod client;
+mod cp;
 mod cuda;
 mod doctor;
 mod error;
@@ -72,6 +73,8 @@ enum Command {
     List(list::ListArgs),
     /// Show what is known about a model
     Show(show::ShowArgs),
+    /// Give a model a second name
+    Cp(cp::CpArgs),
     /// Remove a model from this machine
     Rm(rm::RmArgs),
     /// Show what the running server does
@@ -100,6 +103,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Pull(args) => pull::run(args, &session),
         Command::List(args) => list::run(args, &session),
         Command::Show(args) => show::run(args, &session),
+        Command::Cp(args) => cp::run(args, &session),
         Command::Rm(args) => rm::run(args, &session),
         Command::Ps(args) => ps::run(args, &session),
         Command::Doctor(args) => doctor::run(args, &session),

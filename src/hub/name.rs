@@ -50,6 +50,14 @@ pub enum NameError {
         /// Names of the catalog that are close, the closest first.
         near: Vec<String>,
     },
+    /// It cannot be given to a copy.
+    #[error(
+        "{text:?} cannot be a model's name: it takes parts of letters, digits, `.`, `_` and `-`, between `/` and `:`"
+    )]
+    Refused {
+        /// What was typed.
+        text: String,
+    },
     /// A slash, but no repository.
     #[error("{text:?} is neither a path on this machine nor a repository: {reason}")]
     Malformed {
@@ -141,6 +149,20 @@ fn hub_name(text: &str, typed: &str) -> Result<ModelName, NameError> {
     // The tag that people type for "whatever there is".
     let file = file.filter(|file| *file != "latest").map(str::to_owned);
     Ok(ModelName::Hub { repository: repository.to_owned(), file })
+}
+
+/// The longest name that a copy is given, in bytes.
+const LONGEST_NAME: usize = 80;
+
+/// A name that is given to a copy, as the store knows it: without the tag that says nothing.
+///
+/// # Errors
+/// [`NameError::Refused`] where no name that anybody could ask for comes of it.
+pub(super) fn new_name(text: &str) -> Result<&str, NameError> {
+    let name = text.strip_suffix(":latest").unwrap_or(text);
+    let is_name = name.len() <= LONGEST_NAME && name.split(['/', ':']).all(is_plain);
+    let is_name = is_name && !name.to_ascii_lowercase().ends_with(".gguf");
+    if is_name { Ok(name) } else { Err(NameError::Refused { text: text.to_owned() }) }
 }
 
 /// Whether a part of a repository's path is harmless in a URL and on disk.

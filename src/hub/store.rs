@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Progress;
 use super::error::{HubError, io};
+use super::name::new_name;
 use super::pull::LocatedKind;
 
 const MANIFEST: &str = "manifest.json";
@@ -161,6 +162,52 @@ impl Store {
         allow_missing(fs::remove_file(&manifest)).map_err(io("delete", &manifest))?;
         allow_missing(fs::remove_dir_all(&folder)).map_err(io("delete", &folder))?;
         allow_missing(fs::remove_dir_all(&partial)).map_err(io("delete", &partial))
+    }
+
+    /// Gives a model of the store a second name. The files are shared by hard links, so that a copy takes no room and
+    /// either name can be removed without the other. What had the name before is replaced.
+    ///
+    /// # Errors
+    /// [`HubError::NotStored`] where there is no such model; [`HubError::Name`] where `destination` cannot be a name;
+    /// [`HubError::Io`] where the disk knows no hard links.
+    pub fn copy(&self, source: &str, destination: &str) -> Result<(), HubError> {
+        let model = self.get(source)?.ok_or_else(|| HubError::NotStored { name: source.to_owned() })?;
+        let (folder, manifest) = (self.folder(source), model.manifest);
+        let files: Vec<_> = manifest.files.into_iter().map(|file| (folder.join(&file.path), file)).collect();
+        self.link(destination, &manifest.repository, &manifest.revision, files)
+    }
+
+    /// Gives a file that another program keeps a name in this store, by a hard link.
+    ///
+    /// # Errors
+    /// As [`Self::copy`]; [`HubError::Io`] also where the file is on another disk.
+    pub fn adopt(&self, path: &Path, file: ManifestFile, source: &str, destination: &str) -> Result<(), HubError> {
+        let path = fs::canonicalize(path).map_err(io("read", path))?;
+        let revision = file.sha256.clone();
+        self.link(destination, source, &revision, vec![(path, file)])
+    }
+
+    fn link(
+        &self,
+        destination: &str,
+        repository: &str,
+        revision: &str,
+        files: Vec<(PathBuf, ManifestFile)>,
+    ) -> Result<(), HubError> {
+        let name = new_name(destination)?;
+        // A model under its own name is there already.
+        if files.iter().any(|(path, file)| *path == self.folder(name).join(&file.path)) {
+            return Ok(());
+        }
+        let arrival = self.begin(name, &mut ())?;
+        // Not where downloads arrive: one would write into a file that is shared.
+        let links = arrival.fresh_folder("copy")?;
+        for (path, file) in &files {
+            let link = links.join(escape(&file.path));
+            fs::hard_link(path, &link).map_err(io("link", path))?;
+            arrival.accept(&link, &file.path)?;
+        }
+        arrival.complete(repository, revision, files.into_iter().map(|(_, file)| file).collect()).map(|_| ())
     }
 
     /// Begins to bring a model: waits for another process that is doing the same, and says so.

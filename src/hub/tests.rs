@@ -383,6 +383,56 @@ fn removing_takes_the_model_and_nothing_else() {
 }
 
 #[test]
+fn a_copy_shares_files_and_lives_by_itself() {
+    let server = TestServer::start(|request, _| good(request));
+    let (machine, options) = (Machine::new(), options(&server.url()));
+    let original = machine.pull(&tiny(), &options).unwrap();
+    let store = &machine.store;
+    store.copy("tiny:1", "mine:latest").unwrap();
+    store.copy("mine", "org/mine:q4").unwrap();
+    store.copy("mine", "mine").unwrap();
+    let names = || store.list().unwrap().into_iter().map(|model| model.name).collect::<Vec<_>>();
+    assert_eq!(names(), ["mine", "org/mine:q4", "tiny:1"]);
+    let copy = store.get("mine").unwrap().unwrap();
+    assert_eq!((copy.source.as_str(), copy.manifest.revision.as_str()), ("org/tiny", COMMIT));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(copy.kind.path()), inode(original.kind.path()));
+    }
+    store.remove("tiny:1").unwrap();
+    assert_eq!(names(), ["mine", "org/mine:q4"]);
+    assert!(fs::read(copy.kind.path()).unwrap() == content());
+    store.remove("mine").unwrap();
+    assert!(fs::read(store.get("org/mine:q4").unwrap().unwrap().kind.path()).unwrap() == content());
+    assert!(matches!(store.copy("mine", "other"), Err(HubError::NotStored { .. })));
+    for name in ["", "a/../b", "../b", "a//b", ".", "partial/", "x.gguf", "a b", &"x".repeat(100)] {
+        assert!(matches!(store.copy("org/mine:q4", name), Err(HubError::Name(_))), "{name:?}");
+    }
+    assert_eq!(names(), ["org/mine:q4"]);
+}
+
+#[test]
+fn a_copy_replaces_what_had_its_name_and_a_pull_does_not_write_into_it() {
+    let server = TestServer::start(|request, _| good(request));
+    let (machine, options) = (Machine::new(), options(&server.url()));
+    let (other, tiny_name) = (b"another model".to_vec(), tiny());
+    let path = machine.folder.path().join("theirs");
+    fs::write(&path, &other).unwrap();
+    let file = ManifestFile { path: "model.gguf".into(), bytes: other.len() as u64, sha256: sha256(&other) };
+    machine.store.adopt(&path, file, "theirs", "kept").unwrap();
+    machine.pull(&tiny_name, &options).unwrap();
+    machine.store.copy("kept", "tiny:1").unwrap();
+    let replaced = machine.store.get("tiny:1").unwrap().unwrap();
+    assert_eq!((fs::read(replaced.kind.path()).unwrap(), replaced.source.as_str()), (other.clone(), "theirs"));
+    machine.store.remove("tiny:1").unwrap();
+    assert_is_content(&machine.pull(&tiny_name, &options).unwrap());
+    assert_eq!(fs::read(&path).unwrap(), other);
+    assert_eq!(fs::read(machine.store.get("kept").unwrap().unwrap().kind.path()).unwrap(), other);
+}
+
+#[test]
 fn paths_and_the_hubs_own_cache_are_used_in_place() {
     let machine = Machine::new();
     let home = machine.folder.path();

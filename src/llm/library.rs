@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{DeviceWish, EngineConfig, GpuLayers, HubConfig};
 use crate::engine::{self, ModelFacts, ModelFiles, StartError};
-use crate::hub::{self, Catalog, HubError, HubOptions, Located, LocatedKind, ModelName, Progress, Store};
+use crate::hub::{self, Catalog, HubError, HubOptions, Located, LocatedKind, ManifestFile, ModelName, Progress, Store};
 
 use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate};
 
 use super::handle::Llm;
 use super::load::LoadError;
+
+/// What a copy of an Ollama's model calls its file, which has no name there.
+const ADOPTED_FILE: &str = "model.gguf";
 
 /// A model on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,8 +103,11 @@ impl ModelLibrary {
     }
 
     fn find(&self, name: &str) -> Result<(LocalModel, LocatedKind), HubError> {
-        let found = self.all()?.into_iter().find(|(model, _)| model.name == name);
-        found.ok_or_else(|| HubError::NotPresent { name: name.to_owned() })
+        let mut all = self.all()?;
+        let plain = |name: &str| name.strip_suffix(":latest").unwrap_or(name).to_owned();
+        let place = all.iter().position(|(model, _)| model.name == name);
+        let place = place.or_else(|| all.iter().position(|(model, _)| plain(&model.name) == plain(name)));
+        place.map(|place| all.swap_remove(place)).ok_or_else(|| HubError::NotPresent { name: name.to_owned() })
     }
 
     /// What is known of a model of the list without loading it.
@@ -156,12 +162,34 @@ impl ModelLibrary {
         hub::pull(&name, &self.store()?, &self.options, progress).map(|_| ())
     }
 
+    /// Gives a model of the list a second name in the store, which shares its files.
+    ///
+    /// # Errors
+    /// [`HubError::NotPresent`] where there is none of that name; as [`Store::copy`].
+    pub fn copy(&self, source: &str, destination: &str) -> Result<(), HubError> {
+        let (model, kind) = self.find(source)?;
+        let store = self.store()?;
+        if store.get(&model.name)?.is_some() {
+            return store.copy(&model.name, destination);
+        }
+        let file = ManifestFile { path: ADOPTED_FILE.into(), bytes: model.bytes, sha256: model.digest };
+        store.adopt(kind.path(), file, &format!("Ollama's {}", model.name), destination)
+    }
+
     /// Removes a model from the store. Those of Ollama's are its own to remove.
     ///
     /// # Errors
     /// [`HubError::NotStored`].
     pub fn remove(&self, name: &str) -> Result<(), HubError> {
-        self.store()?.remove(name)
+        let store = self.store()?;
+        match store.remove(name) {
+            // With or without `:latest`.
+            Err(HubError::NotStored { .. }) => match self.find(name) {
+                Ok((model, _)) => store.remove(&model.name),
+                Err(_) => Err(HubError::NotStored { name: name.to_owned() }),
+            },
+            outcome => outcome,
+        }
     }
 
     fn store(&self) -> Result<Store, HubError> {

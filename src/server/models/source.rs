@@ -25,6 +25,12 @@ pub trait ModelSource: Send + Sync + 'static {
     /// [`HubError`].
     fn pull(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError>;
 
+    /// Gives a model of this machine a second name.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    fn copy(&self, source: &str, destination: &str) -> Result<(), HubError>;
+
     /// Removes a model from this machine.
     ///
     /// # Errors
@@ -50,6 +56,10 @@ impl ModelSource for ModelLibrary {
 
     fn pull(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError> {
         ModelLibrary::pull(self, name, progress)
+    }
+
+    fn copy(&self, source: &str, destination: &str) -> Result<(), HubError> {
+        ModelLibrary::copy(self, source, destination)
     }
 
     fn remove(&self, name: &str) -> Result<(), HubError> {

@@ -29,6 +29,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/ps", get(models::ps))
         .route("/show", post(models::show))
         .route("/pull", post(pull::pull))
+        .route("/copy", post(pull::copy))
         .route("/delete", delete(pull::delete))
         .route("/version", get(models::version))
 }

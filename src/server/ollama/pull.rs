@@ -1,4 +1,4 @@
-//! `/api/pull` and `/api/delete`: models that come to this machine and leave it.
+//! `/api/pull`, `/api/copy` and `/api/delete`: models that come to this machine, get further names and leave it.
 
 use std::convert::Infallible;
 
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::llm::{HubError, Progress};
+use crate::llm::{HubError, NameError, Progress};
 use crate::server::body;
 use crate::server::dialect::Dialect;
 use crate::server::error::ApiError;
@@ -66,6 +66,23 @@ pub(super) async fn pull(State(app): State<App>, request: Request) -> Result<Res
     Ok(response)
 }
 
+#[derive(Deserialize)]
+struct CopyBody {
+    source: String,
+    destination: String,
+}
+
+/// Gives a model a second name.
+pub(super) async fn copy(State(app): State<App>, request: Request) -> Result<StatusCode, ApiError> {
+    let bytes = body::read(&app.config, request).await?;
+    let CopyBody { source, destination } = body::parse(&bytes)?;
+    let models = app.models.source()?;
+    // A loaded model may have been asked for by an alias.
+    let source = app.models.find(&source).map_or(source, |served| served.llm.info().name.clone());
+    app.block(move || models.copy(&source, &destination)).await?.map_err(|error| failed(&error))?;
+    Ok(StatusCode::OK)
+}
+
 /// Removes a model from the store; one that is loaded stays loaded until it leaves.
 pub(super) async fn delete(State(app): State<App>, request: Request) -> Result<StatusCode, ApiError> {
     let bytes = body::read(&app.config, request).await?;
@@ -78,6 +95,9 @@ pub(super) async fn delete(State(app): State<App>, request: Request) -> Result<S
 fn failed(error: &HubError) -> ApiError {
     let message = error.to_string();
     match error {
+        HubError::Name(NameError::Refused { .. }) => {
+            ApiError::client(StatusCode::BAD_REQUEST, Some("bad_name"), message)
+        }
         HubError::Name(_) | HubError::NotPresent { .. } | HubError::NotStored { .. } => {
             ApiError::client(StatusCode::NOT_FOUND, Some("model_not_found"), message)
         }

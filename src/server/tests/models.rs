@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::fixture::*;
 use crate::engine::StartError;
-use crate::llm::{Beside, HubError, Llm, LoadError, LocalModel, ModelDescription, Progress};
+use crate::llm::{Beside, HubError, Llm, LoadError, LocalModel, ModelDescription, NameError, Progress};
 use crate::server::{ModelSource, ServedModels, ServerConfig, router};
 
 /// Counts what is loaded while it lives.
@@ -91,6 +91,17 @@ impl ModelSource for Shelf {
         progress.advance(8);
         progress.finish();
         Ok(())
+    }
+
+    fn copy(&self, source: &str, destination: &str) -> Result<(), HubError> {
+        if destination == "b/../c" {
+            return Err(NameError::Refused { text: destination.into() }.into());
+        }
+        self.list()
+            .iter()
+            .find(|model| model.name == source)
+            .map(|_| ())
+            .ok_or_else(|| HubError::NotPresent { name: source.into() })
     }
 
     fn remove(&self, name: &str) -> Result<(), HubError> {
@@ -234,6 +245,25 @@ async fn a_pull_tells_its_progress_and_its_end() {
     assert!(failed.last().expect("a line")["error"].as_str().is_some_and(|text| text.contains("nobody")));
     let failed = post(&router, "/api/pull", json!({"model": "nobody", "stream": false})).await;
     assert_eq!(failed.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn models_get_second_names() {
+    let router = Shelf::new(1).router(&["a:1b"], config());
+    let copy = async |source: &str, destination: &str| {
+        post(&router, "/api/copy", json!({"source": source, "destination": destination})).await
+    };
+    for source in ["a:1b", "a:1b:latest", "b:1b"] {
+        let reply = copy(source, "mine").await;
+        assert_eq!((reply.status, reply.text.as_str()), (StatusCode::OK, ""), "{source}");
+    }
+    let unknown = copy("nobody", "mine").await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    assert!(unknown.json()["error"].as_str().is_some_and(|text| text.contains("nobody")), "{}", unknown.text);
+    assert_eq!(copy("a:1b", "b/../c").await.status, StatusCode::BAD_REQUEST);
+    let (fixed, _requests) = saying("yes");
+    let refused = post(&fixed, "/api/copy", json!({"source": MODEL, "destination": "mine"})).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]
