@@ -61,6 +61,8 @@ pub struct HubConfig {
     pub models_dir: PathBuf,
     /// Never use the network.
     pub offline: bool,
+    /// The registry that is asked for Ollama's names, as `https://host` or `host`.
+    pub ollama_registry: Option<String>,
 }
 
 impl HubConfig {
@@ -80,7 +82,8 @@ impl HubConfig {
             Some(models_dir) => models_dir.clone(),
             None => data_home().ok_or(ConfigError::NoHome)?.join("lantern/models"),
         };
-        Ok(Self { models_dir, offline: settings.offline.unwrap_or(false) })
+        let ollama_registry = settings.ollama_registry.clone();
+        Ok(Self { models_dir, offline: settings.offline.unwrap_or(false), ollama_registry })
     }
 }
 

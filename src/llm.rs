@@ -34,6 +34,9 @@ pub use perplexity::Perplexity;
 pub use script::ScriptError;
 
 #[cfg(feature = "server")]
-pub(crate) use crate::hub::{HubError, NameError, Progress};
+pub(crate) use library::configured;
+
+#[cfg(feature = "server")]
+pub(crate) use crate::hub::{HubError, NameError, Progress, Service};
 #[cfg(feature = "server")]
 pub(crate) use crate::tokenizer::{AnswerParser, Part, ToolCall};

@@ -27,6 +27,9 @@ pub struct StoreFlags {
     /// Never use the network [LANTERN_OFFLINE]
     #[arg(long)]
     offline: bool,
+    /// Ollama registry that is asked for names which the catalog lacks, as https://host [LANTERN_OLLAMA_REGISTRY]
+    #[arg(long, value_name = "URL")]
+    ollama_registry: Option<String>,
 }
 
 /// Which layers run on a GPU.
@@ -101,7 +104,12 @@ impl AddressFlags {
 impl StoreFlags {
     /// These flags over `settings`.
     pub fn fill(self, settings: Settings) -> Settings {
-        Settings { models_dir: self.models_dir, offline: self.offline.then_some(true), ..settings }
+        Settings {
+            models_dir: self.models_dir,
+            offline: self.offline.then_some(true),
+            ollama_registry: self.ollama_registry,
+            ..settings
+        }
     }
 }
 
@@ -156,8 +164,9 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_its_setting() {
-        let flags = "--host 0.0.0.0:1 --port 2 --models-dir /m --offline --device cpu --threads 3 --context 4096 \
-                     --kv-cache 2GiB --kv-cache-dtype fp8 --quantize q6_k --gpu-memory-limit 3GiB --gpu-layers 20 \
+        let flags = "--host 0.0.0.0:1 --port 2 --models-dir /m --offline --ollama-registry https://r.example \
+                     --device cpu --threads 3 --context 4096 --kv-cache 2GiB --kv-cache-dtype fp8 --quantize q6_k \
+                     --gpu-memory-limit 3GiB --gpu-layers 20 \
                      --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
                      --max-prompt-chunk-while-decoding 8 --no-prefix-cache";
         let expected = Settings {
@@ -165,6 +174,7 @@ mod tests {
             port: Some(2),
             models_dir: Some("/m".into()),
             offline: Some(true),
+            ollama_registry: Some("https://r.example".into()),
             device: Some(DeviceWish::Cpu),
             threads: NonZeroUsize::new(3),
             context: Some(4096),

@@ -7,15 +7,14 @@ use super::progress::Bar;
 use super::{CliError, Session};
 use crate::config::{ByteSize, Config, EngineConfig, GpuLayers, HubConfig, environment};
 use crate::hub::{self, Catalog, HubError, HubOptions, Located, ModelName, Store};
-use crate::llm::{DEFAULT_MODEL, Llm, plan_preview};
+use crate::llm::{DEFAULT_MODEL, Llm, configured, plan_preview};
 
 /// Context, in tokens, that the catalog's models are measured with when it is said what fits.
 pub const BUILT_IN_CONTEXT: u32 = 8192;
 
 /// How the hub is spoken to.
 pub fn hub_options(config: &HubConfig) -> HubOptions {
-    let options = HubOptions::from_lookup(environment);
-    HubOptions { offline: options.offline || config.offline, ..options }
+    configured(HubOptions::from_lookup(environment), config)
 }
 
 /// The store in the configured folder.
@@ -30,8 +29,8 @@ pub fn store(config: &HubConfig) -> Result<Store, CliError> {
 ///
 /// # Errors
 /// A name that means nothing; near ones are named.
-pub fn parse_name(text: &str) -> Result<ModelName, CliError> {
-    Ok(ModelName::parse(text, &Catalog::embedded()).map_err(HubError::from)?)
+pub fn understand(text: &str, store: &Store, options: &HubOptions) -> Result<ModelName, CliError> {
+    Ok(hub::understand(text, &Catalog::embedded(), store, options).map_err(HubError::from)?)
 }
 
 /// Loads several models, which share the memory: what their weights and steps leave of it, each gets an equal part of for
@@ -45,7 +44,7 @@ pub fn load_all(config: &Config, models: &[String], session: &Session) -> Result
     }
     let (store, options) = (store(&config.hub)?, hub_options(&config.hub));
     let bring = |model: &String| -> Result<Located, CliError> {
-        Ok(hub::pull(&parse_name(model)?, &store, &options, &mut Bar::new(session.terminal))?)
+        Ok(hub::pull(&understand(model, &store, &options)?, &store, &options, &mut Bar::new(session.terminal))?)
     };
     let located = models.iter().map(bring).collect::<Result<Vec<_>, _>>()?;
     let engine = share(config, &located)?;

@@ -11,10 +11,11 @@ use crate::hub;
 
 /// Arguments of `lantern pull`.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  lantern pull qwen3:8b\n  lantern pull Qwen/Qwen2.5-0.5B-Instruct\n\n\
+#[command(after_help = "Examples:\n  lantern pull qwen3:8b\n  lantern pull Qwen/Qwen2.5-0.5B-Instruct\n  \
+                        lantern pull ollama://llama3.2:1b\n\n\
                         What was interrupted goes on where it stopped when the same command is given again.")]
 pub struct PullArgs {
-    /// Models: names of the catalog, or org/name on the hub
+    /// Models: names of the catalog, org/name on the hub, or ollama://name:tag
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]
@@ -30,7 +31,7 @@ pub fn run(args: PullArgs, session: &Session) -> Result<(), CliError> {
     session.log(&config, "warn")?;
     let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
     for model in &args.models {
-        let name = load::parse_name(model)?;
+        let name = load::understand(model, &store, &options)?;
         let located = hub::pull(&name, &store, &options, &mut Bar::new(session.terminal))?;
         session.print(&format!("{name} is here: {}\n", located.kind.path().display()))?;
     }

@@ -102,7 +102,8 @@ fn whole_prompt(words: &[String], session: &Session) -> Result<Option<String>, C
 
 /// The running server where it serves the model, else the model in this process, which is said.
 fn talker(config: &Config, model: &str, local: bool, session: &Session) -> Result<Talker, CliError> {
-    let name = load::parse_name(model)?.to_string();
+    let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
+    let name = load::understand(model, &store, &options)?.to_string();
     let client = Client::new(&config.server.address);
     let why = match client.models() {
         _ if local => "as asked".to_owned(),

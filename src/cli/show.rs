@@ -26,8 +26,8 @@ pub struct ShowArgs {
 pub fn run(args: ShowArgs, session: &Session) -> Result<(), CliError> {
     let config = session.resolve(args.store.fill(Settings::default()))?;
     session.log(&config, "warn")?;
-    let name = load::parse_name(&args.model)?;
     let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
+    let name = load::understand(&args.model, &store, &options)?;
     let place = match hub::resolve(&name, &store, &options) {
         Ok(located) => located.kind.path().display().to_string(),
         Err(HubError::NotPresent { .. }) => format!("not on this machine; `lantern pull {name}` brings it"),

@@ -25,6 +25,8 @@ pub struct Settings {
     pub models_dir: Option<PathBuf>,
     /// Never use the network.
     pub offline: Option<bool>,
+    /// See [`super::HubConfig::ollama_registry`].
+    pub ollama_registry: Option<String>,
     /// How long an idle model stays loaded.
     pub keep_alive: Option<KeepAlive>,
     /// See [`super::EngineConfig::device`].
@@ -84,6 +86,7 @@ pub const KEYS: [&str; 23] = [
     "port",
     "models_dir",
     "offline",
+    "ollama_registry",
     "keep_alive",
     "device",
     "threads",
@@ -117,6 +120,7 @@ impl Settings {
             port: read.first(&["LANTERN_PORT"])?,
             models_dir: read.first(&["LANTERN_MODELS", "OLLAMA_MODELS"])?,
             offline: read.switch("LANTERN_OFFLINE")?,
+            ollama_registry: read.first(&["LANTERN_OLLAMA_REGISTRY"])?,
             keep_alive: read.first(&["LANTERN_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE"])?,
             device: read.first(&["LANTERN_DEVICE"])?,
             threads: read.first(&["LANTERN_THREADS"])?,
@@ -160,6 +164,7 @@ impl Settings {
             port: self.port.or(below.port),
             models_dir: self.models_dir.or(below.models_dir),
             offline: self.offline.or(below.offline),
+            ollama_registry: self.ollama_registry.or(below.ollama_registry),
             keep_alive: self.keep_alive.or(below.keep_alive),
             device: self.device.or(below.device),
             threads: self.threads.or(below.threads),

@@ -1,11 +1,11 @@
-//! Speaks HTTP with the hub: requests, redirects, statuses, what a file is (its size, checksum and commit).
+//! Speaks HTTP with the hub or a registry: requests, redirects, statuses, what a file is (its size, checksum and commit).
 //! Does not write files.
 //!
 //! hf-hub gives the layout of URLs and of the cache, the token file and the list of a repository's files. Its own requests
 //! have no timeout, append a whole body to half a file where a server ignores `Range`, check no checksum and do not know
 //! Retry-After; so requests are made here, over the same HTTP library.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
 use super::backoff::{Backoff, Failure};
+use super::challenge::{self, Challenge};
 use super::checksum::Checksum;
-use super::error::HubError;
+use super::error::{HubError, Service};
 use super::hub_cache;
 use super::options::{HubOptions, Proxy};
 use super::remote::{Hints, RemoteFile};
@@ -26,12 +27,17 @@ const REDIRECTS: usize = 8;
 /// A longer list of files is no list of a model's files, in bytes of JSON.
 const LIST_LIMIT_BYTES: u64 = 8 << 20;
 
-/// A hub, ready to be asked.
+/// A longer answer holds no token, in bytes.
+const TOKEN_LIMIT_BYTES: u64 = 64 << 10;
+
+/// A hub or a registry, ready to be asked.
 pub(super) struct Client {
     agent: Agent,
+    service: Service,
     endpoint: String,
     origin: Origin,
-    token: Option<String>,
+    /// A person's, for the hub; a registry's own, which it gives to anybody, is kept here once it is had.
+    token: RefCell<Option<String>>,
     /// Whether anybody has answered yet: until then a failed connection means that there is no hub.
     answered: Cell<bool>,
     pub(super) backoff: Backoff,
@@ -70,8 +76,21 @@ impl Client {
     /// # Errors
     /// [`HubError::Endpoint`] where the hub's or the proxy's address is none.
     pub(super) fn new(options: &HubOptions) -> Result<Self, HubError> {
-        let endpoint = options.endpoint.trim_end_matches('/').to_owned();
-        let bad = |reason: String| HubError::Endpoint { endpoint: endpoint.clone(), reason };
+        let token = options.token.clone().or_else(|| hub_cache::token(options));
+        Self::over(Service::Hub, options.endpoint.trim_end_matches('/'), token, options)
+    }
+
+    /// A registry at this address. The hub's token is not for it.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn registry(endpoint: &str, options: &HubOptions) -> Result<Self, HubError> {
+        Self::over(Service::Registry, endpoint, None, options)
+    }
+
+    fn over(service: Service, endpoint: &str, token: Option<String>, options: &HubOptions) -> Result<Self, HubError> {
+        let endpoint = endpoint.to_owned();
+        let bad = |reason: String| HubError::Endpoint { service, endpoint: endpoint.clone(), reason };
         let uri: Uri = endpoint.parse().map_err(|error| bad(format!("{error}")))?;
         let origin = Origin::of(&uri).ok_or_else(|| bad("scheme or host is missing".into()))?;
         let proxy =
@@ -88,15 +107,15 @@ impl Client {
             .timeout_per_read(Some(options.read_timeout))
             .timeout_recv_response(Some(options.read_timeout))
             .build();
-        let token = options.token.clone().or_else(|| hub_cache::token(options));
+        let (token, answered) = (RefCell::new(token), Cell::new(false));
         let backoff =
             Backoff { retries: options.retries, base: options.backoff_base, sleep: Box::new(std::thread::sleep) };
-        Ok(Self { agent: config.into(), endpoint, origin, token, answered: Cell::new(false), backoff })
+        Ok(Self { agent: config.into(), service, endpoint, origin, token, answered, backoff })
     }
 
     /// Whether requests carry a token.
     pub(super) fn has_token(&self) -> bool {
-        self.token.is_some()
+        self.token.borrow().is_some()
     }
 
     /// What the hub says of one file, without its content.
@@ -137,18 +156,76 @@ impl Client {
         let subject = Subject { repository, file: None };
         let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
         let url = format!("{}/api/{}", self.endpoint, repo.api_url());
-        let text = self.backoff.run(|| {
-            let mut answer = self.ask(Verb::Get, &url, &[], subject)?;
-            let mut text = String::new();
-            let mut reader = answer.response.body_mut().as_reader().take(LIST_LIMIT_BYTES);
-            match reader.read_to_string(&mut text) {
-                Ok(_) => Ok(text),
-                Err(error) => Err(Failure::Passing(self.unreachable(&error.to_string()), None)),
-            }
-        })?;
-        let info: RepoInfo = serde_json::from_str(&text)
+        let json = self.small(&url, &[], LIST_LIMIT_BYTES, subject)?;
+        let info: RepoInfo = serde_json::from_slice(&json)
             .map_err(|error| HubError::BadAnswer { what: subject.to_string(), reason: error.to_string() })?;
         Ok((info.sha, info.siblings.into_iter().map(|sibling| sibling.rfilename).collect()))
+    }
+
+    /// The whole of an answer that has at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`HubError::BadAnswer`] where it is longer; as [`HubError`] says.
+    pub(super) fn small(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        limit: u64,
+        subject: Subject<'_>,
+    ) -> Result<Vec<u8>, HubError> {
+        self.backoff.run(|| {
+            let mut answer = self.ask(Verb::Get, url, headers, subject)?;
+            self.read(&mut answer.response, limit, &subject.to_string())
+        })
+    }
+
+    fn read(&self, response: &mut Response<Body>, limit: u64, what: &str) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        match response.body_mut().as_reader().take(limit + 1).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() as u64 <= limit => Ok(bytes),
+            Ok(_) => {
+                let reason = format!("it is longer than {limit} bytes");
+                Err(Failure::Final(HubError::BadAnswer { what: what.to_owned(), reason }))
+            }
+            Err(error) => Err(Failure::Passing(self.unreachable(&error.to_string()), None)),
+        }
+    }
+
+    /// Gets the token that a registry asks for, which it gives without credentials.
+    fn authorize(&self, challenge: &Challenge, subject: Subject<'_>) -> Result<(), Failure> {
+        let what = format!("the token for {subject}");
+        let bad = |reason: &str| Failure::Final(HubError::BadAnswer { what: what.clone(), reason: reason.to_owned() });
+        let url = challenge.url();
+        let realm =
+            url.parse::<Uri>().ok().and_then(|uri| Origin::of(&uri)).ok_or_else(|| bad("its realm is no address"))?;
+        if self.origin.scheme == "https" && realm.scheme != "https" {
+            return Err(bad("it would come over an open connection"));
+        }
+        let mut response = self.send(Verb::Get, &url, &[], false)?;
+        match response.status().as_u16() {
+            200 => {}
+            401 | 403 => return Err(Failure::Final(self.denied(subject))),
+            status @ (408 | 429 | 500..=599) => {
+                return Err(Failure::Passing(HubError::Status { what: what.clone(), status }, None));
+            }
+            status => return Err(bad(&format!("its status is {status}"))),
+        }
+        let json = self.read(&mut response, TOKEN_LIMIT_BYTES, &what)?;
+        let token = challenge::token(&json).ok_or_else(|| bad("it holds no token"))?;
+        self.token.replace(Some(token));
+        Ok(())
+    }
+
+    fn denied(&self, subject: Subject<'_>) -> HubError {
+        HubError::Denied { what: self.named(subject), endpoint: self.endpoint.clone() }
+    }
+
+    /// What was asked for: where a hub has repositories, a registry has models.
+    fn named(&self, subject: Subject<'_>) -> String {
+        match (self.service, subject.file) {
+            (Service::Registry, None) => format!("model {}", subject.repository),
+            _ => subject.to_string(),
+        }
     }
 
     /// One request with its redirects; statuses become failures. Answers of 2xx and 416 come back.
@@ -161,6 +238,7 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let mut url = url.to_owned();
         let mut hints = Hints::default();
+        let mut is_authorized = false;
         for _ in 0..REDIRECTS {
             let bad = |reason: String| Failure::Final(HubError::BadAnswer { what: subject.to_string(), reason });
             let uri: Uri = url.parse().map_err(|_| bad(format!("{url:?} is no address")))?;
@@ -169,6 +247,11 @@ impl Client {
             let response = self.send(verb, &url, headers, is_hub)?;
             if is_hub {
                 hints.learn(response.headers());
+            }
+            if let Some(challenge) = self.challenge(&response).filter(|_| is_hub && !is_authorized) {
+                self.authorize(&challenge, subject)?;
+                is_authorized = true;
+                continue;
             }
             if !is_redirect(response.status()) {
                 return self.judge(response, hints, subject, is_hub);
@@ -188,7 +271,13 @@ impl Client {
         }))
     }
 
-    /// One request without redirects. The token goes along to the hub alone.
+    /// What a registry wants before it answers.
+    fn challenge(&self, response: &Response<Body>) -> Option<Challenge> {
+        let is_asked = self.service == Service::Registry && response.status() == StatusCode::UNAUTHORIZED;
+        Challenge::parse(&text(response.headers(), "www-authenticate").filter(|_| is_asked)?)
+    }
+
+    /// One request without redirects. The token goes along to the hub or registry alone.
     fn send(&self, verb: Verb, url: &str, headers: &[(&str, &str)], is_hub: bool) -> Result<Response<Body>, Failure> {
         let mut request = match verb {
             Verb::Head => self.agent.head(url),
@@ -197,7 +286,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        if let (true, Some(token)) = (is_hub, &self.token) {
+        if let (true, Some(token)) = (is_hub, self.token.borrow().as_deref()) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         match request.call() {
@@ -222,8 +311,9 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let status = response.status();
         let code = text(response.headers(), "x-error-code").unwrap_or_default();
-        let what = subject.to_string();
-        let not_found = |what| HubError::NotFound { what, endpoint: self.endpoint.clone() };
+        let what = self.named(subject);
+        let (service, endpoint) = (self.service, self.endpoint.clone());
+        let not_found = |what| HubError::NotFound { service, what, endpoint };
         Err(match status.as_u16() {
             200..=299 | 416 => return Ok(Answer { response, hints }),
             401 | 403 | 404 if code == "RepoNotFound" => {
@@ -232,10 +322,11 @@ impl Client {
             404 | 410 => Failure::Final(not_found(what)),
             // The store behind a redirect knows no gates: its signed address has expired, and the hub gives a new one.
             401 | 403 if !is_hub => Failure::Passing(HubError::Status { what, status: status.as_u16() }, None),
+            401 | 403 if service == Service::Registry => Failure::Final(self.denied(subject)),
             401 | 403 => Failure::Final(HubError::Gated {
                 repository: subject.repository.to_owned(),
                 page: format!("{}/{}", self.endpoint, subject.repository),
-                has_token: self.token.is_some(),
+                has_token: self.has_token(),
             }),
             429 => {
                 let asked = text(response.headers(), "retry-after").and_then(|wait| wait.parse().ok());
@@ -251,7 +342,7 @@ impl Client {
     }
 
     fn unreachable(&self, reason: &str) -> HubError {
-        HubError::Unreachable { endpoint: self.endpoint.clone(), reason: reason.to_owned() }
+        HubError::Unreachable { service: self.service, endpoint: self.endpoint.clone(), reason: reason.to_owned() }
     }
 }
 

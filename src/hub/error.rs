@@ -1,9 +1,46 @@
 //! What can go wrong between a name and a model on disk, in words that say what to do about it.
 //! Does not know how an error is shown.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::name::NameError;
+
+/// Whom models are asked of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// The model hub.
+    Hub,
+    /// A registry of Ollama's kind.
+    Registry,
+}
+
+impl Service {
+    /// The variable that names its address.
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Hub => "HF_ENDPOINT",
+            Self::Registry => "LANTERN_OLLAMA_REGISTRY",
+        }
+    }
+
+    /// What to do where it has no such thing.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Hub => "check the spelling, or set HF_TOKEN if it is private",
+            Self::Registry => "check the name and the tag; private models cannot be had",
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hub => "model hub",
+            Self::Registry => "registry",
+        })
+    }
+}
 
 /// Why a model could not be found, downloaded or stored.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +76,11 @@ pub enum HubError {
         name: String,
     },
 
-    /// The hub's address is no http or https URL.
-    #[error("HF_ENDPOINT is {endpoint:?}, which is not an http:// or https:// address: {reason}")]
+    /// The address of a hub or a registry is no http or https URL.
+    #[error("the {service} is {endpoint:?} ({}), which is not an http:// or https:// address: {reason}", service.setting())]
     Endpoint {
+        /// Whose address it is.
+        service: Service,
         /// The address as it was given.
         endpoint: String,
         /// What is wrong with it.
@@ -49,9 +88,14 @@ pub enum HubError {
     },
 
     /// No connection to the hub came about.
-    #[error("the model hub {endpoint} cannot be reached ({reason}); check the network, or set HF_ENDPOINT to a mirror")]
+    #[error(
+        "the {service} {endpoint} cannot be reached ({reason}); check the network, or set {} to a mirror",
+        service.setting()
+    )]
     Unreachable {
-        /// The hub's address.
+        /// Who cannot be reached.
+        service: Service,
+        /// Its address.
         endpoint: String,
         /// What the connection failed with.
         reason: String,
@@ -68,18 +112,40 @@ pub enum HubError {
         has_token: bool,
     },
 
-    /// The hub has no such repository or file.
-    #[error("the hub has no {what} (asked {endpoint}); check the spelling, or set HF_TOKEN if it is private")]
+    /// The registry gives this to no one without an account.
+    #[error("the registry {endpoint} gives {what} only to those with an account, which cannot be used here")]
+    Denied {
+        /// The model, or a file of it.
+        what: String,
+        /// The registry's address.
+        endpoint: String,
+    },
+
+    /// A name from the network that chooses a registry which nobody has set up here.
+    #[error(
+        "{name} is in a registry that this server does not ask; set LANTERN_OLLAMA_REGISTRY to it, or bring the model with \
+         `lantern pull`"
+    )]
+    ForeignRegistry {
+        /// The name as it was given.
+        name: String,
+    },
+
+    /// The hub or registry has no such repository or file.
+    #[error("the {service} has no {what} (asked {endpoint}); {}", service.advice())]
     NotFound {
+        /// Who was asked.
+        service: Service,
         /// Repository, or file and repository.
         what: String,
-        /// The hub's address.
+        /// The address that was asked.
         endpoint: String,
     },
 
     /// The hub asked for a longer wait than is reasonable, or kept asking.
     #[error(
-        "the hub limits how often it may be asked ({what}); try again in {wait_s} s, or set HF_TOKEN for a higher limit"
+        "the server limits how often it may be asked ({what}); try again in {wait_s} s (at the hub HF_TOKEN gives a \
+         higher limit)"
     )]
     RateLimited {
         /// What was asked for.
@@ -89,7 +155,7 @@ pub enum HubError {
     },
 
     /// The hub answered with an error of its own, each time.
-    #[error("the hub answered {status} for {what}; that is its fault, try again later")]
+    #[error("the server answered {status} for {what}; that is its fault, try again later")]
     Status {
         /// The HTTP status of the last answer.
         status: u16,
@@ -98,7 +164,9 @@ pub enum HubError {
     },
 
     /// The hub's answer makes no sense.
-    #[error("the answer for {what} is not one of a model hub: {reason}; check HF_ENDPOINT and any proxy between")]
+    #[error(
+        "the answer for {what} is not one of a model hub or registry: {reason}; check its address and any proxy between"
+    )]
     BadAnswer {
         /// What was asked for.
         what: String,
@@ -211,6 +279,7 @@ impl HubError {
             Self::Unreachable { .. }
                 | Self::Gated { .. }
                 | Self::NotFound { .. }
+                | Self::Denied { .. }
                 | Self::RateLimited { .. }
                 | Self::Status { .. }
                 | Self::BadAnswer { .. }

@@ -1,7 +1,7 @@
 //! Model names, the catalog, downloads and the local store, of models and of one library: from what a person types to files on this disk.
 //! Knows nothing of tensors or HTTP serving, reads no environment variable and draws no progress bar.
 //!
-//! [`ModelName::parse`] says what a name means, [`resolve`] finds it on this machine without the network, and [`pull`]
+//! [`understand`] says what a name means, [`resolve`] finds it on this machine without the network, and [`pull`]
 //! brings it here. A model is in the [`Store`] once its manifest is, and the manifest is written after every file has
 //! passed its size and checksum: a half file is never taken for a model.
 //!
@@ -9,6 +9,7 @@
 
 mod backoff;
 mod catalog;
+mod challenge;
 mod checksum;
 mod client;
 mod download;
@@ -21,22 +22,26 @@ mod options;
 mod package;
 mod progress;
 mod pull;
+mod registry;
 mod remote;
 mod selection;
 mod store;
 
+#[cfg(test)]
+mod registry_tests;
 #[cfg(test)]
 mod test_server;
 #[cfg(test)]
 mod tests;
 
 pub use catalog::{Catalog, CheckOutcome, CheckResult, Entry, Package};
-pub use error::HubError;
+pub use error::{HubError, Service};
 pub use library::{Library, install, install_with};
 pub use name::{ModelName, NameError};
 pub use ollama::{OllamaModel, ollama_models};
 pub use options::{HubOptions, Proxy};
 pub use package::{PackageSource, Pip};
 pub use progress::Progress;
-pub use pull::{Located, LocatedKind, pull, pull_with, resolve};
+pub use pull::{Located, LocatedKind, pull, pull_with, resolve, understand};
+pub use registry::RegistryName;
 pub use store::{Manifest, ManifestFile, Store, StoredModel};

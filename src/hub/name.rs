@@ -1,10 +1,11 @@
-//! What a model's name means: a catalog entry, a repository on the hub, a folder or a GGUF file.
+//! What a model's name means: a catalog entry, a repository on the hub, a registry's model, a folder or a GGUF file.
 //! Does not know what is on this machine's store or on the hub.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{Catalog, Entry};
+use super::registry::RegistryName;
 
 /// Names that differ from a known one by at most this many letters count as near.
 const NEAR_DISTANCE: usize = 3;
@@ -25,6 +26,10 @@ pub enum ModelName {
         /// A file of it, or the part of a GGUF file's name that says its quantisation, such as `q4_k_m`.
         file: Option<String>,
     },
+    /// A model of an Ollama registry.
+    Registry(RegistryName),
+    /// A model of the store, by the name that it has there.
+    Stored(String),
     /// A folder with a config.json and safetensors files.
     Folder(PathBuf),
     /// A GGUF file.
@@ -41,7 +46,7 @@ pub enum NameError {
     Empty,
     /// Neither in the catalog nor of another known form.
     #[error(
-        "no model is called {text:?}{}; other models have names like `org/name`, ./folder or ./file.gguf",
+        "no model is called {text:?}{}; other models have names like `org/name`, `ollama://name:tag`, ./folder or ./file.gguf",
         did_you_mean(near)
     )]
     Unknown {
@@ -72,7 +77,7 @@ impl ModelName {
     /// Understands what a person typed. Paths win where they exist or begin like one; a bare word is a catalog name.
     ///
     /// # Errors
-    /// Where the text is none of the four; near catalog names are named.
+    /// Where the text is none of them; near catalog names are named.
     pub fn parse(text: &str, catalog: &Catalog) -> Result<Self, NameError> {
         let text = text.trim();
         if text.is_empty() {
@@ -85,6 +90,9 @@ impl ModelName {
         }
         if let Some(path) = as_path(text) {
             return Ok(path);
+        }
+        if let Some(name) = RegistryName::explicit(text)? {
+            return Ok(Self::Registry(name));
         }
         if text.contains('/') {
             return hub_name(text, text);
@@ -103,6 +111,8 @@ impl fmt::Display for ModelName {
             Self::Catalog(entry) => f.write_str(&entry.name),
             Self::Hub { repository, file: None } => f.write_str(repository),
             Self::Hub { repository, file: Some(file) } => write!(f, "{repository}:{file}"),
+            Self::Registry(name) => write!(f, "{name}"),
+            Self::Stored(name) => f.write_str(name),
             Self::Folder(path) => f.write_str(&last_part(path)),
             Self::File(path) => f.write_str(last_part(path).trim_end_matches(".gguf")),
         }

@@ -8,12 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 
 /// The registry and the namespace that Ollama leaves out of a model's name.
-const REGISTRY: &str = "registry.ollama.ai";
-const NAMESPACE: &str = "library";
+pub(super) const REGISTRY: &str = "registry.ollama.ai";
+pub(super) const NAMESPACE: &str = "library";
 /// The layer that holds the weights, a GGUF file.
-const MODEL_LAYER: &str = "application/vnd.ollama.image.model";
+pub(super) const MODEL_LAYER: &str = "application/vnd.ollama.image.model";
 /// A manifest is a list of a few layers; a file that is larger is none.
-const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+pub(super) const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
 /// One model of Ollama's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,10 +37,29 @@ struct Manifest {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Layer {
-    media_type: String,
-    digest: String,
-    size: u64,
+pub(super) struct Layer {
+    pub(super) media_type: String,
+    /// `sha256:` and 64 digits, if it is sound.
+    pub(super) digest: String,
+    /// Size in bytes.
+    pub(super) size: u64,
+}
+
+impl Layer {
+    /// The digest's digits; `None` of any other text: they become a part of a path.
+    pub(super) fn sha256(&self) -> Option<&str> {
+        let digits = self.digest.strip_prefix("sha256:")?;
+        let is_digit = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f');
+        (digits.len() == 64 && digits.bytes().all(is_digit)).then_some(digits)
+    }
+}
+
+/// The layers of a manifest.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn layers(json: &[u8]) -> Result<Vec<Layer>, String> {
+    serde_json::from_slice(json).map(|manifest: Manifest| manifest.layers).map_err(|error| error.to_string())
 }
 
 /// Every model below `root`, the folder that OLLAMA_MODELS names, sorted by name. What is incomplete or makes no sense is
@@ -76,22 +95,23 @@ fn folders(folder: &Path) -> Vec<PathBuf> {
 
 fn name(parts: [Option<&str>; 4]) -> Option<String> {
     let [Some(host), Some(namespace), Some(model), Some(tag)] = parts else { return None };
-    Some(match (host, namespace) {
+    Some(shown_name(host, namespace, model, tag))
+}
+
+/// A model's name as Ollama writes it: its own registry and namespace are left out.
+pub(super) fn shown_name(host: &str, namespace: &str, model: &str, tag: &str) -> String {
+    match (host, namespace) {
         (REGISTRY, NAMESPACE) => format!("{model}:{tag}"),
         (REGISTRY, namespace) => format!("{namespace}/{model}:{tag}"),
         (host, namespace) => format!("{host}/{namespace}/{model}:{tag}"),
-    })
+    }
 }
 
 fn read(root: &Path, manifest: &Path, name: String) -> Option<OllamaModel> {
     let facts = fs::metadata(manifest).ok().filter(|facts| facts.is_file() && facts.len() <= MAX_MANIFEST_BYTES)?;
-    let parsed: Manifest = serde_json::from_slice(&fs::read(manifest).ok()?).ok()?;
-    let layer = parsed.layers.into_iter().find(|layer| layer.media_type == MODEL_LAYER)?;
-    let sha256 = layer.digest.strip_prefix("sha256:")?.to_owned();
-    // It becomes a part of a path.
-    if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
+    let layers = layers(&fs::read(manifest).ok()?).ok()?;
+    let layer = layers.into_iter().find(|layer| layer.media_type == MODEL_LAYER)?;
+    let sha256 = layer.sha256()?.to_owned();
     let gguf = root.join("blobs").join(format!("sha256-{sha256}"));
     let is_whole = fs::metadata(&gguf).is_ok_and(|blob| blob.is_file() && blob.len() == layer.size);
     let modified = facts.modified().unwrap_or(SystemTime::UNIX_EPOCH);

@@ -28,6 +28,9 @@ pub struct HubOptions {
     pub hf_home: Option<PathBuf>,
     /// Where an Ollama on this machine keeps its models.
     pub ollama_models: Option<PathBuf>,
+    /// The registry that is asked for Ollama's names, as `https://host` or `host`. Where it is set, names that the catalog
+    /// lacks go there.
+    pub ollama_registry: Option<String>,
     /// Never use the network.
     pub offline: bool,
     /// Longest time that finding and connecting to the hub may take.
@@ -62,6 +65,7 @@ impl HubOptions {
             token: first(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]),
             hf_home,
             ollama_models,
+            ollama_registry: None,
             offline,
             connect_timeout: Duration::from_millis(4_500),
             read_timeout: Duration::from_secs(30),
@@ -86,6 +90,7 @@ impl fmt::Debug for HubOptions {
             .field("endpoint", &self.endpoint)
             .field("has_token", &self.token.is_some())
             .field("hf_home", &self.hf_home)
+            .field("ollama_registry", &self.ollama_registry)
             .field("offline", &self.offline)
             .field("connect_timeout", &self.connect_timeout)
             .field("read_timeout", &self.read_timeout)

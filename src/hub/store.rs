@@ -174,21 +174,23 @@ impl Store {
         let model = self.get(source)?.ok_or_else(|| HubError::NotStored { name: source.to_owned() })?;
         let (folder, manifest) = (self.folder(source), model.manifest);
         let files: Vec<_> = manifest.files.into_iter().map(|file| (folder.join(&file.path), file)).collect();
-        self.link(destination, &manifest.repository, &manifest.revision, files)
+        self.link(|file, link| fs::hard_link(file, link), destination, &manifest.repository, &manifest.revision, files)
     }
 
-    /// Gives a file that another program keeps a name in this store, by a hard link.
+    /// Gives a file that another program keeps a name in this store: by a hard link, and where the file is on another disk
+    /// or somebody else's, by a symbolic one, which lives as long as the file.
     ///
     /// # Errors
-    /// As [`Self::copy`]; [`HubError::Io`] also where the file is on another disk.
+    /// As [`Self::copy`].
     pub fn adopt(&self, path: &Path, file: ManifestFile, source: &str, destination: &str) -> Result<(), HubError> {
         let path = fs::canonicalize(path).map_err(io("read", path))?;
         let revision = file.sha256.clone();
-        self.link(destination, source, &revision, vec![(path, file)])
+        self.link(hard_or_symbolic_link, destination, source, &revision, vec![(path, file)])
     }
 
     fn link(
         &self,
+        link_file: fn(&Path, &Path) -> std::io::Result<()>,
         destination: &str,
         repository: &str,
         revision: &str,
@@ -204,7 +206,7 @@ impl Store {
         let links = arrival.fresh_folder("copy")?;
         for (path, file) in &files {
             let link = links.join(escape(&file.path));
-            fs::hard_link(path, &link).map_err(io("link", path))?;
+            link_file(path, &link).map_err(io("link", path))?;
             arrival.accept(&link, &file.path)?;
         }
         arrival.complete(repository, revision, files.into_iter().map(|(_, file)| file).collect()).map(|_| ())
@@ -334,10 +336,11 @@ fn read_model(folder: &Path) -> Result<Option<StoredModel>, HubError> {
     }))
 }
 
-/// A model of one GGUF file is that file; every other one is its folder.
+/// A model with one GGUF file is that file, whatever texts lie beside it; every other one is its folder.
 fn kind(folder: &Path, manifest: &Manifest) -> LocatedKind {
-    match manifest.files.as_slice() {
-        [file] if file.path.to_ascii_lowercase().ends_with(".gguf") => LocatedKind::Gguf(folder.join(&file.path)),
+    let mut ggufs = manifest.files.iter().filter(|file| file.path.to_ascii_lowercase().ends_with(".gguf"));
+    match (ggufs.next(), ggufs.next()) {
+        (Some(file), None) => LocatedKind::Gguf(folder.join(&file.path)),
         _ => LocatedKind::Folder(folder.to_owned()),
     }
 }
@@ -368,6 +371,13 @@ fn write_durably(folder: &Path, manifest: &Manifest) -> Result<(), HubError> {
     file.write_all(&json).and_then(|()| file.sync_all()).map_err(io("write", &new))?;
     fs::rename(&new, &path).map_err(io("rename", &new))?;
     sync_folder(folder)
+}
+
+fn hard_or_symbolic_link(file: &Path, link: &Path) -> std::io::Result<()> {
+    let hard = fs::hard_link(file, link);
+    #[cfg(unix)]
+    let hard = hard.or_else(|_| std::os::unix::fs::symlink(file, link));
+    hard
 }
 
 /// Makes a folder's renames last.

@@ -6,9 +6,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use crate::config::{EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, WeightFormat, environment};
-use crate::hub::{self, Catalog, HubOptions, Located, ModelName, Progress, Store};
+use crate::hub::{self, Catalog, HubOptions, Located, Progress, Store};
 
 use super::handle::Llm;
+use super::library::configured;
 use super::load::{LoadError, load_files};
 use crate::engine::ModelFiles;
 
@@ -64,8 +65,10 @@ impl LlmBuilder {
 
     /// Folder that holds downloaded models; unless set, the one that LANTERN_MODELS or the system names.
     pub fn models_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        let offline = self.hub.as_ref().is_some_and(|hub| hub.offline);
-        self.hub = Some(HubConfig { models_dir: folder.into(), offline });
+        let before = self.hub.take();
+        let offline = before.as_ref().is_some_and(|hub| hub.offline);
+        let ollama_registry = before.and_then(|hub| hub.ollama_registry);
+        self.hub = Some(HubConfig { models_dir: folder.into(), offline, ollama_registry });
         self
     }
 
@@ -190,11 +193,11 @@ impl LlmBuilder {
 
     fn locate(&mut self, config: HubConfig) -> Result<hub::Located, LoadError> {
         let catalog = Catalog::embedded();
-        let name =
-            ModelName::parse(self.model.as_deref().unwrap_or(DEFAULT_MODEL), &catalog).map_err(hub::HubError::from)?;
-        let mut options = self.hub_options.take().unwrap_or_else(|| HubOptions::from_lookup(environment));
-        options.offline |= config.offline;
+        let options = self.hub_options.take().unwrap_or_else(|| HubOptions::from_lookup(environment));
+        let options = configured(options, &config);
         let store = Store::open(config.models_dir)?;
+        let model = self.model.as_deref().unwrap_or(DEFAULT_MODEL);
+        let name = hub::understand(model, &catalog, &store, &options).map_err(hub::HubError::from)?;
         let mut silent = ();
         let progress: &mut dyn Progress = match &mut self.progress {
             Some(progress) => progress.as_mut(),

@@ -63,7 +63,7 @@ pub struct ModelLibrary {
 impl ModelLibrary {
     /// The models of this store, loaded with these settings.
     pub fn new(hub: HubConfig, options: HubOptions, engine: EngineConfig) -> Self {
-        let options = HubOptions { offline: options.offline || hub.offline, ..options };
+        let options = configured(options, &hub);
         Self { hub, options, engine, described: Arc::default() }
     }
 
@@ -148,18 +148,25 @@ impl ModelLibrary {
             .load_blocking()
     }
 
-    /// Brings a model of the catalog or the hub to this machine.
+    /// Brings a model of the catalog, the hub or a registry to this machine.
     ///
     /// # Errors
-    /// [`HubError`]: the name is neither, or it cannot be had.
+    /// [`HubError`]: the name is none of these, or it cannot be had; [`HubError::ForeignRegistry`] where it names a registry
+    /// that is neither the configured one nor Ollama's.
     pub fn pull(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError> {
-        let name = match ModelName::parse(name.strip_suffix(":latest").unwrap_or(name), &Catalog::embedded())? {
+        let (store, options) = (self.store()?, &self.options);
+        let text = name.strip_suffix(":latest").unwrap_or(name);
+        let name = match hub::understand(text, &Catalog::embedded(), &store, options)? {
             ModelName::Folder(path) | ModelName::File(path) => {
                 return Err(HubError::NotPresent { name: path.display().to_string() });
             }
+            // Names come from the network: they do not choose whom this machine speaks to.
+            ModelName::Registry(name) if !name.is_of_a_known_registry(options) => {
+                return Err(HubError::ForeignRegistry { name: text.to_owned() });
+            }
             name => name,
         };
-        hub::pull(&name, &self.store()?, &self.options, progress).map(|_| ())
+        hub::pull(&name, &store, options, progress).map(|_| ())
     }
 
     /// Gives a model of the list a second name in the store, which shares its files.
@@ -194,5 +201,58 @@ impl ModelLibrary {
 
     fn store(&self) -> Result<Store, HubError> {
         Store::open(&self.hub.models_dir)
+    }
+}
+
+/// These options, with what the configuration says over them.
+pub(crate) fn configured(options: HubOptions, hub: &HubConfig) -> HubOptions {
+    let ollama_registry = hub.ollama_registry.clone().or(options.ollama_registry);
+    HubOptions { offline: options.offline || hub.offline, ollama_registry, ..options }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_the_network_choose_no_registry() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        server.set_nonblocking(true).expect("a setting");
+        let address = server.local_addr().expect("an address");
+        let hub = HubConfig { models_dir: folder.path().to_owned(), offline: false, ollama_registry: None };
+        let library = ModelLibrary::new(hub, HubOptions::default(), EngineConfig::default());
+        for name in [format!("http://{address}/library/x:1"), format!("{address}/library/x"), "a.example/b/c".into()] {
+            let refused = library.pull(&name, &mut ());
+            assert!(matches!(refused, Err(HubError::ForeignRegistry { .. })), "{name}: {refused:?}");
+        }
+        assert!(server.accept().is_err(), "nobody was asked");
+    }
+
+    #[test]
+    fn a_copy_is_found_removed_and_copied_by_its_name() {
+        let (folder, ollama) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let digest = "a".repeat(64);
+        let manifests = ollama.path().join("manifests/registry.ollama.ai/library/theirs");
+        std::fs::create_dir_all(&manifests).expect("folders");
+        std::fs::create_dir_all(ollama.path().join("blobs")).expect("a folder");
+        let layer = format!(
+            r#"{{"layers":[{{"mediaType":"application/vnd.ollama.image.model","digest":"sha256:{digest}","size":4}}]}}"#
+        );
+        std::fs::write(manifests.join("latest"), layer).expect("a manifest");
+        std::fs::write(ollama.path().join(format!("blobs/sha256-{digest}")), "GGUF").expect("a blob");
+        let hub = HubConfig { models_dir: folder.path().to_owned(), offline: true, ollama_registry: None };
+        let options = HubOptions { ollama_models: Some(ollama.path().to_owned()), ..HubOptions::default() };
+        let library = ModelLibrary::new(hub, options, EngineConfig::default());
+        let names = || library.list().expect("a list").into_iter().map(|model| model.name).collect::<Vec<_>>();
+        library.copy("theirs", "mine").expect("a copy");
+        library.copy("mine:latest", "org/second:latest").expect("a copy");
+        assert_eq!(names(), ["mine", "org/second", "theirs:latest"]);
+        library.remove("mine:latest").expect("it is there");
+        assert_eq!(names(), ["org/second", "theirs:latest"]);
+        assert!(matches!(library.remove("theirs"), Err(HubError::NotStored { .. })));
+        assert!(matches!(library.copy("mine", "third"), Err(HubError::NotPresent { .. })));
+        let (_, kind) = library.find("org/second").expect("a model");
+        assert_eq!(std::fs::read(kind.path()).expect("its file"), b"GGUF");
     }
 }

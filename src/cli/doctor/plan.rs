@@ -91,8 +91,8 @@ fn locate(model: &str, config: &Config) -> Result<(PathBuf, bool), CliError> {
     if inside.is_file() && !has_weights(path) {
         return Ok((inside, true));
     }
-    let name = load::parse_name(model)?;
     let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
+    let name = load::understand(model, &store, &options)?;
     match hub::resolve(&name, &store, &options) {
         Ok(located) => Ok((located.kind.path().to_owned(), false)),
         Err(HubError::NotPresent { .. }) => Err(CliError::Refused(format!(

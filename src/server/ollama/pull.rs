@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::llm::{HubError, NameError, Progress};
+use crate::llm::{HubError, NameError, Progress, Service};
 use crate::server::body;
 use crate::server::dialect::Dialect;
 use crate::server::error::ApiError;
@@ -98,9 +98,16 @@ fn failed(error: &HubError) -> ApiError {
         HubError::Name(NameError::Refused { .. }) => {
             ApiError::client(StatusCode::BAD_REQUEST, Some("bad_name"), message)
         }
-        HubError::Name(_) | HubError::NotPresent { .. } | HubError::NotStored { .. } => {
+        HubError::ForeignRegistry { .. } => {
+            ApiError::client(StatusCode::BAD_REQUEST, Some("foreign_registry"), message)
+        }
+        HubError::Name(_)
+        | HubError::NotPresent { .. }
+        | HubError::NotStored { .. }
+        | HubError::NotFound { service: Service::Registry, .. } => {
             ApiError::client(StatusCode::NOT_FOUND, Some("model_not_found"), message)
         }
+        HubError::Io { source, .. } => ApiError::internal(format!("{message}: {source}")),
         _ => ApiError::server(StatusCode::BAD_GATEWAY, "pull_failed", message),
     }
 }
