@@ -80,7 +80,7 @@ impl FromStr for Origins {
 }
 
 /// The keys of `lantern.toml`.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 24] = [
     "model",
     "host",
     "port",
