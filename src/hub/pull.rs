@@ -54,19 +54,20 @@ pub fn understand(text: &str, catalog: &Catalog, store: &Store, options: &HubOpt
     let parsed = ModelName::parse(text, catalog);
     let text = text.trim();
     let is_registry = matches!(parsed, Ok(ModelName::Registry(_)));
-    if !is_registry && parsed.as_ref().is_ok_and(|name| name.to_string() == text) {
+    let is_for_registry = options.ollama_registry.is_some()
+        && match &parsed {
+            Err(NameError::Unknown { .. }) => true,
+            Ok(ModelName::Hub { repository, .. }) => repository.starts_with("library/"),
+            _ => false,
+        };
+    if !is_registry && !is_for_registry && parsed.as_ref().is_ok_and(|name| name.to_string() == text) {
         return parsed;
     }
     // A manifest that makes no sense is no model; a pull repairs it.
     if let Ok(Some(stored)) = store.get(text) {
         return Ok(ModelName::Stored(stored.name));
     }
-    let is_for_registry = match &parsed {
-        Err(NameError::Unknown { .. }) => true,
-        Ok(ModelName::Hub { repository, .. }) => repository.starts_with("library/"),
-        _ => false,
-    };
-    let registry = RegistryName::bare(text).filter(|_| is_for_registry && options.ollama_registry.is_some());
+    let registry = RegistryName::bare(text).filter(|_| is_for_registry);
     registry.map_or(parsed, |name| Ok(ModelName::Registry(name)))
 }
 

@@ -340,14 +340,16 @@ fn grammars_of_one_batch_do_not_mix() {
     let small = load("llama3", |config| {
         (config.kv_cache_bytes, config.context_length, config.prefix_cache) = (Some(1 << 20), Some(160), false);
     });
-    different_grammars_are_followed_beside_each_other(&small);
+    std::thread::scope(|scope| {
+        (0..3).for_each(|_| drop(scope.spawn(|| different_grammars_are_followed_beside_each_other(&small))));
+    });
     assert!(small.engine().metrics().snapshot().preemptions > 0);
 }
 
-/// Answers of 30 to 37 of one letter each, two to a request, beside some that follow nothing.
+/// Answers of 90 to 97 of one letter each, two to a request, beside some that follow nothing.
 fn different_grammars_are_followed_beside_each_other(llm: &Llm) {
     let of_letter = |letter: u8| {
-        let length = 30 + usize::from(letter - b'a');
+        let length = 90 + usize::from(letter - b'a');
         let pair = GenerateRequest { n: 2, ..formed(Grammar::Regex(format!("{}{{{length}}}", letter as char)), 1) };
         (Some("x".repeat(length).replace('x', &(letter as char).to_string())), pair)
     };

@@ -18,7 +18,7 @@ from server import Server
 
 MODEL = "smollm2:135m"
 # They would bring models to this machine, and remove them.
-EXCLUDED = ["ollamaPull", "ollamaDelete"]
+EXCLUDED = ["ollamaPull", "ollamaCopy", "ollamaDelete"]
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 REQUEST_SECONDS = 20
 SECONDS = 240

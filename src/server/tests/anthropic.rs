@@ -94,7 +94,8 @@ async fn thoughts_are_blocks_of_their_own() {
     let router = thinking("hm</think>\n\nyes");
     let more = json!({"thinking": {"type": "enabled", "budget_tokens": 1024}});
     let whole = post(&router, "/v1/messages", body(more.clone())).await.json();
-    let blocks = json!([{"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "yes"}]);
+    let blocks = json!([{"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "text", "text": "yes", "citations": null}]);
     assert_eq!(whole["content"], blocks);
     let mut more = more;
     more["stream"] = json!(true);

@@ -16,7 +16,7 @@ async fn a_chat_is_answered_in_openai_s_form() {
     assert!(body["created"].as_u64().expect("a time") > 1_700_000_000);
     assert_eq!(body["model"], MODEL);
     assert!(body["system_fingerprint"].is_string());
-    let message = json!({"role": "assistant", "content": "hello", "refusal": null});
+    let message = json!({"role": "assistant", "content": "hello", "refusal": null, "annotations": []});
     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"});
     assert_eq!(body["choices"], json!([choice]));
     // "user: hi\nassistant: " is 20 bytes; five letters and the end token.

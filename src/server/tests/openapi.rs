@@ -10,7 +10,7 @@ use super::fixture::*;
 use crate::server::openapi::document;
 
 /// Each schema of a request, and what reads it, by file and name.
-const FORMS: [(&str, &[&str]); 26] = [
+const FORMS: [(&str, &[&str]); 27] = [
     ("ChatRequest", &["openai/fields Fields", "grammars FormFields", "openai/refused REFUSED", "openai/chat ChatBody"]),
     (
         "CompletionRequest",
@@ -39,6 +39,7 @@ const FORMS: [(&str, &[&str]); 26] = [
     ("OllamaEmbedOneRequest", &["ollama/options Fields", "ollama/embed OneBody"]),
     ("OllamaModelName", &["ollama/models ShowBody"]),
     ("OllamaPullRequest", &["ollama/pull NameBody"]),
+    ("OllamaCopyRequest", &["ollama/pull CopyBody"]),
     ("Generation", &["openai/fields Fields", "grammars FormFields", "openai/refused REFUSED"]),
 ];
 
