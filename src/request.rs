@@ -256,4 +256,6 @@ pub enum RequestEvent {
     },
     /// The request has failed as a whole; nothing follows.
     Failed(Arc<str>),
+    /// No token can come next that the request's own rules allow; nothing follows.
+    DeadEnd(Arc<str>),
 }

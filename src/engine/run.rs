@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::request::{FinishReason, RequestEvent, RequestId, SeqId, TokenLogprobs};
-use crate::runner::{RunnerError, StepOutput, StepRunner};
+use crate::runner::{RunnerError, SampleError, StepOutput, StepRunner};
 use crate::scheduler::{AdmitError, Scheduler, SchedulerEvent, SchedulerOutput};
 
 use super::delivery::{Delivery, Reader};
@@ -208,9 +208,9 @@ impl<R: StepRunner> Engine<R> {
     }
 
     fn commit(&mut self, planned: SchedulerOutput, mut result: StepOutput) {
-        for (seq, reason) in std::mem::take(&mut result.failed) {
+        for (seq, error) in std::mem::take(&mut result.failed) {
             if let Some(id) = self.owners.get(&seq).copied() {
-                self.fail(id, reason.into());
+                self.fail(id, error);
             }
         }
         for (seq, start, logprobs) in std::mem::take(&mut result.prompt_logprobs) {
@@ -286,10 +286,14 @@ impl<R: StepRunner> Engine<R> {
         }
     }
 
-    fn fail(&mut self, id: RequestId, reason: Arc<str>) {
+    fn fail(&mut self, id: RequestId, error: SampleError) {
         if let Some(live) = self.live.get(&id) {
+            let event = match error {
+                SampleError::Grammar(reason) => RequestEvent::DeadEnd(reason.into()),
+                SampleError::NotFinite => RequestEvent::Failed(error.to_string().into()),
+            };
             // Where even this does not fit, the closed channel says it.
-            self.delivery.send(&live.reader, RequestEvent::Failed(reason));
+            self.delivery.send(&live.reader, event);
         }
         self.cancel(id);
     }

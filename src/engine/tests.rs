@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::request::{
     FinishReason, MAX_LISTED_TOKENS, Request, RequestEvent, SamplingParams, SeqId, StopConditions, Tenant,
 };
-use crate::runner::{RunnerError, Sampled, StepOutput, StepRunner};
+use crate::runner::{RunnerError, SampleError, Sampled, StepOutput, StepRunner};
 use crate::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerOutput};
 
 use super::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, SubmitError, channel, spawn};
@@ -44,7 +44,7 @@ impl StepRunner for Sevens {
         let mut output = StepOutput::default();
         for seq in &planned.samples {
             if self.poisoned.contains(seq) {
-                output.failed.push((*seq, "no finite logit".into()));
+                output.failed.push((*seq, SampleError::NotFinite));
             }
             output.sampled.push(Sampled { seq: *seq, token: 7, logprobs: None });
         }
@@ -181,7 +181,7 @@ fn what_one_row_cannot_do_ends_that_request_alone() {
     let setup = engine(Lag::Zero, 4, None);
     let mut good = setup.engine.submit(request(&[1], 200)).expect("taken");
     let bad = tokens(&setup.engine, &[POISON], 200);
-    assert_eq!(bad, [RequestEvent::Failed("no finite logit".into())]);
+    assert_eq!(bad, [RequestEvent::Failed(SampleError::NotFinite.to_string().into())]);
     let events: Vec<_> = std::iter::from_fn(|| good.blocking_next()).collect();
     assert_eq!(events.len(), 202);
 }

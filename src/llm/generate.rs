@@ -284,6 +284,9 @@ pub enum GenerateError {
     /// A stop string is empty, too long, or there are too many.
     #[error("stop: {0}")]
     Stop(String),
+    /// No token can come next that the grammar and the other rules of the request allow.
+    #[error("the answer cannot follow its grammar any further: {0}")]
+    DeadEnd(Arc<str>),
     /// The request failed while it ran.
     #[error("the request failed: {0}")]
     Failed(Arc<str>),

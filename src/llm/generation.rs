@@ -166,6 +166,10 @@ impl Generation {
             }
             Some(RequestEvent::Token { choice, token, logprobs }) => self.take_token(choice, token, logprobs),
             Some(RequestEvent::Finished { choice, reason }) => self.take_finish(choice, reason),
+            Some(RequestEvent::DeadEnd(reason)) => {
+                self.failed = true;
+                return Err(GenerateError::DeadEnd(reason));
+            }
             Some(RequestEvent::Failed(reason)) => {
                 self.failed = true;
                 return Err(GenerateError::Failed(reason));

@@ -204,6 +204,11 @@ fn only_allowed_tokens_come_and_no_bad_words() {
         request.bad_words = vec![words.concat()];
     });
     assert!(!pair(&apart) && apart.contains(&a), "{apart:?}");
+    // Nothing is left: the request's own fault.
+    let mut nothing = request(&[1], 1);
+    (nothing.allowed_token_ids, nothing.bad_words) = (Some(vec![a]), vec!["A".into()]);
+    let ended = llm.generate(nothing).expect("taken").collect_blocking();
+    assert!(matches!(ended, Err(GenerateError::DeadEnd(_))), "{ended:?}");
     for (allowed, bad) in [(Some(vec![]), vec![]), (Some(vec![1 << 30]), vec![]), (None, vec![String::new()])] {
         let refused = GenerateRequest { allowed_token_ids: allowed, bad_words: bad, ..request(&[1], 1) };
         assert!(matches!(llm.generate(refused), Err(GenerateError::Submit(SubmitError::Invalid { .. }))));

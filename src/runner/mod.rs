@@ -21,7 +21,7 @@ pub(crate) use crate::models::{GenerationDefaults, GgufVocab, TokenizerSource};
 pub(crate) use crate::ops::KvLayout;
 #[cfg(test)]
 pub(crate) use crate::sampling::Sampled;
-pub(crate) use crate::sampling::random_seed;
+pub(crate) use crate::sampling::{SampleError, random_seed};
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::GpuTarget;
 pub(crate) use load::{LoadedModel, ModelFiles, Target, describe, load};

@@ -113,7 +113,7 @@ impl ModelRunner {
                     output.sampled.push(sampled);
                 }
                 Err(error) => {
-                    output.failed.push((*seq, error.to_string()));
+                    output.failed.push((*seq, error));
                     output.sampled.push(Sampled { seq: *seq, token: 0, logprobs: None });
                 }
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::request::{Request, SeqId, TokenLogprobs};
-use crate::sampling::Sampled;
+use crate::sampling::{SampleError, Sampled};
 use crate::scheduler::SchedulerOutput;
 
 /// What a step has given.
@@ -20,7 +20,7 @@ pub(crate) struct StepOutput {
     /// Prompts that ended in this step and were to be pooled: `[hidden]` each.
     pub(crate) pooled: Vec<(SeqId, Vec<f32>)>,
     /// Sequences that could not go on, and why; they alone end.
-    pub(crate) failed: Vec<(SeqId, String)>,
+    pub(crate) failed: Vec<(SeqId, SampleError)>,
     /// Time spent in the model's forward pass.
     pub(crate) model_time: Duration,
 }

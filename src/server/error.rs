@@ -127,7 +127,7 @@ impl From<GenerateError> for ApiError {
             GenerateError::NoTools => {
                 Self { param: Some("tools".into()), ..Self::client(StatusCode::BAD_REQUEST, None, message) }
             }
-            GenerateError::Grammar(_) => Self {
+            GenerateError::Grammar(_) | GenerateError::DeadEnd(_) => Self {
                 param: Some("response_format".into()),
                 ..Self::client(StatusCode::BAD_REQUEST, Some("invalid_grammar"), message)
             },

@@ -23,7 +23,7 @@ use crate::cuda::{AttentionPlan, DType, Event, SampleOutput, SampleRow, Sampling
 use crate::models::{Decoder, Workspace};
 use crate::ops::{Compute, GpuCompute, GpuInputs, KvCache, KvLayout, RowIndices, StepInputs};
 use crate::request::{Request, SeqId, TokenLogprobs};
-use crate::sampling::Sampled;
+use crate::sampling::{SampleError, Sampled};
 use crate::scheduler::SchedulerOutput;
 
 use super::batch::InputBatch;
@@ -391,11 +391,11 @@ impl GpuRunner {
 /// What was drawn for `seq`, told to who counts it and to who asked.
 fn take_sample(sequences: &mut Sequences, seq: SeqId, drawn: &SampleOutput, output: &mut StepOutput) {
     if drawn.status != 0 {
-        output.failed.push((seq, "the model gave no finite logit, so no token can be chosen".to_owned()));
+        output.failed.push((seq, SampleError::NotFinite));
     }
     let wanted = sequences.collected(seq, drawn.token).and_then(|request| request.sampling.logprobs);
     if let Some(reason) = sequences.broken(seq) {
-        output.failed.push((seq, format!("the answer cannot follow its grammar any further: {reason}")));
+        output.failed.push((seq, SampleError::Grammar(reason)));
     }
     let logprobs = wanted.map(|count| logprobs(drawn, count));
     output.sampled.push(Sampled { seq, token: drawn.token, logprobs });
