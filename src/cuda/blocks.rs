@@ -156,8 +156,6 @@ pub struct BlockMatrix {
     columns: usize,
     /// `[tiles, bytes of a tile]`.
     tiles: DeviceTensor,
-    /// Of e4m3: whether each row has one scale.
-    has_row_scales: bool,
 }
 
 impl BlockMatrix {
@@ -174,17 +172,7 @@ impl BlockMatrix {
         }
         let (tiles, bytes) = (rows.div_ceil(TILE_ROWS), format.tile_bytes(columns));
         let tiles = gpu.empty(tiles, bytes, DType::U8, "the weights")?;
-        Ok(Self { format, rows, columns, tiles, has_row_scales: false })
-    }
-
-    /// The same matrix of e4m3, known to have one scale in each row.
-    pub fn with_row_scales(self) -> Self {
-        Self { has_row_scales: matches!(self.format, BlockFormat::Fp8(_)), ..self }
-    }
-
-    /// Whether it is of e4m3 and known to have one scale in each row.
-    pub fn has_row_scales(&self) -> bool {
-        self.has_row_scales
+        Ok(Self { format, rows, columns, tiles })
     }
 
     /// Its format.

@@ -258,7 +258,7 @@ impl QuantKernels {
         unsafe { gpu.launch(kernel, unpack_grid(w, w.rows().div_ceil(TILE_ROWS)), plain(arguments, w.format())) }
     }
 
-    /// Queues the e4m3 numbers of `w`, each of whose rows has one scale, to `quants` (fp8 `[N, K]`), and the scales to
+    /// Queues the e4m3 numbers of `w` to `quants` (fp8 `[N, K]`), and the scales of its rows, each of which has but one, to
     /// `scales` (f32 `[1, N]`).
     ///
     /// # Errors
@@ -271,7 +271,7 @@ impl QuantKernels {
         scales: &DeviceTensor,
     ) -> Result<(), CudaError> {
         const OP: &str = "unpack_fp8";
-        require(OP, w.has_row_scales(), || format!("{w:?} has not one scale a row"))?;
+        require(OP, matches!(w.format(), BlockFormat::Fp8(_)), || format!("{w:?} is not of e4m3"))?;
         expect(OP, "quants", quants, DType::Fp8, w.rows(), w.columns())?;
         expect(OP, "scales", scales, DType::F32, 1, w.rows())?;
         let arguments = Arguments::new().tensor(quants).tensor(scales).tensor(w.tiles());

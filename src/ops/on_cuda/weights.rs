@@ -240,7 +240,7 @@ impl GpuCompute {
         let staging = self.staging(parts)?;
         let mut from = 0;
         for part in parts {
-            let blocks = self.empty_blocks(part.format(), part.rows(), columns)?.with_row_scales();
+            let blocks = self.empty_blocks(part.format(), part.rows(), columns)?;
             self.upload_blocks(part, &blocks, &staging)?;
             let (quants, scales) = (quants.slice(from, part.rows()), scales.view(4 * from, 1, part.rows(), DType::F32));
             self.quant.unpack_fp8(&self.gpu, &blocks, &quants, &scales).map_err(Error::wrap)?;

@@ -80,7 +80,7 @@ fn cuda_numbers_and_scales_of_fp8_come_apart_exactly() -> Result<(), CudaError> 
     for (format, block_format) in [(Format::Fp8x32, BlockFormat::Fp8(32)), (Format::Fp8x128, BlockFormat::Fp8(128))] {
         for (rows, columns) in [(16, 128), (40, 384), (130, 1152)] {
             let (matrix, quants, scales) = row_scaled(format, rows, columns);
-            let w = quant::upload(&matrix, block_format)?.with_row_scales();
+            let w = quant::upload(&matrix, block_format)?;
             let found = tensor(rows, columns, DType::Fp8, &vec![0x7F; rows * columns]);
             let found_scales = tensor(1, rows, DType::F32, &vec![0xFF; 4 * rows]);
             quant::kernels().unpack_fp8(gpu(), &w, &found, &found_scales)?;
@@ -109,7 +109,7 @@ fn cuda_products_in_fp8_are_those_of_the_host() -> Result<(), CudaError> {
             row.iter_mut().for_each(|value| *value *= scale);
         }
         let expected = product(&x_values, &matrix.dequantize(), inputs);
-        let w = quant::upload(&matrix, BlockFormat::Fp8(128))?.with_row_scales();
+        let w = quant::upload(&matrix, BlockFormat::Fp8(128))?;
         let (w8, w_scales) =
             (tensor(outputs, inputs, DType::Fp8, &quants), gpu().empty(1, outputs, DType::F32, "a test")?);
         quant::kernels().unpack_fp8(gpu(), &w, &w8, &w_scales)?;
@@ -175,7 +175,7 @@ fn cuda_products_of_few_rows_with_fp8_are_those_of_the_host() -> Result<(), Cuda
 fn cuda_bench_fp8() -> Result<(), CudaError> {
     let Ok(blas) = Blas::open(gpu(), &[]) else { panic!("no cuBLASLt") };
     for (outputs, inputs) in [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)] {
-        let w = BlockMatrix::empty(gpu(), BlockFormat::Fp8(128), outputs, inputs)?.with_row_scales();
+        let w = BlockMatrix::empty(gpu(), BlockFormat::Fp8(128), outputs, inputs)?;
         let (w8, w_scales) =
             (gpu().zeros(outputs, inputs, DType::Fp8, "a test")?, gpu().zeros(1, outputs, DType::F32, "a test")?);
         let unpack = gpu().time(16, |gpu| quant::kernels().unpack_fp8(gpu, &w, &w8, &w_scales))?;
