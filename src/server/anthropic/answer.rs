@@ -74,7 +74,7 @@ impl Form {
 
     fn tool_use(&self, name: &str, input: Value) -> Value {
         let id = format!("toolu_{}", &self.app.unique_id()[16..]);
-        json!({ "type": "tool_use", "id": id, "name": name, "input": input })
+        json!({ "type": "tool_use", "id": id, "name": name, "input": input, "caller": { "type": "direct" } })
     }
 
     /// The whole answer.
