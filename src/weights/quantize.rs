@@ -109,7 +109,7 @@ mod tests {
     fn rows_that_are_no_whole_blocks_are_refused() {
         let matrix = Matrix::from_f32(2, 48, &numbers(2, 48)).expect("a matrix");
         let error = quantize(&matrix, Format::Q8_0, &|_| ()).expect_err("48 is no multiple of 32").to_string();
-        assert_eq!(error, "rows of 48 are no whole blocks of Q8_0");
+        assert!(error.contains("rows of 48 are no whole blocks of Q8_0"), "{error}");
         assert!(quantize(&matrix, Format::Bf16, &|_| ()).is_err());
     }
 }
