@@ -131,7 +131,7 @@ pub enum ConfigError {
         high: u64,
     },
     /// A format that weights are not turned into when they are read.
-    #[error("quantize is {0}, which weights are not turned into when a model is loaded; q8_0, q6_k and q4_k are")]
+    #[error("quantize is {0}, which weights are not turned into when a model is loaded; q8_0, fp8, q6_k and q4_k are")]
     Quantize(&'static str),
     /// There is no folder to keep models in.
     #[error("no folder to keep models in: HOME is not set; give one with --models-dir or LANTERN_MODELS")]

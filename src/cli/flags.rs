@@ -69,7 +69,7 @@ pub struct EngineFlags {
     /// What the KV cache stores: auto, bf16, f16, f32, fp8 (GPUs) or int8 (the CPU) [default: auto]
     #[arg(long, value_name = "TYPE")]
     kv_cache_dtype: Option<KvDTypeWish>,
-    /// Turn weights of bf16, f16 or f32 into q8_0, q6_k or q4_k while they are read [default: as they are]
+    /// Turn weights of bf16, f16 or f32 into q8_0, fp8, q6_k or q4_k while they are read [default: as they are]
     #[arg(long, value_name = "FORMAT")]
     quantize: Option<WeightFormat>,
     /// Most memory taken of a GPU, like 8GiB: a large card does as one of that size would [default: what is free]

@@ -14,7 +14,7 @@ use super::RandomFormat;
 pub enum WeightFormat {
     /// Two bytes a weight.
     Bf16,
-    /// A byte a weight.
+    /// e4m3 with a scale a row, a byte a weight; the embedding and the output layer keep two.
     Fp8,
     /// GGUF's, 8.5 bits.
     Q8_0,
@@ -30,7 +30,7 @@ pub enum WeightFormat {
 pub struct WeightFormatError(String);
 
 impl WeightFormat {
-    /// All of them, the largest first.
+    /// All of them, the most exact first.
     pub const ALL: [Self; 5] = [Self::Bf16, Self::Q8_0, Self::Fp8, Self::Q6K, Self::Q4K];
 
     /// As people write it.
@@ -47,7 +47,8 @@ impl WeightFormat {
     /// The formats of matrices that are turned into this one when they are read; `None`: that is not done.
     pub const fn mix(self) -> Option<RandomFormat> {
         match self {
-            Self::Bf16 | Self::Fp8 => None,
+            Self::Bf16 => None,
+            Self::Fp8 => Some(RandomFormat::Fp8),
             Self::Q8_0 => Some(RandomFormat::Q8_0),
             Self::Q6K => Some(RandomFormat::Q6K),
             Self::Q4K => Some(RandomFormat::Q4KM),
@@ -58,7 +59,7 @@ impl WeightFormat {
     pub(crate) fn bytes(self, parameters: u64) -> u64 {
         let (bytes, weights) = match self {
             Self::Bf16 => (2, 1),
-            Self::Fp8 => (1, 1),
+            Self::Fp8 => (145, 128),
             Self::Q8_0 => (34, 32),
             Self::Q6K => (210, 256),
             Self::Q4K => (157, 256),

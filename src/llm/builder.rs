@@ -114,7 +114,7 @@ impl LlmBuilder {
         self
     }
 
-    /// What weights of bf16, f16 or f32 are turned into when they are read: q8_0, q6_k or q4_k.
+    /// What weights of bf16, f16 or f32 are turned into when they are read: q8_0, fp8, q6_k or q4_k.
     pub fn quantize(mut self, format: WeightFormat) -> Self {
         self.engine.quantize = Some(format);
         self

@@ -11,8 +11,8 @@ use crate::runner::load::{ModelFiles, Target, load};
 
 /// The largest relative error of a prompt's logits, the median of its positions, in models of random weights with a few
 /// dozen numbers a row: by format. Rows that are no whole blocks of 256 have those of 32 instead.
-const TOLERANCES: [(WeightFormat, f64); 3] =
-    [(WeightFormat::Q8_0, 0.04), (WeightFormat::Q6K, 0.05), (WeightFormat::Q4K, 0.25)];
+const TOLERANCES: [(WeightFormat, f64); 4] =
+    [(WeightFormat::Q8_0, 0.04), (WeightFormat::Fp8, 0.15), (WeightFormat::Q6K, 0.05), (WeightFormat::Q4K, 0.25)];
 
 /// The fixtures whose weights are dense.
 fn dense() -> Vec<Fixture> {

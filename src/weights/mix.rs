@@ -43,6 +43,7 @@ impl Mix {
             format if columns.is_multiple_of(format.block_len()) => Some(format),
             _ if !columns.is_multiple_of(32) => None,
             Format::Q6K => Some(Format::Q8_0),
+            Format::Fp8x128 if columns.is_multiple_of(64) => Some(Format::Fp8x64),
             Format::Fp8x128 => Some(Format::Fp8x32),
             _ => Some(Format::Q5_0),
         }
@@ -89,6 +90,13 @@ mod tests {
         assert_eq!(mix.on_load(WeightName::Q(0), 64), Some(Format::Q8_0));
         for name in [WeightName::LatentUp(0), WeightName::Router(0), WeightName::SharedWeight(1)] {
             assert_eq!(mix.on_load(name, 64), None, "{name:?}");
+        }
+        let mix = Mix { format: RandomFormat::Fp8, layers: 4, tied: true };
+        for name in [WeightName::TokenEmbedding, WeightName::Output, WeightName::Router(0)] {
+            assert_eq!(mix.on_load(name, 128), None, "{name:?}");
+        }
+        for (columns, format) in [(256, Format::Fp8x128), (576, Format::Fp8x64), (96, Format::Fp8x32)] {
+            assert_eq!(mix.on_load(WeightName::Q(0), columns), Some(format));
         }
         for (tied, format) in [(true, Format::Q6K), (false, Format::Q4K)] {
             let mix = Mix { format: RandomFormat::Q4KM, layers: 4, tied };

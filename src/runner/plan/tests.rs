@@ -117,9 +117,11 @@ fn a_preview_says_what_fits_or_what_would() {
 
 #[test]
 fn a_plan_in_another_format_is_that_of_loading_with_it() {
-    // The sizes of files that llama.cpp makes of the same weights as Q8_0, Q6_K and Q4_K_M.
+    // The sizes of files that llama.cpp makes of the same weights as Q8_0, Q6_K and Q4_K_M. In fp8 128 weights take 132
+    // bytes, but those of the embedding and of the output layer two each.
     let known = [
         (WeightFormat::Q8_0, 8_098_525_888_u64),
+        (WeightFormat::Fp8, (7_615_616_512 - 1_089_994_752) / 128 * 132 + 2 * 1_089_994_752),
         (WeightFormat::Q6K, 6_254_198_976),
         (WeightFormat::Q4K, 4_683_073_536),
     ];
