@@ -16,7 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::{Address, DEFAULT_HOST, DEFAULT_PORT, HostError, HostText};
-pub use engine::{DeviceWish, DeviceWishError, EngineConfig, GpuLayers, GpuLayersError, Lag, MAX_SEQUENCES, StepSizes};
+pub use engine::{
+    AlreadyQuantized, DeviceWish, DeviceWishError, EngineConfig, GpuLayers, GpuLayersError, Lag, MAX_SEQUENCES,
+    StepSizes,
+};
 pub use keep_alive::{KeepAlive, KeepAliveError};
 pub use kv_dtype::{KvDType, KvDTypeError, KvDTypeWish};
 pub use random_format::{RandomFormat, RandomFormatError};
@@ -167,11 +170,14 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let layers = [flags, Settings::from_environment(lookup)?, from_files(lookup, read)?];
         let address = resolve_address(&layers);
+        let asked_to_quantize = layers[0].quantize.is_some();
         let settings = layers.into_iter().reduce(Settings::or).unwrap_or_default();
+        // What stands in a file or in the environment is for all models.
+        let already_quantized = if asked_to_quantize { AlreadyQuantized::Refuse } else { AlreadyQuantized::Keep };
         let config = Self {
             hub: HubConfig::resolve(&settings, lookup)?,
             server: resolve_server(&settings, address)?,
-            engine: resolve_engine(&settings),
+            engine: EngineConfig { already_quantized, ..resolve_engine(&settings) },
             model: settings.model,
             log: settings.log,
             keep_alive: settings.keep_alive.unwrap_or_default(),
@@ -242,6 +248,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         prefix_cache: settings.prefix_cache.unwrap_or(default.prefix_cache),
         lag: default.lag,
         quantize: settings.quantize,
+        already_quantized: default.already_quantized,
         device: settings.device.unwrap_or(default.device),
         reserved_bytes: default.reserved_bytes,
     }

@@ -70,6 +70,9 @@ pub struct EngineFlags {
     #[arg(long, value_name = "TYPE")]
     kv_cache_dtype: Option<KvDTypeWish>,
     /// Turn weights of bf16, f16 or f32 into q8_0, fp8, q6_k or q4_k while they are read [default: as they are]
+    ///
+    /// Models named on the same command line must not be quantised already; all others, and any where LANTERN_QUANTIZE or
+    /// lantern.toml says so, are served as they are then
     #[arg(long, value_name = "FORMAT")]
     quantize: Option<WeightFormat>,
     /// Most memory taken of a GPU, like 8GiB: a large card does as one of that size would [default: what is free]

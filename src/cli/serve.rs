@@ -13,7 +13,7 @@ use super::flags::{AddressFlags, EngineFlags, StoreFlags};
 use super::load::{self, BUILT_IN_CONTEXT};
 use super::startup::Startup;
 use super::{CliError, Session};
-use crate::config::{Address, ByteSize, Config, KeepAlive, Origins, Settings};
+use crate::config::{Address, AlreadyQuantized, ByteSize, Config, EngineConfig, KeepAlive, Origins, Settings};
 use crate::device::Hardware;
 use crate::hub::Catalog;
 use crate::llm::{Llm, ModelLibrary};
@@ -79,9 +79,10 @@ impl ServeArgs {
 /// [`CliError`]: the address is taken, the model cannot be loaded, or the engine stopped by itself.
 pub fn run(args: ServeArgs, session: &Session) -> Result<(), CliError> {
     let (mut models, pin, script) = (args.models.clone(), args.pin, args.scripted.clone());
-    let config = session.resolve(args.settings())?;
+    let mut config = session.resolve(args.settings())?;
     session.log(&config, "info")?;
     if models.is_empty() {
+        config.engine.already_quantized = AlreadyQuantized::Keep;
         models.extend(config.model.clone());
     }
     let runtime = super::runtime()?;
@@ -122,7 +123,8 @@ async fn serve(
     let infos: Vec<_> = loaded.iter().map(Llm::info).collect();
     let startup = Startup { models: &infos, address: &address, largest: largest.map(|entry| entry.name.as_str()) };
     session.print(&format!("{startup}\n"))?;
-    let library = ModelLibrary::new(config.hub.clone(), load::hub_options(&config.hub), config.engine.clone());
+    let engine = EngineConfig { already_quantized: AlreadyQuantized::Keep, ..config.engine.clone() };
+    let library = ModelLibrary::new(config.hub.clone(), load::hub_options(&config.hub), engine);
     let models = ServedModels::new(loaded, library);
     let models = if pin { models.pinned() } else { models };
     server::serve(listener, models, server_config(&config), stop.first()).await.map_err(|error| match error {

@@ -169,6 +169,18 @@ pub struct EngineConfig {
     /// What weights of bf16, f16 or f32 are turned into when they are read: q8_0, fp8, q6_k or q4_k. `None`: they stay as
     /// they are.
     pub quantize: Option<WeightFormat>,
+    /// What becomes of models that are quantised already where that is set.
+    pub already_quantized: AlreadyQuantized,
+}
+
+/// What becomes of a model that is quantised already, where weights are to be turned into another format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AlreadyQuantized {
+    /// It is refused: whoever names a model and a format means both.
+    #[default]
+    Refuse,
+    /// It is served as it is, which is logged: the format was meant for whatever models there are.
+    Keep,
 }
 
 /// The sizes of a step, resolved for where it is computed.
@@ -241,6 +253,7 @@ impl Default for EngineConfig {
             prefix_cache: true,
             lag: None,
             quantize: None,
+            already_quantized: AlreadyQuantized::Refuse,
         }
     }
 }

@@ -16,6 +16,16 @@ fn flags(host: Option<&str>, port: Option<u16>) -> Settings {
 }
 
 #[test]
+fn a_format_in_the_environment_is_for_all_models_and_a_flags_for_those_beside_it() {
+    let flags = Settings { quantize: Some(WeightFormat::Q8_0), ..Settings::default() };
+    for (flags, already_quantized) in [(flags, AlreadyQuantized::Refuse), (Settings::default(), AlreadyQuantized::Keep)]
+    {
+        let engine = resolve(flags, &[("LANTERN_QUANTIZE", "q8_0")], &[]).expect("valid").engine;
+        assert_eq!((engine.quantize, engine.already_quantized), (Some(WeightFormat::Q8_0), already_quantized));
+    }
+}
+
+#[test]
 fn nothing_set_gives_the_defaults() {
     let config = resolve(Settings::default(), &[], &[]).expect("defaults");
     assert_eq!(config.server, ServeConfig::default());

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{EngineConfig, RandomFormat, StepSizes, WeightFormat};
+use crate::config::{AlreadyQuantized, EngineConfig, RandomFormat, StepSizes, WeightFormat};
 use crate::models::{Decoder, DecoderError, GenerationDefaults, ModelSource, SpecialTokens, TokenizerSource};
 use crate::ops::{Compute, Cpu};
 use crate::request::{Pooling, TokenId};
@@ -106,7 +106,7 @@ pub(crate) fn load(
     config: &EngineConfig,
     target: Target,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
-    let source = open(files, config.quantize)?;
+    let source = open_for(files, config)?;
     match target {
         Target::Cpu { free_bytes } => on_cpu(source, config, free_bytes),
         #[cfg(feature = "cuda")]
@@ -145,6 +145,20 @@ pub(crate) fn describe(files: ModelFiles<'_>) -> Result<ModelFacts, ModelError> 
         context_length: source.spec.max_context,
         chat_template: source.chat_template,
     })
+}
+
+/// Reads the headers of `files`, whose weights become what `config` says when they are read.
+fn open_for(files: ModelFiles<'_>, config: &EngineConfig) -> Result<ModelSource, ModelError> {
+    let source = open(files, None)?;
+    let Some(format) = config.quantize else { return Ok(source) };
+    match source.weights.quantized_as() {
+        Some(stored) if config.already_quantized == AlreadyQuantized::Keep => {
+            let (model, wanted) = (&source.name, format.name());
+            tracing::info!(model, stored, wanted, "the model is quantised already, and served as it is");
+            Ok(source)
+        }
+        _ => Ok(source.quantized(format)?),
+    }
 }
 
 /// Reads the headers of `files`, whose weights become `quantize` when they are read.

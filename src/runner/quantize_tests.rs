@@ -4,10 +4,11 @@
 use std::path::Path;
 
 use super::golden::{Fixture, MAX_TOKENS, Rig, blocks, fixtures, relative_error};
-use crate::config::{EngineConfig, KvDType, WeightFormat};
+use crate::config::{AlreadyQuantized, EngineConfig, KvDType, WeightFormat};
 use crate::models::{DecoderSpec, ModelSource};
 use crate::ops::Format;
 use crate::runner::load::{ModelFiles, Target, load};
+use crate::runner::plan::{MemoryToPlan, preview};
 
 /// The largest relative error of a prompt's logits, the median of its positions, in models of random weights with a few
 /// dozen numbers a row: by format. Rows that are no whole blocks of 256 have those of 32 instead.
@@ -105,5 +106,13 @@ fn what_is_quantised_already_is_refused_by_name() {
         let error = loaded.err().expect("it is quantised").to_string();
         assert!(error.contains("its weights: expected weights of bf16, f16 or f32 to turn into q6_k"), "{error}");
         assert!(error.ends_with(", quantised already"), "{error}");
+        // Where the format was meant for all models, this one is loaded and planned as it is.
+        let (files, memory) = (ModelFiles::Stored(&fixture.folder), MemoryToPlan::Cpu(1 << 30));
+        let kept = EngineConfig { already_quantized: AlreadyQuantized::Keep, ..config.clone() };
+        let (_, kept_model) = load(files, &kept, Target::Cpu { free_bytes: 1 << 30 }).expect("as it is");
+        let (_, stored) = load(files, &EngineConfig::default(), Target::Cpu { free_bytes: 1 << 30 }).expect("it loads");
+        assert_eq!((&kept_model.format, &kept_model.plan), (&stored.format, &stored.plan));
+        let planned = preview(files, &kept, memory, None).expect("a preview");
+        assert_eq!((&planned.format, planned.weight_bytes), (&stored.format, stored.plan.weight_bytes));
     }
 }

@@ -168,18 +168,24 @@ impl Weights {
         let wanted = format!("weights of bf16, f16 or f32 to turn into {}", format.name());
         let refuse = |item: &str, found: &str| Err(LoadError::unexpected(&self.path, item, &wanted, found));
         let Some(mix) = format.mix() else { return refuse("quantize", "a format that is not made on loading") };
-        if let Some(scheme) = self.packed.values().next() {
-            return refuse("its weights", &format!("{}, quantised already", scheme.format));
+        if let Some(stored) = self.quantized_as() {
+            return refuse("its weights", &format!("{stored}, quantised already"));
+        }
+        Ok(Self { quantized: Some(Mix { format: mix, layers, tied }), ..self })
+    }
+
+    /// The format that weights are in which somebody else has quantised; `None`: there are no such.
+    pub fn quantized_as(&self) -> Option<String> {
+        if let Some(packed) = self.packed.values().next() {
+            return Some(packed.format.to_string());
         }
         let in_blocks =
             |tensor: &Tensor| matches!(&tensor.format, StoredFormat::Known(format) if format.block_len() > 1);
         if self.tensors.values().any(in_blocks) {
-            return refuse("its weights", &format!("{}, quantised already", self.main_format()));
+            return Some(self.main_format().to_owned());
         }
-        if let Some(random) = self.random.filter(|random| random.mix.format != RandomFormat::Bf16) {
-            return refuse("its weights", &format!("{:?}, quantised already", random.mix.format));
-        }
-        Ok(Self { quantized: Some(Mix { format: mix, layers, tied }), ..self })
+        let random = self.random.as_ref().filter(|random| random.mix.format != RandomFormat::Bf16)?;
+        Some(format!("{:?}", random.mix.format))
     }
 
     /// A matrix of [rows, columns], row-major, in its stored format; the bytes stay mapped.

@@ -150,13 +150,12 @@ pub(crate) fn preview(
     memory: MemoryToPlan,
     format: Option<WeightFormat>,
 ) -> Result<PlanPreview, ModelError> {
-    let format = format.or(config.quantize);
     // As loading would turn them, where it would.
-    let turned = match format.filter(|format| format.mix().is_some()) {
-        Some(format) => open(files, Some(format)).ok(),
-        None => None,
-    };
+    let wanted = format.or(config.quantize).filter(|format| format.mix().is_some());
+    let turned = wanted.and_then(|format| open(files, Some(format)).ok());
     let guessed = format.filter(|_| turned.is_none());
+    // A setting for all models leaves those as they are that are quantised already.
+    let format = if turned.is_some() { wanted } else { format };
     let source = turned.map_or_else(|| open(files, None), Ok)?;
     let stored = Candidate::new(&source);
     let candidate = guessed.map_or(stored, |format| stored.with_format(format));
