@@ -45,6 +45,23 @@ pub fn gpu_weight_bytes(parts: &[(Format, usize)], columns: usize) -> u64 {
     bytes as u64
 }
 
+/// Rows of inputs that have room, rounded to fp8, wherever weights are held for products of fp8 by fp8.
+pub const LEAST_FP8_ROWS: usize = 256;
+
+/// Bytes of so many rows of `columns` e4m3, behind their scales.
+pub fn fp8_rows_bytes(rows: usize, columns: usize) -> usize {
+    (4 * rows).next_multiple_of(FP8_ALIGNMENT) + rows * columns
+}
+
+/// Rows of `columns` e4m3 and their scales that fit into so many bytes.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // a GPU multiplies them
+pub(super) fn fp8_rows_at_once(bytes: usize, columns: usize) -> usize {
+    bytes.saturating_sub(FP8_ALIGNMENT) / (columns + 4)
+}
+
+/// Where the numbers behind scales begin, in bytes.
+pub(super) const FP8_ALIGNMENT: usize = 256;
+
 /// How the experts of a layer are held: all of `[gate, up, down]` in blocks, one matrix below the other, if the experts are
 /// stored alike, gate as up, and each begins with a tile; the formats of gate and of down then. `None`: dense.
 pub(super) fn expert_blocks(experts: &[[Format; 3]], hidden: usize, ffn: usize) -> Option<[Format; 2]> {
@@ -107,6 +124,20 @@ mod tests {
         assert_eq!(gpu_expert_room(&mixed, 512, 256), 4 * 4 * 512 * 256, "all of them fit");
         assert_eq!(gpu_expert_room(&[[Q4K; 3]; 128], 2048, 768), 128 << 20);
         assert_eq!(gpu_expert_room(&[[Q4K; 3]; 8], 8192, 16384), 4 * 8192 * 16384, "one at least");
+    }
+
+    #[test]
+    fn as_many_rows_of_fp8_as_have_room() {
+        for columns in [16, 64, 576, 14_336] {
+            for bytes in [0, 256, 1000, 1 << 14, 1 << 20, (1 << 26) + 3] {
+                let rows = fp8_rows_at_once(bytes, columns);
+                assert!(rows == 0 || fp8_rows_bytes(rows, columns) <= bytes, "{rows} of {columns} in {bytes}");
+                // The scales are filled up by less than another 256 bytes.
+                assert!(fp8_rows_bytes(rows + 1, columns) + FP8_ALIGNMENT > bytes, "{rows} of {columns} in {bytes}");
+            }
+            let least = fp8_rows_at_once(fp8_rows_bytes(LEAST_FP8_ROWS, columns) + FP8_ALIGNMENT, columns);
+            assert!(least >= LEAST_FP8_ROWS, "{columns}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use super::golden::{Fixture, MAX_TOKENS, Rig, blocks, fixtures, relative_error};
 use crate::config::{AlreadyQuantized, EngineConfig, KvDType, WeightFormat};
 use crate::models::{DecoderSpec, ModelSource};
 use crate::ops::Format;
+#[cfg(feature = "cuda")]
+use crate::runner::gpu::GpuTarget;
 use crate::runner::load::{ModelFiles, Target, load};
 use crate::runner::plan::{MemoryToPlan, preview};
 
@@ -115,4 +117,23 @@ fn what_is_quantised_already_is_refused_by_name() {
         let planned = preview(files, &kept, memory, None).expect("a preview");
         assert_eq!((&planned.format, planned.weight_bytes), (&stored.format, stored.plan.weight_bytes));
     }
+}
+
+/// 256 rows of inputs of its down projection, as e4m3, take more than its largest weights made dense: they are timed when
+/// the model starts.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_a_tiny_model_in_fp8_starts() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/llama3_heads64");
+    let config = EngineConfig {
+        quantize: Some(WeightFormat::Fp8),
+        max_sequences: Some(256),
+        context_length: Some(128),
+        kv_cache_bytes: Some(16 << 20),
+        ..EngineConfig::default()
+    };
+    let target = GpuTarget { ordinal: 0, library_folders: Vec::new(), main_bytes: 1 << 30 };
+    let (_, model) = load(ModelFiles::Stored(&folder), &config, Target::Gpu(target)).expect("it starts");
+    assert_eq!(model.format, "FP8x64");
 }

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use super::GpuCompute;
 use crate::cuda::{BlockFormat, BlockMatrix, DType, DeviceTensor, DrawnBlocks, GEMV_FP8_ROWS, GEMV_ROWS, TILE_ROWS};
-use crate::ops::stack::block_runs;
+use crate::ops::stack::{self, FP8_ALIGNMENT, LEAST_FP8_ROWS, block_runs};
 use crate::ops::{Format, Matrix, Tensor, Weight};
 
 /// Bytes of weights that are converted or brought over at a time.
@@ -210,8 +210,8 @@ impl GpuCompute {
             return self.gemv_fp8.multiply(&self.gpu, x, (&weight.quants, &weight.scales), y).map_err(Error::wrap);
         }
         let Some(blas) = self.gemm.fp8() else { bail!("weights of fp8, and nothing that multiplies them") };
-        let at_once = self.dense.bytes() / (x.columns() + 4 + 256);
-        for from in (0..x.rows()).step_by(at_once.max(1)) {
+        let at_once = self.fp8_rows_at_once(x.columns());
+        for from in (0..x.rows()).step_by(at_once) {
             let count = at_once.min(x.rows() - from);
             let (quants, scales) = self.fp8_rows(count, x.columns());
             self.elementwise.quantize_rows(&self.gpu, &x.slice(from, count), &quants, &scales).map_err(Error::wrap)?;
@@ -221,18 +221,24 @@ impl GpuCompute {
         Ok(())
     }
 
-    /// Memory for rows of e4m3 and their scales, where dense weights have their room.
+    /// Rows of inputs of a product that have room as e4m3: [`LEAST_FP8_ROWS`] at least where weights are of fp8.
+    pub(super) fn fp8_rows_at_once(&self, columns: usize) -> usize {
+        stack::fp8_rows_at_once(self.dense.bytes(), columns)
+    }
+
+    /// Memory for rows of e4m3 and their scales, no more than [`Self::fp8_rows_at_once`], where dense weights have their room.
     pub(super) fn fp8_rows(&self, rows: usize, columns: usize) -> (DeviceTensor, DeviceTensor) {
         let scales = self.dense.view(0, 1, rows, DType::F32);
-        let quants = self.dense.view((4 * rows).next_multiple_of(256), rows, columns, DType::Fp8);
+        let quants = self.dense.view((4 * rows).next_multiple_of(FP8_ALIGNMENT), rows, columns, DType::Fp8);
         (quants, scales)
     }
 
-    /// Matrices of fp8 with one scale in each row as one, where cuBLASLt multiplies such; else `None`.
+    /// Matrices of fp8 with one scale in each row as one, where cuBLASLt multiplies such and inputs have room; else `None`.
     fn upload_fp8(&self, parts: &[Matrix]) -> Result<Option<Fp8Matrix>> {
         let (rows, columns) = (parts.iter().map(Matrix::rows).sum::<usize>(), parts[0].columns());
         let fits = rows.is_multiple_of(16) && columns.is_multiple_of(16) && parts.iter().all(has_row_scales);
-        if self.gemm.fp8().is_none() || !fits {
+        let has_room = self.fp8_rows_at_once(columns) >= LEAST_FP8_ROWS;
+        if self.gemm.fp8().is_none() || !has_room || !fits {
             return Ok(None);
         }
         let empty = |rows, columns, dtype| self.gpu.empty(rows, columns, dtype, "the weights").map_err(Error::wrap);
