@@ -114,6 +114,11 @@ impl Format {
         }
     }
 
+    /// Whether its weights are floats of 8 bits.
+    pub const fn is_fp8(self) -> bool {
+        matches!(self, Self::Fp8x32 | Self::Fp8x64 | Self::Fp8x128)
+    }
+
     /// Its name, where ggml has it ggml's, such as `Q4_1`.
     pub const fn name(self) -> &'static str {
         self.row().0

@@ -46,10 +46,10 @@ pub fn gpu_weight_bytes(parts: &[(Format, usize)], columns: usize) -> u64 {
 }
 
 /// Rows of inputs that have room, rounded to fp8, wherever weights are held for products of fp8 by fp8.
-pub const LEAST_FP8_ROWS: usize = 256;
+pub(super) const LEAST_FP8_ROWS: usize = 256;
 
 /// Bytes of so many rows of `columns` e4m3, behind their scales.
-pub fn fp8_rows_bytes(rows: usize, columns: usize) -> usize {
+pub(super) fn fp8_rows_bytes(rows: usize, columns: usize) -> usize {
     (4 * rows).next_multiple_of(FP8_ALIGNMENT) + rows * columns
 }
 
@@ -61,6 +61,22 @@ pub(super) fn fp8_rows_at_once(bytes: usize, columns: usize) -> usize {
 
 /// Where the numbers behind scales begin, in bytes.
 pub(super) const FP8_ALIGNMENT: usize = 256;
+
+/// Whether products of fp8 by fp8 take matrices of so many rows in all.
+pub(super) fn fits_fp8(rows: usize, columns: usize) -> bool {
+    rows.is_multiple_of(16) && columns.is_multiple_of(16)
+}
+
+/// Bytes of GPU memory of fp8 matrices with a scale a row, of so many rows in all, as products of fp8 by fp8 take them: of
+/// the numbers, and of the scales. `None`: they do not take this shape.
+pub fn gpu_fp8_bytes(rows: usize, columns: usize) -> Option<[u64; 2]> {
+    fits_fp8(rows, columns).then_some([(rows * columns) as u64, 4 * rows as u64])
+}
+
+/// Bytes of the room that such products need for rows of inputs.
+pub fn gpu_fp8_room(columns: usize) -> u64 {
+    (fp8_rows_bytes(LEAST_FP8_ROWS, columns) + FP8_ALIGNMENT) as u64
+}
 
 /// How the experts of a layer are held: all of `[gate, up, down]` in blocks, one matrix below the other, if the experts are
 /// stored alike, gate as up, and each begins with a tile; the formats of gate and of down then. `None`: dense.
@@ -135,7 +151,7 @@ mod tests {
                 // The scales are filled up by less than another 256 bytes.
                 assert!(fp8_rows_bytes(rows + 1, columns) + FP8_ALIGNMENT > bytes, "{rows} of {columns} in {bytes}");
             }
-            let least = fp8_rows_at_once(fp8_rows_bytes(LEAST_FP8_ROWS, columns) + FP8_ALIGNMENT, columns);
+            let least = fp8_rows_at_once(gpu_fp8_room(columns) as usize, columns);
             assert!(least >= LEAST_FP8_ROWS, "{columns}");
         }
     }

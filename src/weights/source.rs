@@ -246,6 +246,16 @@ impl Weights {
         }
     }
 
+    /// Whether a matrix whose rows have `columns` elements is of fp8 with one scale in each row, as far as that can be told
+    /// before it is read.
+    pub fn has_row_scales(&self, name: WeightName, columns: usize) -> bool {
+        match (self.blocks_of(name, columns), &self.random) {
+            (Some(format), _) => format.is_fp8(),
+            (None, Some(random)) => random.format_of(name, columns).is_fp8(),
+            (None, None) => self.packed.get(&self.stored_name(name)).is_some_and(Packed::has_row_scales),
+        }
+    }
+
     /// A vector of [length] as a matrix of one row, in its stored format.
     ///
     /// # Errors

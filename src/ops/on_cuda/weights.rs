@@ -236,7 +236,7 @@ impl GpuCompute {
     /// Matrices of fp8 with one scale in each row as one, where cuBLASLt multiplies such and inputs have room; else `None`.
     fn upload_fp8(&self, parts: &[Matrix]) -> Result<Option<Fp8Matrix>> {
         let (rows, columns) = (parts.iter().map(Matrix::rows).sum::<usize>(), parts[0].columns());
-        let fits = rows.is_multiple_of(16) && columns.is_multiple_of(16) && parts.iter().all(has_row_scales);
+        let fits = stack::fits_fp8(rows, columns) && parts.iter().all(has_row_scales);
         let has_room = self.fp8_rows_at_once(columns) >= LEAST_FP8_ROWS;
         if self.gemm.fp8().is_none() || !has_room || !fits {
             return Ok(None);
@@ -295,7 +295,7 @@ impl GpuCompute {
 
 /// Whether a matrix is of fp8 with one scale in each row, as files have it that scale matrices or rows as wholes.
 fn has_row_scales(matrix: &Matrix) -> bool {
-    if !matches!(matrix.format(), Format::Fp8x32 | Format::Fp8x64 | Format::Fp8x128) {
+    if !matrix.format().is_fp8() {
         return false;
     }
     let is_one = |row: &[u8]| row.chunks_exact(matrix.format().block_bytes()).all(|block| block[..4] == row[..4]);

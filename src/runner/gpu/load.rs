@@ -52,7 +52,9 @@ pub(in crate::runner) fn load(
     let free_bytes = usable_bytes(free_bytes as u64, config.gpu_memory_limit_bytes);
     let dtype = if source.weights.main_format() == "F16" { DType::F16 } else { DType::Bf16 };
     let memory = GpuMemory { free_bytes, is_f16: dtype == DType::F16 };
-    let weights = |first| PartWeights::of(&source, first);
+    let gemm = Gemm::load(&gpu, Blas::open(&gpu, &target.library_folders)).map_err(RunnerError::from)?;
+    let takes_fp8 = gemm.fp8().is_some();
+    let weights = |first| PartWeights::of(&source, first, takes_fp8);
     let layers = plan_layers(&source.spec, &weights, config, memory, target.main_bytes)?;
     let cpu = layers.cpu.as_ref().map(|_| Arc::new(Cpu::new(config.threads)));
     let offload = offload(&source.spec, &layers, &gpu, cpu.as_deref());
@@ -60,7 +62,6 @@ pub(in crate::runner) fn load(
     if config.gpu_memory_limit_bytes.is_some() {
         gpu.limit_memory(free_bytes);
     }
-    let gemm = Gemm::load(&gpu, Blas::open(&gpu, &target.library_folders)).map_err(RunnerError::from)?;
     let products = gemm.description();
     tracing::info!(model = source.name, blocks = plan.blocks, ?dtype, products, "loading to the GPU");
     let layout = Layout::new(plan.context_length as usize, sizes);
@@ -179,7 +180,7 @@ pub(super) fn compute_for(
             Some(ExpertBuffers::new(&gpu, pairs, experts.count, source.spec.hidden, experts.ffn, dtype)?)
         }
     };
-    let dense_bytes = GpuWeights::of(source, 0).dense_bytes as usize;
+    let dense_bytes = GpuWeights::of(source, 0, gemm.fp8().is_some()).dense_bytes as usize;
     Ok(Arc::new(GpuCompute::new(gpu, dtype, gemm, scratch, dense_bytes, experts)?))
 }
 

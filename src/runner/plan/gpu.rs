@@ -5,7 +5,7 @@
 use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan};
 use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, ModelSource, Stack, Workspace};
-use crate::ops::{KvLayout, gpu_expert_bytes, gpu_expert_room, gpu_weight_bytes};
+use crate::ops::{KvLayout, gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room, gpu_weight_bytes};
 use crate::weights::WeightName;
 
 /// What a driver takes for a process before anything is allocated: its context, our kernels, cuBLAS's.
@@ -46,8 +46,11 @@ impl GpuWeights {
     /// model's own type of two bytes. The largest stack in block formats has room to be made dense, for products of many
     /// rows; not the output layer, whose products have a row for each sequence. Experts are made dense some at a time.
     ///
+    /// Where the card `takes_fp8`, multiplying fp8 by fp8, matrices of it with a scale a row are a byte a weight, and inputs
+    /// of their products have a room. Whoever does not know counts blocks, which take 3 % more.
+    ///
     /// Of them those of the layers from `first` on, and the output; the room for dense weights is that of all layers.
-    pub(crate) fn of(source: &ModelSource, first: usize) -> Self {
+    pub(crate) fn of(source: &ModelSource, first: usize, takes_fp8: bool) -> Self {
         let spec = &source.spec;
         let is_here = |stack: &Stack| match stack.parts[0].0 {
             WeightName::TokenEmbedding => first == 0 || spec.tied_embeddings,
@@ -63,10 +66,16 @@ impl GpuWeights {
             let Stack { parts, columns } = &stack;
             let format = |(name, rows): &(_, usize)| Some((source.weights.format(*name, *columns)?, *rows));
             let Some(formats) = parts.iter().map(format).collect::<Option<Vec<_>>>() else { continue };
-            let elements = (columns * parts.iter().map(|(_, rows)| rows).sum::<usize>()) as u64;
+            let rows = parts.iter().map(|(_, rows)| rows).sum::<usize>();
+            let elements = (columns * rows) as u64;
             let stack_bytes = gpu_weight_bytes(&formats, *columns);
+            let has_row_scales = parts.iter().all(|(name, _)| source.weights.has_row_scales(*name, *columns));
+            let as_fp8 = gpu_fp8_bytes(rows, *columns).filter(|_| takes_fp8 && has_row_scales);
+            if as_fp8.is_some() {
+                dense_bytes = dense_bytes.max(gpu_fp8_room(*columns));
+            }
             if is_here(&stack) {
-                bytes += in_pages(stack_bytes);
+                bytes += as_fp8.map_or(in_pages(stack_bytes), |parts| parts.map(in_pages).iter().sum());
                 counted += elements;
             }
             if stack_bytes != 2 * elements && !is_vocabulary(&stack) {

@@ -25,12 +25,12 @@ pub(crate) struct PartWeights {
 }
 
 impl PartWeights {
-    /// With the layers from `first` on a GPU.
-    pub(crate) fn of(source: &ModelSource, first: usize) -> Self {
+    /// With the layers from `first` on a GPU; see [`GpuWeights::of`].
+    pub(crate) fn of(source: &ModelSource, first: usize, takes_fp8: bool) -> Self {
         let (spec, weights) = (&source.spec, &source.weights);
         let share = cpu_parameters(spec, first) as f64 / weights.parameters().max(1) as f64;
         let cpu_bytes = (source.weight_bytes() as f64 * share) as u64;
-        Self { gpu: GpuWeights::of(source, first), cpu_bytes }
+        Self { gpu: GpuWeights::of(source, first, takes_fp8), cpu_bytes }
     }
 }
 

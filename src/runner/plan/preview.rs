@@ -105,7 +105,8 @@ impl<'a> Candidate<'a> {
 
     /// What the weights take with the layers from `first` on a GPU.
     fn weights_from(&self, first: usize) -> PartWeights {
-        let Some(format) = self.format else { return PartWeights::of(self.source, first) };
+        // Which cards multiply fp8 is known where one is opened.
+        let Some(format) = self.format else { return PartWeights::of(self.source, first, false) };
         let on_cpu = cpu_parameters(self.spec, first);
         let elsewhere = match first {
             0 => 0,

@@ -142,11 +142,39 @@ fn a_plan_in_another_format_is_that_of_loading_with_it() {
     }
 }
 
+#[test]
+fn fp8_is_a_byte_a_weight_and_a_scale_a_row_where_a_card_multiplies_it() {
+    let file = config_file("qwen2.5-7b");
+    let pages = |bytes: usize| bytes.next_multiple_of(2 << 20) as u64;
+    let turned = ModelSource::random(&file).expect("a config").quantized(WeightFormat::Fp8).expect("it is dense");
+    for source in [turned, ModelSource::random_in(&file, RandomFormat::Fp8).expect("a config")] {
+        let (mut wanted, mut in_stacks) = (0, 0);
+        for stack in source.spec.stacks() {
+            let rows = stack.parts.iter().map(|(_, rows)| rows).sum::<usize>();
+            let elements = rows * stack.columns;
+            let is_fp8 = stack.parts[0].0.layer().is_some();
+            wanted += if is_fp8 { pages(elements) + 4 * rows as u64 } else { pages(2 * elements) };
+            in_stacks += elements as u64;
+        }
+        let found = GpuWeights::of(&source, 0, true);
+        assert_eq!(found.bytes, wanted + 2 * (source.weights.parameters() - in_stacks));
+        let blocks = GpuWeights::of(&source, 0, false);
+        let (saved, layers) = (blocks.bytes - found.bytes, source.spec.layer_parameters(0..28));
+        assert!(saved.abs_diff(layers / 32) < layers / 200, "{saved} of {layers}");
+        assert_eq!(blocks.dense_bytes, found.dense_bytes, "the room for dense weights is large enough");
+    }
+    // That of a tiny model is not.
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized/compressed_fp8");
+    let tiny = ModelSource::open(&tiny).expect("the fixture loads");
+    let room = |takes_fp8| GpuWeights::of(&tiny, 0, takes_fp8).dense_bytes;
+    assert!(room(true) > room(false) && room(true) > 256 * tiny.spec.ffn as u64, "{} {}", room(true), room(false));
+}
+
 /// Plans `qwen2.5-7b` in bf16, of 28 layers, onto a GPU with this much free memory.
 fn plan_7b(config: &EngineConfig, gib: u64, main_bytes: u64) -> Result<LayerPlan, PlanError> {
     let source = ModelSource::random(&config_file("qwen2.5-7b")).expect("a config");
     let memory = GpuMemory { free_bytes: gib * GIB, is_f16: false };
-    plan_layers(&source.spec, &|first| PartWeights::of(&source, first), config, memory, main_bytes)
+    plan_layers(&source.spec, &|first| PartWeights::of(&source, first, false), config, memory, main_bytes)
 }
 
 #[test]
@@ -179,10 +207,10 @@ fn weights_of_both_places_are_those_of_the_model_and_its_embedding_twice() {
     for name in ["qwen2.5-7b", "qwen2.5-1.5b"] {
         let source = ModelSource::random(&config_file(name)).expect("a config");
         let spec = &source.spec;
-        let whole = GpuWeights::of(&source, 0).bytes;
-        assert_eq!(PartWeights::of(&source, 0).gpu.bytes, whole, "{name}");
+        let whole = GpuWeights::of(&source, 0, false).bytes;
+        assert_eq!(PartWeights::of(&source, 0, false).gpu.bytes, whole, "{name}");
         for first in [1, spec.layers / 2, spec.layers - 1] {
-            let PartWeights { gpu, cpu_bytes } = PartWeights::of(&source, first);
+            let PartWeights { gpu, cpu_bytes } = PartWeights::of(&source, first, false);
             let twice = if spec.tied_embeddings { 2 * spec.vocabulary_parameters() } else { 0 };
             let (sum, wanted) = (gpu.bytes + cpu_bytes, whole + twice);
             // Pages of 2 MiB that are not full, up to one for each matrix of a layer, are a GPU's alone.

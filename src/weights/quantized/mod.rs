@@ -51,6 +51,11 @@ enum Layout {
 }
 
 impl Packed {
+    /// Whether it is of fp8 with one scale in each row.
+    pub fn has_row_scales(&self) -> bool {
+        self.format.is_fp8() && self.block[1] >= self.columns
+    }
+
     /// Bytes that it takes once it is repacked.
     pub fn bytes(&self) -> usize {
         self.format.row_bytes(self.columns).map_or(0, |bytes| bytes * self.rows)
