@@ -102,6 +102,36 @@ impl KvElement for Int8 {
     }
 }
 
+/// What runs over a cache whose elements are of one type.
+pub trait KvKernel {
+    /// Runs it.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `L`.
+    unsafe fn run<L: Lanes, E: KvElement>(self);
+}
+
+/// Runs `kernel` over a cache of `dtype`.
+///
+/// # Safety
+/// The machine has the instructions of `L`.
+///
+/// # Panics
+/// If the type is none that the CPU stores.
+#[inline(always)]
+pub unsafe fn dispatch<L: Lanes, K: KvKernel>(dtype: KvDType, kernel: K) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            KvDType::F32 => kernel.run::<L, F32>(),
+            KvDType::Bf16 => kernel.run::<L, Bf16>(),
+            KvDType::F16 => kernel.run::<L, F16>(),
+            KvDType::Int8 => kernel.run::<L, Int8>(),
+            KvDType::Fp8 => unreachable!("the CPU stores no fp8"),
+        }
+    }
+}
+
 /// Writes one head of one token, `from`, to slot `slot` of `to`, that head of a block: element `i` at place
 /// `first + i * stride`, counted in elements, and its scale where the type has one.
 ///

@@ -10,10 +10,9 @@ use super::attention::{AttentionRef, Sequence};
 use super::elementwise::normalise;
 use super::exp::{exp, exp_one};
 use super::kv::{KvLayerMut, KvLayerRef, KvLayout, KvPlanes};
-use super::kv_element::{self, Bf16, F16, F32, Int8, KvElement};
+use super::kv_element::{self, KvElement, KvKernel};
 use super::simd::{Kernel, Lanes, dispatch};
 use super::{Cpu, RopeTable, SharedMut};
-use crate::config::KvDType;
 
 /// Slots of a block.
 const SLOTS: usize = KvLayout::BLOCK_SIZE;
@@ -172,15 +171,15 @@ impl Kernel for Attend<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         // SAFETY: the caller of `run` vouches for the instructions.
-        unsafe {
-            match self.kv.layout.dtype {
-                KvDType::F32 => self.attend::<L, F32>(),
-                KvDType::Bf16 => self.attend::<L, Bf16>(),
-                KvDType::F16 => self.attend::<L, F16>(),
-                KvDType::Int8 => self.attend::<L, Int8>(),
-                KvDType::Fp8 => unreachable!("the CPU stores no fp8"),
-            }
-        }
+        unsafe { kv_element::dispatch::<L, _>(self.kv.layout.dtype, self) }
+    }
+}
+
+impl KvKernel for Attend<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes, E: KvElement>(self) {
+        // SAFETY: as above.
+        unsafe { self.attend::<L, E>() }
     }
 }
 

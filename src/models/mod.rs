@@ -29,4 +29,4 @@ pub use source::{ModelSource, TokenizerSource};
 pub use spec::DecoderSpec;
 pub(crate) use spec::Stack;
 pub use vocab::{GgufVocab, SpecialTokens};
-pub(crate) use workspace::Workspace;
+pub(crate) use workspace::{StepPlace, Workspace};

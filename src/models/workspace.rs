@@ -22,6 +22,33 @@ pub(crate) struct Workspace {
     logits: Tensor,
 }
 
+/// Where steps are computed, as far as the size of their buffers depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StepPlace {
+    /// Activations are f32.
+    Cpu,
+    /// Activations have two bytes, and what experts hand to each other lies elsewhere.
+    Gpu,
+}
+
+impl StepPlace {
+    /// Bytes of an activation.
+    fn element_bytes(self) -> usize {
+        match self {
+            Self::Cpu => 4,
+            Self::Gpu => 2,
+        }
+    }
+
+    /// Elements of [`ExpertTensors`] for a token.
+    fn expert_elements(self, hidden: usize, ffn: usize) -> usize {
+        match self {
+            Self::Cpu => 2 * hidden + 3 * ffn,
+            Self::Gpu => 0,
+        }
+    }
+}
+
 /// What attention writes into.
 enum AttentionSpace {
     Heads { qkv: Tensor, heads: Tensor },
@@ -107,12 +134,7 @@ impl Workspace {
                 logits: exact(max_tokens, experts.count)?,
                 routes: Routes::new(compute, max_tokens, experts.routing.top_k)?,
                 gate: of_tokens(1)?,
-                experts: ExpertTensors {
-                    x: of_tokens(spec.hidden)?,
-                    gate_up: of_tokens(2 * experts.ffn)?,
-                    product: of_tokens(experts.ffn)?,
-                    down: of_tokens(spec.hidden)?,
-                },
+                experts: ExpertTensors::new(compute, max_tokens, spec.hidden, experts.ffn)?,
             }),
         };
         Ok(Self {
@@ -128,8 +150,8 @@ impl Workspace {
         })
     }
 
-    /// Bytes that [`Self::new`] allocates, with activations of `element_bytes`.
-    pub(crate) fn bytes(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize, element_bytes: usize) -> u64 {
+    /// Bytes that [`Self::new`] allocates.
+    pub(crate) fn bytes(spec: &DecoderSpec, max_tokens: usize, logit_rows: usize, place: StepPlace) -> u64 {
         let attention = match &spec.latent {
             None => (2 * spec.q_heads + 2 * spec.kv_heads) * spec.head_dim,
             Some(LatentSpec { shape, query_rank }) => {
@@ -139,8 +161,9 @@ impl Workspace {
         };
         // The routes have an id and a weight for each expert of a token.
         let (expert, exact) = spec.experts.as_ref().map_or((0, 0), |experts| {
-            (1 + 2 * spec.hidden + 3 * experts.ffn, experts.count + 2 * experts.routing.top_k)
+            (1 + place.expert_elements(spec.hidden, experts.ffn), experts.count + 2 * experts.routing.top_k)
         });
+        let element_bytes = place.element_bytes();
         let activations = 2 * spec.hidden + attention + 3 * spec.widest_ffn() + expert;
         let per_token = 4 * (spec.hidden + exact) + element_bytes * activations;
         let per_row = element_bytes * spec.hidden + 4 * spec.vocab;
@@ -197,12 +220,7 @@ impl Workspace {
                 logits: first(&buffers.logits)?,
                 routes: buffers.routes.clone(),
                 gate: first(&buffers.gate)?,
-                experts: ExpertTensors {
-                    x: first(&buffers.experts.x)?,
-                    gate_up: first(&buffers.experts.gate_up)?,
-                    product: first(&buffers.experts.product)?,
-                    down: first(&buffers.experts.down)?,
-                },
+                experts: buffers.experts.first_rows(count)?,
             }),
         };
         Ok(TokenBuffers {

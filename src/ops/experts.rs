@@ -4,7 +4,7 @@ use candle_core::{Result, bail};
 
 #[cfg(feature = "cuda")]
 use super::on_cuda::{GpuExperts, GpuRoutes};
-use super::{Compute, Matrix, RouteParams, Tensor, on_cpu};
+use super::{Compute, Kind, Matrix, RouteParams, Tensor, on_cpu};
 
 /// Which experts each token of a step goes to, and with what weight.
 #[derive(Clone, Debug)]
@@ -63,17 +63,60 @@ impl Experts {
     }
 }
 
-/// Where the experts of a layer compute: `t` rows each. What they hold afterwards is undefined.
+/// Where the experts of a layer compute. What is there afterwards is undefined.
 #[derive(Clone, Debug)]
-pub struct ExpertTensors {
-    /// `[t, h]`.
-    pub x: Tensor,
-    /// `[t, 2 f]`.
-    pub gate_up: Tensor,
-    /// `[t, f]`.
-    pub product: Tensor,
-    /// `[t, h]`.
-    pub down: Tensor,
+pub enum ExpertTensors {
+    /// In host memory: `t` rows each.
+    Cpu {
+        /// `[t, h]`.
+        x: Tensor,
+        /// `[t, 2 f]`.
+        gate_up: Tensor,
+        /// `[t, f]`.
+        product: Tensor,
+        /// `[t, h]`.
+        down: Tensor,
+    },
+    /// On a GPU, which keeps room of its own for them.
+    #[cfg(feature = "cuda")]
+    Gpu,
+}
+
+impl ExpertTensors {
+    /// Room for `tokens` tokens.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn new(compute: &Compute, tokens: usize, hidden: usize, ffn: usize) -> Result<Self> {
+        let zeros = |columns| Tensor::zeros(compute, tokens, columns, Kind::Activation);
+        match compute {
+            Compute::Cpu(_) => Ok(Self::Cpu {
+                x: zeros(hidden)?,
+                gate_up: zeros(2 * ffn)?,
+                product: zeros(ffn)?,
+                down: zeros(hidden)?,
+            }),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(_) => Ok(Self::Gpu),
+        }
+    }
+
+    /// That of a step of `count` tokens.
+    ///
+    /// # Errors
+    /// If there is room for fewer.
+    pub fn first_rows(&self, count: usize) -> Result<Self> {
+        match self {
+            Self::Cpu { x, gate_up, product, down } => Ok(Self::Cpu {
+                x: x.first_rows(count)?,
+                gate_up: gate_up.first_rows(count)?,
+                product: product.first_rows(count)?,
+                down: down.first_rows(count)?,
+            }),
+            #[cfg(feature = "cuda")]
+            Self::Gpu => Ok(Self::Gpu),
+        }
+    }
 }
 
 /// Chooses the experts of each token of `logits [t, experts]`, f32: see [`RouteParams`]. `correction [experts]` is added
@@ -112,15 +155,21 @@ pub fn experts(
     buffers: &ExpertTensors,
     dst: &Tensor,
 ) -> Result<()> {
-    match (compute, experts, routes) {
-        (Compute::Cpu(cpu), Experts::Cpu(experts), Routes::Cpu(routes)) => {
-            let ExpertTensors { x: gathered, gate_up, product, down } = buffers;
-            let (gathered, gate_up) = (gathered.cpu()?, gate_up.cpu()?);
-            let buffers = on_cpu::ExpertTensors { x: gathered, gate_up, product: product.cpu()?, down: down.cpu()? };
+    match (compute, experts, routes, buffers) {
+        (
+            Compute::Cpu(cpu),
+            Experts::Cpu(experts),
+            Routes::Cpu(routes),
+            ExpertTensors::Cpu { x: gathered, gate_up, product, down },
+        ) => {
+            let (x_of_one, gate_up) = (gathered.cpu()?, gate_up.cpu()?);
+            let buffers = on_cpu::ExpertTensors { x: x_of_one, gate_up, product: product.cpu()?, down: down.cpu()? };
             on_cpu::experts(cpu, x.cpu()?, experts, routes, buffers, dst.cpu()?)
         }
         #[cfg(feature = "cuda")]
-        (Compute::Gpu(gpu), Experts::Gpu(experts), Routes::Gpu(routes)) => gpu.experts(x, experts, routes, dst),
+        (Compute::Gpu(gpu), Experts::Gpu(experts), Routes::Gpu(routes), ExpertTensors::Gpu) => {
+            gpu.experts(x, experts, routes, dst)
+        }
         #[cfg(feature = "cuda")]
         _ => super::tensor::elsewhere("experts"),
     }

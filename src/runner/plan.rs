@@ -9,7 +9,7 @@ mod preview;
 mod tests;
 
 use crate::config::{ByteSize, EngineConfig, KvDType, StepSizes};
-use crate::models::{DecoderSpec, Workspace};
+use crate::models::{DecoderSpec, StepPlace, Workspace};
 use crate::ops::KvLayout;
 
 #[cfg(feature = "cuda")]
@@ -36,8 +36,8 @@ pub(crate) const LOGIT_ROWS: usize = 64;
 pub(crate) struct Placement {
     /// As in "there is no KV cache of fp8 on the CPU".
     pub(crate) name: &'static str,
-    /// Bytes of an activation.
-    pub(crate) activation_bytes: usize,
+    /// What the size of a step's buffers depends on.
+    pub(crate) step: StepPlace,
     /// Types of the KV cache that there are kernels for, the one that `auto` means first.
     pub(crate) kv_dtypes: &'static [KvDType],
     /// Rows of logits computed at once.
@@ -56,7 +56,7 @@ impl Placement {
     /// In main memory, which other programs want as well.
     pub(crate) const CPU: Self = Self {
         name: "on the CPU",
-        activation_bytes: 4,
+        step: StepPlace::Cpu,
         kv_dtypes: &[KvDType::F32, KvDType::F16, KvDType::Bf16, KvDType::Int8],
         logit_rows: LOGIT_ROWS,
         kernel_bytes: 0,
@@ -208,8 +208,7 @@ pub(crate) fn plan(
     let context = context_wanted(spec, config)?;
     let kv_dtype = placement.kv_dtype(config)?;
     let block_bytes = block_bytes(spec, kv_dtype);
-    let workspace_bytes =
-        Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.activation_bytes);
+    let workspace_bytes = Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.step);
     let Placement { kernel_bytes, graph_bytes, kv_share, max_full_contexts, .. } = placement;
     let before_kv = weight_bytes.saturating_add(workspace_bytes + kernel_bytes + graph_bytes);
     let usable = (free_bytes as f64 * USABLE_SHARE) as u64;

@@ -1,11 +1,10 @@
 //! One sequence, one K and V head, some new tokens: rows of queries in tiles that share each load of K and V.
 
 use super::SPAN;
-use crate::config::KvDType;
 use crate::cpu::SharedMut;
 use crate::cpu::exp::{exp, exp_one};
 use crate::cpu::kv::{HeadShape, KvLayerRef, KvLayout};
-use crate::cpu::kv_element::{Bf16, F16, F32, Int8, KvElement};
+use crate::cpu::kv_element::{self, KvElement, KvKernel};
 use crate::cpu::simd::{Kernel, Lanes};
 
 /// Slots of a block.
@@ -78,17 +77,17 @@ struct Memory {
 
 impl Kernel for Attend<'_> {
     #[inline(always)]
-    unsafe fn run<L: Lanes>(mut self) {
+    unsafe fn run<L: Lanes>(self) {
         // SAFETY: the caller of `run` vouches for the instructions.
-        unsafe {
-            match self.kv.layout.dtype {
-                KvDType::F32 => self.attend::<L, F32>(),
-                KvDType::Bf16 => self.attend::<L, Bf16>(),
-                KvDType::F16 => self.attend::<L, F16>(),
-                KvDType::Int8 => self.attend::<L, Int8>(),
-                KvDType::Fp8 => unreachable!("the CPU stores no fp8"),
-            }
-        }
+        unsafe { kv_element::dispatch::<L, _>(self.kv.layout.dtype, self) }
+    }
+}
+
+impl KvKernel for Attend<'_> {
+    #[inline(always)]
+    unsafe fn run<L: Lanes, E: KvElement>(mut self) {
+        // SAFETY: as above.
+        unsafe { self.attend::<L, E>() }
     }
 }
 

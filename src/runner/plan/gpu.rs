@@ -4,7 +4,7 @@
 
 use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan};
 use crate::config::{EngineConfig, KvDType, StepSizes};
-use crate::models::{DecoderSpec, ModelSource, Stack, Workspace};
+use crate::models::{DecoderSpec, ModelSource, Stack, StepPlace, Workspace};
 use crate::ops::{KvLayout, gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room, gpu_weight_bytes};
 use crate::weights::WeightName;
 
@@ -190,7 +190,7 @@ fn step_sizes(spec: &DecoderSpec, config: &EngineConfig, free_bytes: u64, left: 
     let mut sizes = usual.map(|defaults| config.step_sizes(defaults));
     let fits = |sizes: &StepSizes| {
         let placement = placement(spec, *sizes, context, false);
-        let step = Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, 2);
+        let step = Workspace::bytes(spec, sizes.max_step_tokens as usize, placement.logit_rows, placement.step);
         step + placement.kernel_bytes + placement.graph_bytes <= left / STEP_SHARE
     };
     sizes.find(fits).unwrap_or(config.step_sizes(StepSizes::TINY_GPU))
@@ -200,7 +200,7 @@ fn placement(spec: &DecoderSpec, sizes: StepSizes, context: u32, is_f16: bool) -
     let graphs = decode_sizes(sizes.max_sequences as usize).len() + mixed_sizes(sizes.max_step_tokens as usize).len();
     Placement {
         name: "on a GPU for such a model",
-        activation_bytes: 2,
+        step: StepPlace::Gpu,
         kv_dtypes: kv_dtypes(spec, is_f16),
         logit_rows: sizes.max_sequences as usize,
         kernel_bytes: kernel_bytes(spec, sizes, context as usize) + LIBRARY_BYTES,
