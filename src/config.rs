@@ -22,7 +22,7 @@ pub use engine::{
 };
 pub use keep_alive::{KeepAlive, KeepAliveError};
 pub use kv_dtype::{KvDType, KvDTypeError, KvDTypeWish};
-pub use random_format::{RandomFormat, RandomFormatError};
+pub use random_format::{RandomFormat, RandomFormatError, RandomModel};
 pub use settings::{KEYS, Lookup, Origins, Settings};
 pub use size::{ByteSize, SizeError};
 pub use weight_format::{WeightFormat, WeightFormatError};

@@ -5,13 +5,13 @@
 #   tests/gpu.sh build FOLDER  builds and leaves the executables in FOLDER, for a machine without Rust
 #   tests/gpu.sh run FOLDER    runs what is in FOLDER
 #
-# PARTS says which parts run: tests model ptx sanitize kernels bench (all unless set). `model` needs the default model in
-# LANTERN_MODELS. Everything is written to ${OUT:-target/gpu}.
+# PARTS says which parts run: tests model dying ptx sanitize kernels bench (all unless set). `model` and `dying` need the
+# default model in LANTERN_MODELS; DYING_MODEL names another for the second. Everything is written to ${OUT:-target/gpu}.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 out=${OUT:-target/gpu}
-parts=${PARTS:-tests model ptx sanitize kernels bench}
+parts=${PARTS:-tests model dying ptx sanitize kernels bench}
 mkdir -p "$out"
 
 build() {
@@ -47,6 +47,7 @@ run() {
         case $part in
             tests) run_tests cuda_ cuda_bench tests.txt || failed=1 ;;
             model) "$bin/integration" --ignored cuda_ --nocapture 2>&1 | tee "$out/model.txt" | tail -5 ;;
+            dying) python3 tests/scripts/dying_gpu.py "$bin/lantern" "${DYING_MODEL:-smollm2:135m}" || failed=1 ;;
             # What a card runs whose machine code is not in the build: everything compiled from PTX by the driver.
             ptx) CUDA_FORCE_PTX_JIT=1 run_tests cuda_ cuda_bench ptx.txt || failed=1 ;;
             kernels) TAIL=0 run_tests cuda_bench "" kernels.txt || failed=1; cat "$out/kernels.txt" ;;

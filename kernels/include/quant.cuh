@@ -204,8 +204,10 @@ __device__ __forceinline__ void read_scales(float2* table, const char* scales, i
                                             float excess, float factor) {
     int row = lane & 15, part = lane >> 4;
     if constexpr (!C::IS_K) {
-        for (int i = part; i < 2 * units; i += 2) {
-            int at = i / (group / 32) * TILE_ROWS + row;
+        // So many groups of 32 have one scale, as a power of 2.
+        int shared = __ffs(group) - 6;
+        for (int i = part; i < (2 * units >> shared); i += 2) {
+            int at = i * TILE_ROWS + row;
             float scale, offset;
             if (kind == SCALE_ALONE) {
                 scale = half_at(reinterpret_cast<const uint16_t*>(scales)[at]);
@@ -217,7 +219,7 @@ __device__ __forceinline__ void read_scales(float2* table, const char* scales, i
                 offset = kind == SCALE_OFFSET ? fmaf(-excess, scale, second) : scale * (-second - excess);
                 if (kind == SCALE_FLOAT) scale = __uint_as_float(word) * factor, offset = 0.f;
             }
-            table[i * TILE_ROWS + row] = float2{scale, offset};
+            for (int j = i << shared; j < (i + 1) << shared; ++j) table[j * TILE_ROWS + row] = float2{scale, offset};
         }
         return;
     } else {

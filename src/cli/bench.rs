@@ -32,9 +32,12 @@ pub struct BenchArgs {
     /// Measure the shapes of this config.json with random weights, instead of a model
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
     random_weights: Option<PathBuf>,
-    /// Format of the random weights: bf16, q4_0, q8_0, int4, q4_k, q6_k, or q4_k_m as llama.cpp mixes it
+    /// Format of the random weights: bf16, q4_0, q8_0, int4, fp8, q4_k, q6_k, or q4_k_m as llama.cpp mixes it
     #[arg(long, value_name = "FORMAT", requires = "random_weights", default_value = "bf16")]
     weights: RandomFormat,
+    /// With --random-weights: tokens take the experts in turn, as on the average of real text
+    #[arg(long, requires = "random_weights")]
+    even_routing: bool,
     /// Measure what servers are compared by: all requests at once, 512 tokens in and 256 out, and long prompts
     #[arg(long)]
     serving: bool,
@@ -84,6 +87,7 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
         Some(shapes) => Llm::builder()
             .random_weights(shapes)
             .random_format(args.weights)
+            .even_routing(args.even_routing)
             .hub_config(config.hub.clone())
             .engine_config(config.engine.clone())
             .load_blocking()?,

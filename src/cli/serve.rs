@@ -86,7 +86,10 @@ pub fn run(args: ServeArgs, session: &Session) -> Result<(), CliError> {
         models.extend(config.model.clone());
     }
     let runtime = super::runtime()?;
-    runtime.block_on(serve(config, models, pin, script, session))
+    let ended = runtime.block_on(serve(config, models, pin, script, session));
+    // A model that is being loaded is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(

@@ -26,6 +26,16 @@ pub enum RandomFormat {
     Q4KM,
 }
 
+/// How a model of random weights is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RandomModel {
+    /// The format of its weights.
+    pub format: RandomFormat,
+    /// Whether its tokens take the experts in turn, as those of a trained model do on the average: random routers send most
+    /// tokens to the same few experts, which flatters every rate of a batch.
+    pub even_routing: bool,
+}
+
 /// Why a text is no format of random weights.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

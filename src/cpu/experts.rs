@@ -41,6 +41,9 @@ pub struct RouteParams {
     pub scale: f32,
     /// Limits the choice.
     pub groups: Option<RouteGroups>,
+    /// Whether tokens take the experts in turn, whatever their logits: for benchmarks, whose random weights would choose the
+    /// same few.
+    pub even: bool,
 }
 
 /// The weights of one expert.
@@ -89,6 +92,9 @@ impl Cpu {
         let results = ids.chunks_exact_mut(k).zip(weights.chunks_exact_mut(k));
         for (logits, (ids, weights)) in logits.chunks_exact(experts).zip(results) {
             router.choose(logits, correction, ids, weights);
+        }
+        if params.even {
+            ids.iter_mut().zip(0..).for_each(|(id, turn)| *id = turn % experts as u32);
         }
     }
 

@@ -5,7 +5,9 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, WeightFormat, environment};
+use crate::config::{
+    EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, RandomModel, WeightFormat, environment,
+};
 use crate::hub::{self, Catalog, HubOptions, Located, Progress, Store};
 
 use super::handle::Llm;
@@ -22,7 +24,7 @@ pub struct LlmBuilder {
     model: Option<String>,
     located: Option<Located>,
     random_weights: Option<PathBuf>,
-    random_format: RandomFormat,
+    random: RandomModel,
     served_name: Option<String>,
     engine: EngineConfig,
     hub: Option<HubConfig>,
@@ -53,7 +55,14 @@ impl LlmBuilder {
 
     /// The format that [`Self::random_weights`] are drawn in; bf16 unless set.
     pub fn random_format(mut self, format: RandomFormat) -> Self {
-        self.random_format = format;
+        self.random.format = format;
+        self
+    }
+
+    /// Whether tokens of [`Self::random_weights`] take the experts of a layer in turn, rather than as random routers choose;
+    /// not unless set.
+    pub fn even_routing(mut self, even: bool) -> Self {
+        self.random.even_routing = even;
         self
     }
 
@@ -163,7 +172,7 @@ impl LlmBuilder {
         if let Some(config) = &self.random_weights {
             let name = self.served_name.as_deref().unwrap_or("random");
             return load_files(
-                ModelFiles::RandomWeights(config, self.random_format),
+                ModelFiles::RandomWeights(config, self.random),
                 name,
                 &self.engine,
                 libraries.as_deref(),

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::{DeviceWish, EngineConfig, GpuLayers, RandomFormat, WeightFormat};
+use crate::config::{DeviceWish, EngineConfig, GpuLayers, RandomModel, WeightFormat};
 use crate::device::{self, Device, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
@@ -80,7 +80,8 @@ pub fn plan_preview(
     format: Option<WeightFormat>,
 ) -> Result<engine::PlanPreview, LoadError> {
     config.validate()?;
-    let files = if is_config { ModelFiles::RandomWeights(path, RandomFormat::Bf16) } else { ModelFiles::Stored(path) };
+    let files =
+        if is_config { ModelFiles::RandomWeights(path, RandomModel::default()) } else { ModelFiles::Stored(path) };
     Ok(engine::preview(files, config, memory, format).map_err(StartError::from)?)
 }
 

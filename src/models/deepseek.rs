@@ -26,6 +26,7 @@ pub fn v2_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
         normalize: false,
         scale: scale(config, 1.0)?,
         groups,
+        even: false,
     };
     from_hf_config(config, "DeepseekV2ForCausalLM", routing, false)
 }
@@ -42,6 +43,7 @@ pub fn v3_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
         normalize: config.flag("norm_topk_prob")?.unwrap_or(true),
         scale: scale(config, 2.5)?,
         groups: Some(groups(config, 2)?),
+        even: false,
     };
     from_hf_config(config, "DeepseekV3ForCausalLM", routing, true)
 }

@@ -109,6 +109,7 @@ impl Keys<'_> {
                 normalize,
                 scale: scale.unwrap_or(1.0) as f32,
                 groups,
+                even: false,
             },
         })
     }

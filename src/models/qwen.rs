@@ -74,6 +74,7 @@ fn experts(config: Fields, layers: usize) -> Result<ExpertsSpec, LoadError> {
         normalize: config.flag("norm_topk_prob")?.unwrap_or(false),
         scale: 1.0,
         groups: None,
+        even: false,
     };
     Ok(ExpertsSpec {
         layers: (0..layers).map(|layer| (layer + 1).is_multiple_of(step) && !is_dense(layer)).collect(),

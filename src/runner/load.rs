@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{AlreadyQuantized, EngineConfig, RandomFormat, StepSizes, WeightFormat};
+use crate::config::{AlreadyQuantized, EngineConfig, RandomModel, StepSizes, WeightFormat};
 use crate::models::{Decoder, DecoderError, GenerationDefaults, ModelSource, SpecialTokens, TokenizerSource};
 use crate::ops::{Compute, Cpu};
 use crate::request::{Pooling, TokenId};
@@ -93,8 +93,8 @@ pub enum ModelError {
 pub(crate) enum ModelFiles<'a> {
     /// A folder or a GGUF file.
     Stored(&'a Path),
-    /// A config.json alone: its weights are drawn at random, in this format.
-    RandomWeights(&'a Path, RandomFormat),
+    /// A config.json alone: its weights are drawn at random.
+    RandomWeights(&'a Path, RandomModel),
 }
 
 /// Loads a model.
@@ -165,7 +165,13 @@ fn open_for(files: ModelFiles<'_>, config: &EngineConfig) -> Result<ModelSource,
 pub(super) fn open(files: ModelFiles<'_>, quantize: Option<WeightFormat>) -> Result<ModelSource, ModelError> {
     let source = match files {
         ModelFiles::Stored(path) => ModelSource::open(path)?,
-        ModelFiles::RandomWeights(config, format) => ModelSource::random_in(config, format)?,
+        ModelFiles::RandomWeights(config, random) => {
+            let mut source = ModelSource::random_in(config, random.format)?;
+            if let Some(experts) = &mut source.spec.experts {
+                experts.routing.even = random.even_routing;
+            }
+            source
+        }
     };
     Ok(match quantize {
         Some(format) => source.quantized(format)?,

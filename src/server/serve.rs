@@ -151,6 +151,7 @@ impl Server {
 
     /// Goes on answering (503 to what is new) until no request runs, or cuts what still does.
     async fn drain(&mut self) -> End {
+        self.app.models.close();
         let engines = self.app.models.engines();
         engines.iter().for_each(EngineHandle::drain);
         info!(timeout_s = self.app.config.drain_timeout.as_secs(), "draining");

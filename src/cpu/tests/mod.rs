@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod matmul;
 mod pool;
+mod route;
 
 use super::{Cpu, Format, MatrixRef, SimdLevel};
 use std::num::NonZeroUsize;

@@ -96,7 +96,7 @@ impl GpuCompute {
             normalize: params.normalize,
             scale: params.scale,
             groups: params.groups.map(groups),
-            even: false,
+            even: params.even,
         };
         let logits = logits.gpu()?;
         let correction = correction.map(Tensor::gpu).transpose()?;

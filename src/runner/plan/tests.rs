@@ -5,7 +5,7 @@ use std::path::Path;
 use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, plan_for_gpu};
 use super::offload::{LayerPlan, PartWeights, plan_layers};
 use super::*;
-use crate::config::{GpuLayers, Lag, RandomFormat, WeightFormat};
+use crate::config::{GpuLayers, Lag, RandomModel, WeightFormat};
 use crate::models::ModelSource;
 use crate::runner::load::ModelFiles;
 
@@ -95,7 +95,7 @@ fn a_preview_says_what_fits_or_what_would() {
     let preview = |gib, context, format| {
         let config = EngineConfig { context_length: context, gpu_layers: GpuLayers::All, ..EngineConfig::default() };
         let memory = MemoryToPlan::Gpu { bytes: gib * GIB, main_bytes: 64 * GIB };
-        preview(ModelFiles::RandomWeights(&file, RandomFormat::Bf16), &config, memory, format).expect("a preview")
+        preview(ModelFiles::RandomWeights(&file, RandomModel::default()), &config, memory, format).expect("a preview")
     };
     let fits = preview(8, Some(8192), Some(WeightFormat::Q4K));
     assert_eq!((fits.reason.as_deref(), fits.context_length), (None, 8192));
@@ -126,7 +126,7 @@ fn a_plan_in_another_format_is_that_of_loading_with_it() {
         (WeightFormat::Q4K, 4_683_073_536),
     ];
     let file = config_file("qwen2.5-7b");
-    let files = ModelFiles::RandomWeights(&file, RandomFormat::Bf16);
+    let files = ModelFiles::RandomWeights(&file, RandomModel::default());
     for (format, file_bytes) in known {
         let config = EngineConfig { context_length: Some(4096), ..EngineConfig::default() };
         let planned = preview(files, &config, MemoryToPlan::Cpu(64 * GIB), Some(format)).expect("a preview");
@@ -281,7 +281,7 @@ fn a_preview_in_two_parts_shows_both_and_what_would_fit_as_a_whole() {
     let file = config_file("qwen2.5-7b");
     let config = EngineConfig { context_length: Some(8192), ..EngineConfig::default() };
     let memory = MemoryToPlan::Gpu { bytes: 8 * GIB, main_bytes: 64 * GIB };
-    let files = ModelFiles::RandomWeights(&file, RandomFormat::Bf16);
+    let files = ModelFiles::RandomWeights(&file, RandomModel::default());
     let found = preview(files, &config, memory, None).expect("a preview");
     assert!(found.users >= 1 && found.reason.is_none(), "{found:?}");
     let offload = found.offload.expect("layers on the CPU");

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::config::KeepAlive;
 use crate::engine::EngineHandle;
@@ -124,6 +124,8 @@ pub(super) struct Models {
     waiting: Semaphore,
     /// Rings when a model is no longer in use.
     returned: Arc<Notify>,
+    /// Whether no further model is to be loaded, since the server ends.
+    closing: watch::Sender<bool>,
     limits: Limits,
 }
 
@@ -142,6 +144,7 @@ impl Models {
             loading: tokio::sync::Mutex::default(),
             waiting: Semaphore::new(config.max_load_waiting.clamp(1, Semaphore::MAX_PERMITS)),
             returned: Arc::default(),
+            closing: watch::Sender::new(false),
             limits: Limits {
                 keep_alive: config.keep_alive,
                 max_waiting: config.max_load_waiting,
@@ -227,7 +230,8 @@ impl Models {
     /// The model of that name, for as long as what is returned is held. One that is not loaded is loaded first.
     ///
     /// # Errors
-    /// 404: nothing is called so; near names are told. 503: too many wait, it takes too long, or it cannot be loaded.
+    /// 404: nothing is called so; near names are told. 503: too many wait, it takes too long, it cannot be loaded, or the
+    /// server ends.
     pub(super) async fn get(self: &Arc<Self>, name: &str) -> Result<Served, ApiError> {
         if let Some(served) = self.find(name) {
             return Ok(served);
@@ -237,7 +241,13 @@ impl Models {
         // On a task of its own: whoever asked may go away, the model is loaded all the same.
         let models = self.clone();
         let load = tokio::spawn(async move { models.load(&full).await });
-        match tokio::time::timeout(self.limits.timeout, load).await {
+        let mut closing = self.closing.subscribe();
+        let loaded = tokio::select! {
+            biased;
+            _ = closing.wait_for(|closing| *closing) => return Err(ApiError::cut_off()),
+            loaded = tokio::time::timeout(self.limits.timeout, load) => loaded,
+        };
+        match loaded {
             Ok(loaded) => loaded.map_err(|_| ApiError::internal("loading the model met a defect of the server's"))?,
             Err(_) => {
                 let seconds = self.limits.timeout.as_secs();
@@ -278,14 +288,15 @@ impl Models {
         unavailable("too_many_wait", message)
     }
 
-    /// Loads a model of the source's, in its turn; idle ones leave for it where that is needed.
+    /// Loads a model of the source's, in its turn; idle ones leave for it where that is needed. While it waits for one that
+    /// is in use, others have their turn.
     async fn load(self: &Arc<Self>, name: &str) -> Result<Served, ApiError> {
-        let _turn = self.loading.lock().await;
-        if let Some(served) = self.find(name) {
-            return Ok(served);
-        }
         let started = Instant::now();
         loop {
+            let turn = self.loading.lock().await;
+            if let Some(served) = self.find(name) {
+                return Ok(served);
+            }
             let beside = self.beside();
             let (source, wanted) = (self.source()?, name.to_owned());
             let returned = self.returned.notified();
@@ -298,6 +309,7 @@ impl Models {
                 Err(error) if error.does_not_fit() && self.may_become_free() => {
                     if !self.unload_longest_idle().await {
                         tracing::info!(model = name, "waits until another model is no longer in use");
+                        drop(turn);
                         returned.await;
                     }
                 }
@@ -371,6 +383,11 @@ impl Models {
                 return reason;
             }
         }
+    }
+
+    /// From now on no model is loaded: requests that wait for one are told that the server ends.
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
     }
 
     /// The engines of all loaded models.

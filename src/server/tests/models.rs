@@ -1,7 +1,7 @@
 //! Several models: loaded when they are asked for, leaving when others need their memory.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::http::{Method, StatusCode};
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::fixture::*;
 use crate::engine::StartError;
 use crate::llm::{Beside, HubError, Llm, LoadError, LocalModel, ModelDescription, NameError, Progress};
+use crate::server::models::Models;
 use crate::server::{ModelSource, ServedModels, ServerConfig, router};
 
 /// Counts what is loaded while it lives.
@@ -27,13 +28,24 @@ struct Shelf {
     room: usize,
     loaded: Arc<AtomicUsize>,
     loads: Arc<AtomicUsize>,
+    /// How often there was no room.
+    refusals: Arc<AtomicUsize>,
+    /// The model that fits only where no other is.
+    large: &'static str,
     /// What the last one to be loaded had to leave to others.
     reserved: Arc<AtomicU64>,
 }
 
 impl Shelf {
     fn new(room: usize) -> Self {
-        Self { room, loaded: Arc::default(), loads: Arc::default(), reserved: Arc::default() }
+        Self {
+            room,
+            loaded: Arc::default(),
+            loads: Arc::default(),
+            refusals: Arc::default(),
+            large: "",
+            reserved: Arc::default(),
+        }
     }
 
     fn router(&self, loaded: &[&str], config: ServerConfig) -> Router {
@@ -59,7 +71,9 @@ impl ModelSource for Shelf {
 
     fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
         self.reserved.store(beside.reserved_bytes, Ordering::SeqCst);
-        if self.loaded.load(Ordering::SeqCst) >= self.room {
+        let room = if name == self.large { 1 } else { self.room };
+        if self.loaded.load(Ordering::SeqCst) >= room {
+            self.refusals.fetch_add(1, Ordering::SeqCst);
             let full = crate::PlanError::DoesNotFit {
                 needed_bytes: 2,
                 weight_bytes: 1,
@@ -174,8 +188,8 @@ async fn pinned_models_stay_and_what_does_not_fit_beside_them_is_refused() {
 }
 
 #[tokio::test]
-async fn a_model_in_use_does_not_leave_and_the_next_waits_for_it() {
-    let shelf = Shelf::new(1);
+async fn a_model_in_use_does_not_leave_and_the_next_waits_for_it_while_others_load() {
+    let shelf = Shelf { large: "c:1b", ..Shelf::new(2) };
     let place = Place(shelf.loaded.clone());
     shelf.loaded.fetch_add(1, Ordering::SeqCst);
     let (sender, mut submissions) = tokio::sync::mpsc::unbounded_channel();
@@ -194,9 +208,69 @@ async fn a_model_in_use_does_not_leave_and_the_next_waits_for_it() {
         let router = router.clone();
         async move { says(&router, "c:1b").await }
     });
+    soon(async {
+        while shelf.refusals.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(soon(says(&router, "b:1b")).await, "b");
     say(&submission, "done");
     assert_eq!(soon(running).await.expect("an answer").status, 200);
     assert_eq!(soon(waiting).await.expect("an answer"), "c");
+}
+
+/// Loads nothing before it is let.
+struct Slow {
+    shelf: Shelf,
+    began: tokio::sync::mpsc::UnboundedSender<()>,
+    go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl ModelSource for Slow {
+    fn list(&self) -> Vec<LocalModel> {
+        self.shelf.list()
+    }
+
+    fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
+        self.began.send(()).expect("the test waits for it");
+        let _ = self.go_on.lock().expect("one at a time").recv();
+        self.shelf.load(name, beside)
+    }
+
+    fn describe(&self, name: &str) -> Result<ModelDescription, LoadError> {
+        self.shelf.describe(name)
+    }
+
+    fn pull(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError> {
+        self.shelf.pull(name, progress)
+    }
+
+    fn copy(&self, source: &str, destination: &str) -> Result<(), HubError> {
+        self.shelf.copy(source, destination)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), HubError> {
+        self.shelf.remove(name)
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ends_waits_for_no_model() {
+    let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let source = Slow { shelf: Shelf::new(2), began, go_on: Mutex::new(wait) };
+    let models = Models::new(ServedModels::new(Vec::new(), source), &config());
+    let code = async |models: &Arc<Models>| models.get("a:1b").await.map(|_| ()).map_err(|error| error.code);
+    let waiting = tokio::spawn({
+        let models = models.clone();
+        async move { code(&models).await }
+    });
+    soon(begun.recv()).await.expect("it loads");
+    models.close();
+    assert_eq!(soon(waiting).await.expect("no panic"), Err(Some("shutting_down".into())));
+    assert_eq!(soon(code(&models)).await, Err(Some("shutting_down".into())));
+    drop(go_on);
 }
 
 #[tokio::test]
