@@ -206,8 +206,11 @@ __device__ __forceinline__ void read_scales(float2* table, const char* scales, i
     if constexpr (!C::IS_K) {
         // So many groups of 32 have one scale, as a power of 2.
         int shared = __ffs(group) - 6;
-        for (int i = part; i < (2 * units >> shared); i += 2) {
-            int at = i * TILE_ROWS + row;
+#pragma unroll
+        for (int j = 0; j < C::UNITS; ++j) {
+            int i = 2 * j + part;
+            if (i >= 2 * units) break;
+            int at = (i >> shared) * TILE_ROWS + row;
             float scale, offset;
             if (kind == SCALE_ALONE) {
                 scale = half_at(reinterpret_cast<const uint16_t*>(scales)[at]);
@@ -219,7 +222,7 @@ __device__ __forceinline__ void read_scales(float2* table, const char* scales, i
                 offset = kind == SCALE_OFFSET ? fmaf(-excess, scale, second) : scale * (-second - excess);
                 if (kind == SCALE_FLOAT) scale = __uint_as_float(word) * factor, offset = 0.f;
             }
-            for (int j = i << shared; j < (i + 1) << shared; ++j) table[j * TILE_ROWS + row] = float2{scale, offset};
+            table[i * TILE_ROWS + row] = float2{scale, offset};
         }
         return;
     } else {

@@ -34,6 +34,16 @@ struct QuantProduct {
     template <typename RowOf>
     static __device__ __forceinline__ void accumulate(char* memory, const T* x, const char* const (&tiles)[TILES],
                                                       const QuantShape& shape, RowOf row_of) {
+        if constexpr (!C::IS_K && COLUMNS == 1) {
+            if (shape.group == 128) return accumulate<true>(memory, x, tiles, shape, row_of);
+        }
+        accumulate<false>(memory, x, tiles, shape, row_of);
+    }
+
+    // WIDE: a scale serves two units, whose products are summed before it is applied.
+    template <bool WIDE, typename RowOf>
+    static __device__ __forceinline__ void accumulate(char* memory, const T* x, const char* const (&tiles)[TILES],
+                                                      const QuantShape& shape, RowOf row_of) {
         int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
         int warp = (threadIdx.x >> 5) / shape.teams, warps = (blockDim.x >> 5) / shape.teams;  // of the team
         Records<C> records(shape.K, shape.group, shape.scales);
@@ -71,6 +81,7 @@ struct QuantProduct {
         };
         load_x(0);
         float total[TILES][COLUMNS][4] = {};
+        Sums sums_of_scale;
         int slot = 0;
         constexpr float FACTOR = C::FLOAT && std::is_same_v<T, f16> ? 256.f : 1.f;
         for (int index = warp; index < records.count; index += warps) {
@@ -105,7 +116,13 @@ struct QuantProduct {
                         load_x(C::IS_K ? offset : min(offset, last_group));
                     }
                     const float2* scales = table + (2 * unit + group) * GROUP_SCALES + g;
-                    add_group(total, quants, group, now, scales);
+                    if constexpr (WIDE) {
+                        if (group == 0 && unit % 2 == 0) sums_of_scale = Sums{};
+                        sums_of_scale.add(quants, group, now);
+                        if (group == 1 && unit % 2 == 1) sums_of_scale.apply(total, scales);
+                    } else {
+                        add_group(total, quants, group, now, scales);
+                    }
                 }
             };
             if ((C::IS_K || COLUMNS == 1) && units == C::UNITS) {
@@ -133,6 +150,45 @@ struct QuantProduct {
         }
         __syncthreads();
     }
+
+    // Sums under one scale: of quants times x, and of x.
+    struct Sums {
+        float products[TILES][COLUMNS][4], of_x[COLUMNS][4];
+
+        // Adds those of a group of 32.
+        __device__ __forceinline__ void add(const Unit<T, C> (&quants)[TILES], int group, const uint2 (&x)[COLUMNS][2]) {
+            constexpr uint32_t ONES = std::is_same_v<T, bf16> ? 0x3f803f80 : 0x3c003c00;
+#pragma unroll
+            for (int step = 0; step < 2; ++step) {
+#pragma unroll
+                for (int n = 0; n < COLUMNS; ++n) {
+                    uint2 pairs = x[n][step];
+                    if constexpr (!C::FLOAT) {
+                        mma_16x8x16<T>(of_x[n], uint4{ONES, ONES, ONES, ONES}, pairs.x, pairs.y);
+                    }
+#pragma unroll
+                    for (int i = 0; i < TILES; ++i) {
+                        mma_16x8x16<T>(products[i][n], quants[i].operand(group, step), pairs.x, pairs.y);
+                    }
+                }
+            }
+        }
+
+        __device__ __forceinline__ void apply(float (&total)[TILES][COLUMNS][4], const float2* scales) const {
+#pragma unroll
+            for (int i = 0; i < TILES; ++i) {
+#pragma unroll
+                for (int n = 0; n < COLUMNS; ++n) {
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) {
+                        float2 scale = scales[i * TABLE + (c < 2 ? 0 : 8)];
+                        total[i][n][c] = fmaf(scale.x, products[i][n][c], total[i][n][c]);
+                        if constexpr (!C::FLOAT) total[i][n][c] = fmaf(scale.y, of_x[n][c & 1], total[i][n][c]);
+                    }
+                }
+            }
+        }
+    };
 
     // Adds what a group of 32 gives.
     static __device__ __forceinline__ void add_group(float (&total)[TILES][COLUMNS][4], const Unit<T, C> (&quants)[TILES],
