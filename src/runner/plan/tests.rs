@@ -5,7 +5,7 @@ use std::path::Path;
 use super::gpu::{DRIVER_BYTES, GpuMemory, GpuWeights, plan_for_gpu};
 use super::offload::{LayerPlan, PartWeights, plan_layers};
 use super::*;
-use crate::config::{GpuLayers, Lag, RandomModel, WeightFormat};
+use crate::config::{GpuLayers, Lag, RandomFormat, RandomModel, WeightFormat};
 use crate::models::ModelSource;
 use crate::runner::load::ModelFiles;
 
