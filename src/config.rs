@@ -170,10 +170,13 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let layers = [flags, Settings::from_environment(lookup)?, from_files(lookup, read)?];
         let address = resolve_address(&layers);
-        let asked_to_quantize = layers[0].quantize.is_some();
+        let flag = layers[0].quantize;
         let settings = layers.into_iter().reduce(Settings::or).unwrap_or_default();
-        // What stands in a file or in the environment is for all models.
-        let already_quantized = if asked_to_quantize { AlreadyQuantized::Refuse } else { AlreadyQuantized::Keep };
+        let already_quantized = match (flag, settings.quantize) {
+            // What stands in a file or in the environment is for all models.
+            (None, Some(_)) => AlreadyQuantized::Keep,
+            _ => AlreadyQuantized::Refuse,
+        };
         let config = Self {
             hub: HubConfig::resolve(&settings, lookup)?,
             server: resolve_server(&settings, address)?,
