@@ -64,20 +64,34 @@ pub fn run(flags: PlanFlags, store: StoreFlags, session: &Session) -> Result<(),
     };
     let config = session.resolve(store.fill(settings))?;
     session.log(&config, "warn")?;
-    let (path, is_config) = locate(flags.plan.as_deref().unwrap_or_default(), &config)?;
-    let (memory, here) = memory(&flags, &config)?;
-    let mut preview = plan_preview(&path, is_config, &config.engine, memory, flags.quantize)?;
-    if let (Some(offload), Some(ordinal)) = (&mut preview.offload, here) {
-        let libraries = Store::libraries_below(&config.hub.models_dir);
-        let ceilings = Ceilings::measure(ordinal, Some(&libraries));
-        offload.gpu_bytes_per_second = ceilings.ok().map(|ceilings| ceilings.copy_bytes_per_second);
-    }
+    let preview = previewed(&flags, &config)?;
     if flags.json {
         let json = serde_json::to_string_pretty(&preview).map_err(|error| CliError::Refused(error.to_string()))?;
         return session.print(&format!("{json}\n"));
     }
     session.print(&describe(&preview))
 }
+
+/// The plan, and how fast its parts are.
+fn previewed(flags: &PlanFlags, config: &Config) -> Result<PlanPreview, CliError> {
+    let (path, is_config) = locate(flags.plan.as_deref().unwrap_or_default(), config)?;
+    let (memory, here) = memory(flags, config)?;
+    let mut preview = plan_preview(&path, is_config, &config.engine, memory, flags.quantize)?;
+    if let Some(offload) = &mut preview.offload {
+        offload.gpu_bytes_per_second = match here {
+            None => Some(OTHER_GPU_BYTES_PER_SECOND),
+            Some(ordinal) => {
+                let libraries = Store::libraries_below(&config.hub.models_dir);
+                let ceilings = Ceilings::measure(ordinal, Some(&libraries));
+                ceilings.ok().map(|ceilings| ceilings.copy_bytes_per_second)
+            }
+        };
+    }
+    Ok(preview)
+}
+
+/// What a GPU that is not here is taken to read each second: as the smaller cards that people have, such as an RTX 3060.
+const OTHER_GPU_BYTES_PER_SECOND: f64 = 360e9;
 
 /// Where a model's headers are, and whether they are a config.json alone.
 fn locate(model: &str, config: &Config) -> Result<(PathBuf, bool), CliError> {
@@ -200,6 +214,9 @@ fn describe_parts(plan: &PlanPreview, offload: &Offload, users: &str) -> String 
         "\nIt fits in two parts: {} {users} with {context} tokens of context each.\nlayers          {offload}\n",
         plan.users
     );
+    if offload.gpu_bytes_per_second == Some(OTHER_GPU_BYTES_PER_SECOND) {
+        text += "  that is with a GPU that reads 360 GB a second; this one is not here to be timed\n";
+    }
     for advice in &plan.would_fit {
         text += &format!("  would fit as a whole: {advice}\n");
     }
@@ -278,6 +295,22 @@ layers          20 of 28 on the GPU, 8 on the CPU in 5.00 GB of main memory: slo
   would fit as a whole: a smaller format, q4_k or a file of about its size
 ";
         assert!(text.ends_with(end), "{text}");
+    }
+
+    #[test]
+    fn the_speed_of_a_gpu_that_is_not_here_is_assumed_and_counted() {
+        let settings = Settings { models_dir: Some("/nowhere".into()), ..Settings::default() };
+        let config = Config::resolve(settings, &|_| None, &|_| Ok(None)).expect("valid");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/plans/qwen2.5-7b.json");
+        let sizes = [8, 64].map(|gib| Some(ByteSize(gib << 30)));
+        let flags = PlanFlags { plan: Some(file.into()), vram: sizes[0], ram: sizes[1], ..PlanFlags::default() };
+        let preview = previewed(&flags, &config).expect("a plan");
+        let offload = preview.offload.expect("layers on the CPU");
+        let tokens = offload.expected_tokens_per_second().expect("both rates are known");
+        let seconds = offload.gpu_token_bytes as f64 / 360e9;
+        let of_the_cpu = offload.cpu_token_bytes as f64 / offload.cpu_bytes_per_second.expect("it was timed");
+        assert!((tokens * (seconds + of_the_cpu) - 1.0).abs() < 1e-9 && seconds > 0.01, "{offload:?}");
+        assert!(describe(&preview).contains("with a GPU that reads 360 GB a second"), "{}", describe(&preview));
     }
 
     #[test]
