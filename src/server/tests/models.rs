@@ -268,8 +268,8 @@ async fn a_server_that_ends_waits_for_no_model() {
     });
     soon(begun.recv()).await.expect("it loads");
     models.close();
-    assert_eq!(soon(waiting).await.expect("no panic"), Err(Some("shutting_down".into())));
-    assert_eq!(soon(code(&models)).await, Err(Some("shutting_down".into())));
+    assert_eq!(soon(waiting).await.expect("no panic"), Err(Some("shutting_down")));
+    assert_eq!(soon(code(&models)).await, Err(Some("shutting_down")));
     drop(go_on);
 }
 
