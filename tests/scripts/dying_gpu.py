@@ -14,12 +14,14 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "clients"))
 from server import Server
 
 EXIT_CODE = 70
+PATIENCE_SECONDS = 60
 
 # CUDA_ERROR_LAUNCH_FAILED, which a kernel's bad access becomes.
 STAND_IN = """\
@@ -58,10 +60,10 @@ def install(folder, fault):
         )
 
 
-def ask(server, results, fault):
+def ask(server, model, results, fault):
     """Streams a long answer, and makes the GPU fail after a few of its events."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    body = {"model": "any", "prompt": "One, two,", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+    body = {"model": model, "prompt": "One, two,", "max_tokens": 8000, "ignore_eos": True, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     assert response.status == 200, response.read()
@@ -81,9 +83,14 @@ def main():
         os.environ["LD_LIBRARY_PATH"] = name
         server = Server(binary, model, "--device", "cuda")
         events, unhealthy = [], []
-        stream = threading.Thread(target=ask, args=(server, events, fault))
+        with urllib.request.urlopen(server.url + "/health", timeout=5) as response:
+            served = json.load(response)["model"]
+        stream = threading.Thread(target=ask, args=(server, served, events, fault))
         stream.start()
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while server.process.poll() is None:
+            if time.monotonic() > deadline:
+                server.process.kill()
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
                 connection.request("GET", "/health")
