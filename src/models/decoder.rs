@@ -25,7 +25,13 @@ pub enum DecoderError {
     Rope(#[from] crate::ops::CpuError),
     /// A tensor could not be set up.
     #[error(transparent)]
-    Compute(#[from] candle_core::Error),
+    Compute(candle_core::Error),
+}
+
+impl From<candle_core::Error> for DecoderError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Compute(ops::without_backtrace(error))
+    }
 }
 
 pub(super) struct Layer {

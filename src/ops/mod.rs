@@ -4,6 +4,7 @@
 //! CPU every tensor is f32; on a GPU activations are in the model's type and the residual stream, logits, norms and
 //! biases in f32.
 
+mod error;
 mod experts;
 mod kv_cache;
 mod latent;
@@ -21,6 +22,7 @@ pub use crate::cpu::{
     AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, KvPlanes, LatentShape, RopeLayout, RopeTable,
     RouteGroups, RouteParams, Scoring,
 };
+pub use error::without_backtrace;
 pub use experts::{ExpertTensors, Experts, Routes, clear, experts, route, scale_by_sigmoid};
 pub use kv_cache::{KvCache, KvLayer};
 pub use latent::{LatentParams, absorb_queries, expand_values, latent_attention, latent_cache};

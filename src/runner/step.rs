@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ops::without_backtrace;
 use crate::request::{Request, SeqId, TokenLogprobs};
 use crate::sampling::{SampleError, Sampled};
 use crate::scheduler::SchedulerOutput;
@@ -30,7 +31,7 @@ pub(crate) struct StepOutput {
 pub enum RunnerError {
     /// An operation failed.
     #[error(transparent)]
-    Compute(#[from] candle_core::Error),
+    Compute(candle_core::Error),
     /// The GPU failed.
     #[cfg(feature = "cuda")]
     #[error("the GPU failed: {0}")]
@@ -38,6 +39,12 @@ pub enum RunnerError {
     /// A step was to be collected and none was begun.
     #[error("no step was begun")]
     NothingBegun,
+}
+
+impl From<candle_core::Error> for RunnerError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Compute(without_backtrace(error))
+    }
 }
 
 /// Computes steps; keeps what belongs to a sequence and is not a KV block (its place in the random stream, counts).
@@ -77,5 +84,23 @@ impl<R: StepRunner + ?Sized> StepRunner for Box<R> {
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
         (**self).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::DecoderError;
+    use candle_core::Error;
+    use std::backtrace::Backtrace;
+
+    #[test]
+    fn errors_of_candles_are_told_without_their_backtraces() {
+        let traced = || Error::WithBacktrace {
+            inner: Box::new(Error::Msg("no room".into())),
+            backtrace: Box::new(Backtrace::force_capture()),
+        };
+        assert_eq!(RunnerError::from(traced()).to_string(), "no room");
+        assert_eq!(DecoderError::from(traced()).to_string(), "no room");
     }
 }

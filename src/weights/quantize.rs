@@ -8,7 +8,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Error, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::ops::{Format, Matrix};
+use crate::ops::{Format, Matrix, without_backtrace};
 
 /// Elements that one core turns at a time: 1 MB as f32.
 const ELEMENTS_AT_ONCE: usize = 1 << 18;
@@ -18,6 +18,10 @@ const ELEMENTS_AT_ONCE: usize = 1 << 18;
 /// # Errors
 /// `format` has no blocks that are made here, or rows are no whole number of them.
 pub(super) fn quantize(matrix: &Matrix, format: Format, release: &(dyn Fn(&[u8]) + Sync)) -> Result<Matrix> {
+    turn(matrix, format, release).map_err(without_backtrace)
+}
+
+fn turn(matrix: &Matrix, format: Format, release: &(dyn Fn(&[u8]) + Sync)) -> Result<Matrix> {
     let (rows, columns) = (matrix.rows(), matrix.columns());
     let encoding = Encoding::of(format)?;
     let Some(row_bytes) = format.row_bytes(columns) else { bail!("rows of {columns} are no whole blocks of {format}") };
@@ -217,7 +221,7 @@ mod tests {
             values[70] = bad;
             let matrix = Matrix::from_f32(3, 64, &values).expect("a matrix");
             let error = quantize(&matrix, Format::Fp8x64, &|_| ()).expect_err("it has no scale").to_string();
-            assert_eq!(error.lines().next(), Some("row 1 has a number that is not finite"));
+            assert_eq!(error, "row 1 has a number that is not finite");
         }
     }
 
@@ -225,8 +229,7 @@ mod tests {
     fn rows_that_are_no_whole_blocks_are_refused() {
         let matrix = Matrix::from_f32(2, 48, &numbers(2, 48)).expect("a matrix");
         let error = quantize(&matrix, Format::Q8_0, &|_| ()).expect_err("48 is no multiple of 32").to_string();
-        // A backtrace may follow.
-        assert_eq!(error.lines().next(), Some("rows of 48 are no whole blocks of Q8_0"));
+        assert_eq!(error, "rows of 48 are no whole blocks of Q8_0");
         assert!(quantize(&matrix, Format::Bf16, &|_| ()).is_err());
     }
 }
