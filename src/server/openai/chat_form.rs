@@ -18,7 +18,7 @@ use crate::server::stream::{Chunks, Framing, Out};
 use super::calls::{Call, finish_reason};
 use super::fields::StreamUsage;
 use super::logprobs::{self, ChatLogprobs};
-use super::{Answer, Envelope};
+use super::{Answer, Envelope, ids};
 
 #[derive(Serialize)]
 struct Choice {
@@ -105,10 +105,6 @@ pub(super) fn whole(
     let answer = Answer { envelope, choices: choices.collect(), usage: Some(Some(all.usage)) };
     let prompt_logprobs = told.prompt_logprobs.then(|| logprobs::prompt(llm, prompt, &all.prompt_logprobs[0]));
     Json(WithPrompt { answer, prompt_logprobs, prompt_token_ids: told.ids.then_some(prompt) }).into_response()
-}
-
-fn ids(tokens: &[GeneratedToken]) -> Vec<TokenId> {
-    tokens.iter().map(|token| token.token).collect()
 }
 
 fn message(app: &App, text: String, parts: &mut Parts) -> AnswerMessage {

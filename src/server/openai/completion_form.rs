@@ -9,7 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::llm::{GeneratedToken, Llm};
+use crate::llm::Llm;
 use crate::request::TokenId;
 use crate::server::error::ApiError;
 use crate::server::run::{RunEvent, Usage, Whole};
@@ -17,7 +17,7 @@ use crate::server::stream::{Chunks, Framing, Out};
 
 use super::fields::StreamUsage;
 use super::logprobs::{self, CompletionLogprobs};
-use super::{Answer, Envelope};
+use super::{Answer, Envelope, ids};
 
 #[derive(Serialize)]
 struct Choice {
@@ -45,10 +45,6 @@ impl Choice {
             token_ids: None,
         }
     }
-}
-
-fn ids(tokens: &[GeneratedToken]) -> Vec<TokenId> {
-    tokens.iter().map(|token| token.token).collect()
 }
 
 /// What an answer needs besides what is generated.

@@ -24,6 +24,9 @@ use serde::Serialize;
 
 pub(super) use responses::ResponseStore;
 
+use crate::llm::GeneratedToken;
+use crate::request::TokenId;
+
 use super::run::Usage;
 use super::state::{App, unix_now_s};
 use super::unknown_path;
@@ -74,6 +77,11 @@ struct Answer<'a, C> {
     /// Absent where nobody asked; `null` in the chunks before the one that tells it.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
+}
+
+/// vLLM's `token_ids`.
+fn ids(tokens: &[GeneratedToken]) -> Vec<TokenId> {
+    tokens.iter().map(|token| token.token).collect()
 }
 
 impl fields::StreamUsage {
