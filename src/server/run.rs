@@ -17,6 +17,7 @@ use super::error::ApiError;
 use super::guard::RequestRecord;
 use super::metrics::Meter;
 use super::models::Served;
+use super::parts::{Parts, WholeParts};
 use super::state::{App, turned};
 
 /// Tokens of a request so far, in OpenAI's form.
@@ -26,11 +27,27 @@ pub(super) struct Usage {
     pub(super) completion_tokens: u64,
     pub(super) total_tokens: u64,
     pub(super) prompt_tokens_details: PromptTokensDetails,
+    /// Where answers are taken apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct PromptTokensDetails {
     pub(super) cached_tokens: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct CompletionTokensDetails {
+    pub(super) reasoning_tokens: u64,
+}
+
+impl Usage {
+    /// With what `choices` say of the tokens that were thought.
+    pub(super) fn of_choices(self, choices: &[Parts]) -> Self {
+        let reasoning_tokens = choices.iter().map(Parts::reasoning_tokens).sum();
+        Self { completion_tokens_details: Some(CompletionTokensDetails { reasoning_tokens }), ..self }
+    }
 }
 
 /// What happens to a request, in order. Choice `c` of prompt `p` has the number `p * n + c`.
@@ -47,7 +64,7 @@ pub(super) enum RunEvent {
 /// Everything about one choice.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WholeChoice {
-    pub(super) text: String,
+    pub(super) parts: WholeParts,
     pub(super) tokens: Vec<GeneratedToken>,
     pub(super) reason: Option<FinishReason>,
     /// The stop string that ended it, if one did.
@@ -183,11 +200,11 @@ impl Run {
         }
     }
 
-    /// Waits for all of it.
+    /// Waits for all of it; `parts` takes the choices apart, one each.
     ///
     /// # Errors
     /// The first error; what was generated until then is lost.
-    pub(super) async fn whole(mut self) -> Result<Whole, ApiError> {
+    pub(super) async fn whole(mut self, parts: &mut [Parts]) -> Result<Whole, ApiError> {
         let mut prompt_logprobs = vec![Vec::new(); self.prompts.len()];
         let mut choices = vec![WholeChoice::default(); self.prompts.len() * self.n];
         let mut first_event = None;
@@ -198,10 +215,11 @@ impl Run {
                     prompt_logprobs[prompt] = logprobs;
                 }
                 RunEvent::Delta { choice, text, tokens } => {
-                    choices[choice].text.push_str(&text);
+                    choices[choice].parts.extend(parts[choice].push(text, tokens.len()));
                     choices[choice].tokens.extend(tokens);
                 }
                 RunEvent::Finished { choice, reason, stop } => {
+                    choices[choice].parts.extend(parts[choice].finish());
                     (choices[choice].reason, choices[choice].stop) = (Some(reason), stop);
                 }
             }

@@ -31,23 +31,23 @@ struct End {
     stop: Option<String>,
 }
 
-/// What was read from the cache is not counted among the input here.
-fn usage_json(usage: &Usage) -> Value {
-    let cached = usage.prompt_tokens_details.cached_tokens;
-    json!({
-        "input_tokens": usage.prompt_tokens - cached.min(usage.prompt_tokens),
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": cached,
-        "output_tokens": usage.completion_tokens,
-        "cache_creation": null,
-        "inference_geo": null,
-        "output_tokens_details": null,
-        "server_tool_use": null,
-        "service_tier": "standard",
-    })
-}
-
 impl Form {
+    /// What was read from the cache is not counted among the input here.
+    fn usage(&self, usage: &Usage) -> Value {
+        let cached = usage.prompt_tokens_details.cached_tokens;
+        json!({
+            "input_tokens": usage.prompt_tokens - cached.min(usage.prompt_tokens),
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": usage.completion_tokens,
+            "cache_creation": null,
+            "inference_geo": null,
+            "output_tokens_details": { "thinking_tokens": self.parts.reasoning_tokens() },
+            "server_tool_use": null,
+            "service_tier": "standard",
+        })
+    }
+
     fn message(&self, content: Vec<Value>, end: Option<&End>, usage: &Usage) -> Value {
         json!({
             "id": format!("msg_{}", self.app.unique_id()),
@@ -59,7 +59,7 @@ impl Form {
             "stop_sequence": end.and_then(|end| end.stop.as_deref()),
             "stop_details": null,
             "container": null,
-            "usage": usage_json(usage),
+            "usage": self.usage(usage),
         })
     }
 
@@ -78,9 +78,9 @@ impl Form {
     }
 
     /// The whole answer.
-    pub(super) fn whole(mut self, mut all: Whole) -> Response {
+    pub(super) fn whole(&self, mut all: Whole) -> Response {
         let choice = all.choices.pop().unwrap_or_default();
-        let parts = self.parts.whole(choice.text);
+        let parts = choice.parts;
         let mut content = Vec::new();
         if !parts.reasoning.is_empty() {
             content.push(json!({ "type": "thinking", "thinking": parts.reasoning, "signature": "" }));
@@ -192,8 +192,8 @@ impl Chunks for Events {
                 let message = self.form.message(Vec::new(), None, usage);
                 Self::event("message_start", json!({ "message": message }), out);
             }
-            RunEvent::Delta { text, .. } => {
-                for part in self.form.parts.push(text) {
+            RunEvent::Delta { text, tokens, .. } => {
+                for part in self.form.parts.push(text, tokens.len()) {
                     self.part(part, out);
                 }
             }
@@ -210,7 +210,7 @@ impl Chunks for Events {
         self.close_other(None, out);
         let stop_reason = self.form.stop_reason(&self.end);
         let delta = json!({ "stop_reason": stop_reason, "stop_sequence": self.end.stop });
-        Self::event("message_delta", json!({ "delta": delta, "usage": usage_json(usage) }), out);
+        Self::event("message_delta", json!({ "delta": delta, "usage": self.form.usage(usage) }), out);
         Self::event("message_stop", json!({}), out);
     }
 

@@ -36,11 +36,12 @@ pub(super) async fn create(
     let parser = model.llm.answer_parser(&run.prompts()[0], with_tools);
     let parts = Parts::new(parser, fields.one_call());
     let is_stream = fields.is_stream();
-    let form = Form { app: app.clone(), model: fields.model, parts };
+    let mut form = Form { app: app.clone(), model: fields.model, parts };
     if is_stream {
         return Ok(stream::respond(&app, run, Events::new(form)));
     }
-    Ok(form.whole(run.whole().await?))
+    let all = run.whole(std::slice::from_mut(&mut form.parts)).await?;
+    Ok(form.whole(all))
 }
 
 /// Tokens of what [`create`] would send to the model.

@@ -142,10 +142,9 @@ impl<'a> Line<'a> {
 
 impl Form {
     /// The whole answer.
-    pub(super) fn whole(&mut self, mut all: Whole) -> Response {
+    pub(super) fn whole(&self, mut all: Whole) -> Response {
         let choice = all.choices.pop().unwrap_or_default();
-        let parts = self.parts.whole(choice.text);
-        let mut line = self.line(parts, 0, &choice.tokens);
+        let mut line = self.line(choice.parts, 0, &choice.tokens);
         line.done = true;
         line.done_reason = Some(done_reason(choice.reason));
         line.statistics = Some(self.statistics(&all.usage, all.first_event));
@@ -244,7 +243,7 @@ impl Chunks for Lines {
         match event {
             RunEvent::Started { .. } => self.first_event = Some(Instant::now()),
             RunEvent::Delta { text, tokens, .. } => {
-                let parts = self.form.parts.push(text);
+                let parts = self.form.parts.push(text, tokens.len());
                 self.push(parts, first_call, &tokens, out);
             }
             RunEvent::Finished { reason, .. } => {

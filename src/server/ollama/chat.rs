@@ -83,7 +83,7 @@ pub(super) async fn answer(app: &App, run: Run, mut form: Form, is_stream: bool)
     if is_stream {
         return Ok(stream::respond(app, run, Lines::new(form)));
     }
-    let all = run.whole().await?;
+    let all = run.whole(std::slice::from_mut(&mut form.parts)).await?;
     Ok(form.whole(all))
 }
 

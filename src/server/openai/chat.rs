@@ -76,15 +76,15 @@ pub(super) async fn create(
         .map_err(|error| error.naming_prompt("messages"))?;
     let prompts = run.prompts();
     let parser = model.llm.answer_parser(&prompts[0], with_tools);
-    let parts = (0..run.choices_per_prompt()).map(|_| Parts::new(parser.clone(), one_call)).collect();
+    let mut parts: Vec<_> = (0..run.choices_per_prompt()).map(|_| Parts::new(parser.clone(), one_call)).collect();
     if fields.is_stream() {
         let envelope = Envelope::new(&app, "chatcmpl", "chat.completion.chunk", fields.model.clone());
         let form = ChatStream::new(&app, &model.llm, envelope, &prompts[0], fields.stream_usage(), told, parts);
         return Ok(stream::respond(&app, run, form));
     }
     let envelope = Envelope::new(&app, "chatcmpl", "chat.completion", fields.model.clone());
-    let all = run.whole().await?;
-    Ok(whole(&app, &model.llm, &envelope, &prompts[0], all, parts, &told))
+    let all = run.whole(&mut parts).await?;
+    Ok(whole(&app, &model.llm, &envelope, &prompts[0], all, &parts, &told))
 }
 
 fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<(GenerateRequest, ToolChoice), ApiError> {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::llm::{GeneratedToken, Llm, Part};
 use crate::request::TokenId;
 use crate::server::error::ApiError;
-use crate::server::parts::Parts;
+use crate::server::parts::{Parts, WholeParts};
 use crate::server::run::{RunEvent, Usage, Whole};
 use crate::server::state::App;
 use crate::server::stream::{Chunks, Framing, Out};
@@ -85,30 +85,29 @@ struct WithPrompt<'a, C> {
     prompt_token_ids: Option<&'a [TokenId]>,
 }
 
-/// The whole answer to `prompt`, whose choices `parts` takes apart.
+/// The whole answer to `prompt`, whose choices `parts` has taken apart.
 pub(super) fn whole(
     app: &App,
     llm: &Llm,
     envelope: &Envelope,
     prompt: &[TokenId],
     all: Whole,
-    mut parts: Vec<Parts>,
+    parts: &[Parts],
     told: &Told,
 ) -> Response {
-    let choices = all.choices.into_iter().zip(&mut parts).enumerate().map(|(index, (choice, parts))| Choice {
+    let choices = all.choices.into_iter().zip(parts).enumerate().map(|(index, (choice, parts))| Choice {
         index,
         logprobs: told.logprobs.then(|| logprobs::chat(llm, &choice.tokens)),
         token_ids: told.ids.then(|| ids(&choice.tokens)),
-        message: message(app, choice.text, parts),
+        message: message(app, choice.parts),
         finish_reason: choice.reason.map(|reason| finish_reason(parts, reason)),
     });
-    let answer = Answer { envelope, choices: choices.collect(), usage: Some(Some(all.usage)) };
+    let answer = Answer { envelope, choices: choices.collect(), usage: Some(Some(all.usage.of_choices(parts))) };
     let prompt_logprobs = told.prompt_logprobs.then(|| logprobs::prompt(llm, prompt, &all.prompt_logprobs[0]));
     Json(WithPrompt { answer, prompt_logprobs, prompt_token_ids: told.ids.then_some(prompt) }).into_response()
 }
 
-fn message(app: &App, text: String, parts: &mut Parts) -> AnswerMessage {
-    let all = parts.whole(text);
+fn message(app: &App, all: WholeParts) -> AnswerMessage {
     let tool_calls: Vec<_> = all.calls.into_iter().map(|call| Call::new(app, None, call)).collect();
     let content = (!all.text.is_empty() || tool_calls.is_empty()).then_some(all.text);
     let reasoning_content = (!all.reasoning.is_empty()).then_some(all.reasoning);
@@ -178,7 +177,7 @@ impl ChatStream {
     }
 
     fn chunk(&self, choice: ChunkChoice, usage: &Usage, out: &mut Out) {
-        let usage = self.usage.in_chunk(usage);
+        let usage = self.usage.in_chunk(&usage.of_choices(&self.choices));
         out.data(&Answer { envelope: &self.envelope, choices: vec![choice], usage });
     }
 }
@@ -190,10 +189,11 @@ impl Chunks for ChatStream {
         match event {
             RunEvent::Started { .. } => {
                 let prompt = self.prompt.take();
+                let usage = usage.of_choices(&self.choices);
                 for index in 0..self.choices.len() {
                     let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
                     let choices = vec![ChunkChoice { delta, ..blank(index) }];
-                    let answer = Answer { envelope: &self.envelope, choices, usage: self.usage.in_chunk(usage) };
+                    let answer = Answer { envelope: &self.envelope, choices, usage: self.usage.in_chunk(&usage) };
                     let prompt_token_ids = prompt.as_deref().filter(|_| index == 0);
                     out.data(&WithPrompt { answer, prompt_logprobs: None, prompt_token_ids });
                 }
@@ -201,7 +201,7 @@ impl Chunks for ChatStream {
             RunEvent::Delta { choice, text, tokens } => {
                 // A token that completes no character has nothing to tell, unless it is itself asked for.
                 let first_call = self.choices[choice].calls();
-                let parts = self.choices[choice].push(text);
+                let parts = self.choices[choice].push(text, tokens.len());
                 self.push(choice, first_call, parts, &tokens, usage, out);
             }
             RunEvent::Finished { choice, reason, .. } => {
@@ -217,7 +217,7 @@ impl Chunks for ChatStream {
     fn end(&mut self, usage: &Usage, out: &mut Out) {
         if self.usage.at_end {
             let choices = Vec::<ChunkChoice>::new();
-            out.data(&Answer { envelope: &self.envelope, choices, usage: Some(Some(*usage)) });
+            out.data(&Answer { envelope: &self.envelope, choices, usage: Some(Some(usage.of_choices(&self.choices))) });
         }
         out.done();
     }

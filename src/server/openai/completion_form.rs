@@ -79,7 +79,7 @@ impl CompletionForm {
             });
             let prompt_logprobs =
                 self.wants_prompt_logprobs.then(|| logprobs::prompt(llm, &self.prompts[prompt], of_prompt));
-            let text = self.echoed.get(prompt).cloned().unwrap_or_default() + &choice.text;
+            let text = self.echoed.get(prompt).cloned().unwrap_or_default() + &choice.parts.text;
             let finish_reason = choice.reason.map(|reason| reason.as_str());
             let prompt_token_ids = self.wants_ids.then(|| self.prompts[prompt].clone());
             let token_ids = self.wants_ids.then(|| ids(&choice.tokens));

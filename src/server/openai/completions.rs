@@ -14,6 +14,7 @@ use crate::request::TokenId;
 use crate::server::error::ApiError;
 use crate::server::grammars::FormFields;
 use crate::server::guard::RequestRecord;
+use crate::server::parts::Parts;
 use crate::server::run::Run;
 use crate::server::state::App;
 use crate::server::{body, stream};
@@ -84,7 +85,9 @@ pub(super) async fn create(
     if fields.is_stream() {
         return Ok(stream::respond(&app, run, CompletionStream::new(form, fields.stream_usage())));
     }
-    Ok(form.whole(run.whole().await?))
+    let choices = run.prompts().len() * run.choices_per_prompt();
+    let mut parts: Vec<_> = (0..choices).map(|_| Parts::new(None, false)).collect();
+    Ok(form.whole(run.whole(&mut parts).await?))
 }
 
 fn check_best_of(fields: &Fields, body: &CompletionBody) -> Result<(), ApiError> {

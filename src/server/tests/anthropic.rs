@@ -28,7 +28,7 @@ async fn a_whole_message() {
     assert_eq!((&reply["stop_reason"], &reply["stop_sequence"]), (&json!("end_turn"), &Value::Null));
     let usage = json!({
         "input_tokens": 36, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 1, "output_tokens": 4,
-        "cache_creation": null, "inference_geo": null, "output_tokens_details": null, "server_tool_use": null,
+        "cache_creation": null, "inference_geo": null, "output_tokens_details": {"thinking_tokens": 0}, "server_tool_use": null,
         "service_tier": "standard"
     });
     assert_eq!(reply["usage"], usage);
@@ -107,6 +107,12 @@ async fn thoughts_are_blocks_of_their_own() {
     );
     let stops = events.iter().filter(|(name, _)| name == "content_block_stop").map(|(_, data)| &data["index"]);
     assert_eq!(stops.collect::<Vec<_>>(), [0, 1]);
+    // Each byte is a token: what was thought, with the mark behind it.
+    let usages = events.iter().filter(|(name, _)| name == "message_delta").map(|(_, data)| &data["usage"]);
+    for usage in usages.chain([&whole["usage"]]) {
+        let counts = (&usage["output_tokens_details"]["thinking_tokens"], &usage["output_tokens"]);
+        assert_eq!(counts, (&json!(10), &json!(16)), "{usage}");
+    }
 }
 
 #[tokio::test]

@@ -21,7 +21,8 @@ async fn a_chat_is_answered_in_openai_s_form() {
     assert_eq!(body["choices"], json!([choice]));
     // "user: hi\nassistant: " is 20 bytes; five letters and the end token.
     let usage = json!({
-        "prompt_tokens": 20, "completion_tokens": 6, "total_tokens": 26, "prompt_tokens_details": {"cached_tokens": 1}
+        "prompt_tokens": 20, "completion_tokens": 6, "total_tokens": 26, "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 0}
     });
     assert_eq!(body["usage"], usage);
     let request = requests.recv().expect("it reached the engine");
@@ -238,6 +239,40 @@ async fn thoughts_stand_beside_the_answer() {
     let without = post(&router, "/v1/chat/completions", chat_body(more)).await.json();
     // The template opens no thoughts then.
     assert_eq!(without["choices"][0]["message"]["content"], "so</think>\n\nYes.");
+}
+
+#[tokio::test]
+async fn tokens_of_thoughts_are_counted_whole_and_streamed() {
+    // Each byte is a token: 10 until the thoughts have ended, 6 behind them, and the one that ends the answer.
+    let thinks = "so</think>\n\nYes.";
+    let cases = [
+        (thinking(thinks), json!({}), (10, 17)),
+        (thinking(thinks), json!({"n": 2}), (20, 34)),
+        (thinking(thinks), json!({"max_tokens": 5}), (5, 5)),
+        (thinking(thinks), json!({"n": 2, "max_tokens": 12}), (20, 24)),
+        (thinking(thinks), json!({"stop": "</think>\n"}), (11, 11)),
+        (thinking(thinks), json!({"reasoning_effort": "none"}), (0, 17)),
+        (thinking("<think>so</think>Yes."), json!({"reasoning_effort": "none"}), (17, 22)),
+        (saying(thinks).0, json!({}), (0, 17)),
+    ];
+    for (router, more, expected) in cases {
+        let post = async |extra: Value| {
+            let mut body = chat_body(more.clone());
+            body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+            post(&router, "/v1/chat/completions", body).await
+        };
+        let counts = |answer: &Value| {
+            let usage = &answer["usage"];
+            let thought = usage["completion_tokens_details"]["reasoning_tokens"].as_u64().expect("a number");
+            (thought, usage["completion_tokens"].as_u64().expect("a number"))
+        };
+        assert_eq!(counts(&post(json!({})).await.json()), expected, "{more}");
+        let options = json!({"include_usage": true, "continuous_usage_stats": true});
+        let chunks = post(json!({"stream": true, "stream_options": options})).await.chunks();
+        assert_eq!(counts(chunks.last().expect("a chunk")), expected, "{more}");
+        let told: Vec<_> = chunks.iter().map(counts).collect();
+        assert!(told.iter().all(|(thought, all)| thought <= all) && told.is_sorted(), "{more}: {told:?}");
+    }
 }
 
 #[tokio::test]

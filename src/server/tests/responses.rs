@@ -86,6 +86,18 @@ async fn thoughts_are_items_of_their_own() {
     };
     assert_eq!(deltas("response.reasoning_text.delta"), "hm");
     assert_eq!(deltas("response.output_text.delta"), "yes");
+    // Each byte is a token: what was thought, with the mark behind it.
+    let streamed = &events.last().expect("an event").1["response"];
+    for (response, thought) in [
+        (&reply, 10),
+        (streamed, 10),
+        (&post(&router, PATH, body(json!({"max_output_tokens": 4}))).await.json(), 4),
+        (&post(&router, PATH, body(json!({"reasoning": {"effort": "none"}}))).await.json(), 0),
+    ] {
+        let usage = &response["usage"];
+        assert_eq!(usage["output_tokens_details"], json!({"reasoning_tokens": thought}), "{response}");
+        assert!(usage["output_tokens"].as_u64() >= Some(thought), "{response}");
+    }
 }
 
 #[tokio::test]

@@ -50,6 +50,8 @@ pub struct AnswerParser {
     state: State,
     /// Text that is not told yet.
     held: String,
+    /// Whether thoughts were opened, if only to hold nothing.
+    opened: bool,
     /// Whether any thought was told.
     thought: bool,
     /// Whether a call has come: white space behind it is dropped.
@@ -63,7 +65,17 @@ impl AnswerParser {
     /// `opened` says that the prompt ends within thoughts.
     pub fn new(reasoning: bool, opened: bool, calls: Option<CallFormat>) -> Self {
         let state = if opened { State::Reasoning } else { State::Start };
-        Self { reasoning: reasoning || opened, calls, state, ..Self::default() }
+        Self { reasoning: reasoning || opened, opened, calls, state, ..Self::default() }
+    }
+
+    /// Whether thoughts were opened, by the prompt or by what has come.
+    pub fn has_thoughts(&self) -> bool {
+        self.opened
+    }
+
+    /// Whether no thoughts can come any more: they have ended, or the answer began without them.
+    pub fn is_past_thoughts(&self) -> bool {
+        !matches!(self.state, State::Start | State::Reasoning)
     }
 
     /// The parts that `text` completes.
@@ -128,6 +140,7 @@ impl AnswerParser {
         }
         if let Some(rest) = text.strip_prefix(THINK).filter(|_| self.reasoning) {
             self.held = rest.to_owned();
+            self.opened = true;
             self.state = State::Reasoning;
             return true;
         }

@@ -83,7 +83,7 @@ impl Form {
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": { "cached_tokens": usage.prompt_tokens_details.cached_tokens },
                 "output_tokens": usage.completion_tokens,
-                "output_tokens_details": { "reasoning_tokens": 0 },
+                "output_tokens_details": { "reasoning_tokens": self.parts.reasoning_tokens() },
                 "total_tokens": usage.total_tokens,
             })
         });
@@ -120,7 +120,7 @@ impl Form {
     /// The whole answer.
     pub(super) fn whole(mut self, mut all: Whole) -> Response {
         let choice = all.choices.pop().unwrap_or_default();
-        let WholeParts { text, reasoning, calls } = self.parts.whole(choice.text);
+        let WholeParts { text, reasoning, calls } = choice.parts;
         let mut output = Vec::new();
         if !reasoning.is_empty() {
             output.push(self.item(Item::Reasoning, "completed", &reasoning));

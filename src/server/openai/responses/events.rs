@@ -124,8 +124,8 @@ impl Chunks for Events {
                 self.tell("response.created", response.clone(), out);
                 self.tell("response.in_progress", response, out);
             }
-            RunEvent::Delta { text, .. } => {
-                let parts = self.form.parts.push(text);
+            RunEvent::Delta { text, tokens, .. } => {
+                let parts = self.form.parts.push(text, tokens.len());
                 self.parts(parts, out);
             }
             RunEvent::Finished { reason, .. } => {

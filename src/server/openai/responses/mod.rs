@@ -55,9 +55,13 @@ pub(super) async fn create(
     let parser = model.llm.answer_parser(&run.prompts()[0], with_tools);
     let parts = Parts::new(parser, fields.parallel_tool_calls == Some(false));
     let stored = fields.is_stored().then_some((tenant, asked.conversation));
-    let form = Form::new(&app, &fields, &sampling, parts, stored);
-    let mut response =
-        if fields.is_stream() { stream::respond(&app, run, Events::new(form)) } else { form.whole(run.whole().await?) };
+    let mut form = Form::new(&app, &fields, &sampling, parts, stored);
+    let mut response = if fields.is_stream() {
+        stream::respond(&app, run, Events::new(form))
+    } else {
+        let all = run.whole(std::slice::from_mut(&mut form.parts)).await?;
+        form.whole(all)
+    };
     if let Ok(passed_over) = HeaderValue::from_str(&asked.passed_over.join(", "))
         && !passed_over.is_empty()
     {
