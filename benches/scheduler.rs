@@ -30,6 +30,7 @@ fn request(number: u32, prompt: u32, eos_token_ids: &Arc<[TokenId]>) -> Request 
         priority: 0,
         masks: None,
         pooling: None,
+        answered: 0,
     }
 }
 

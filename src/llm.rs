@@ -14,6 +14,7 @@ mod load;
 mod perplexity;
 mod rules;
 mod script;
+mod shift;
 #[cfg(test)]
 mod tests;
 

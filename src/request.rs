@@ -168,6 +168,15 @@ pub struct Request {
     pub masks: Option<Arc<dyn TokenMasks>>,
     /// Give a vector of the prompt, pooled so. It takes `n` of 1 and `max_tokens` of 1, whose token means nothing.
     pub pooling: Option<Pooling>,
+    /// How many of the prompt's last tokens are the beginning of the answer: penalties count them as the answer's.
+    pub answered: u32,
+}
+
+impl Request {
+    /// The prompt without the beginning of the answer, and that beginning.
+    pub fn prompt_and_answered(&self) -> (&[TokenId], &[TokenId]) {
+        self.prompt.split_at(self.prompt.len().saturating_sub(self.answered as usize))
+    }
 }
 
 /// Says, for one answer, which tokens may come next.

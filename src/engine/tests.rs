@@ -110,6 +110,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> Request {
         priority: 0,
         masks: None,
         pooling: None,
+        answered: 0,
     }
 }
 

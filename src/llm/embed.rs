@@ -80,6 +80,7 @@ impl Llm {
             priority: 0,
             masks: None,
             pooling: Some(request.pooling.or(self.pooling()).unwrap_or(Pooling::Last)),
+            answered: 0,
         })?;
         let (dimensions, normalize) = (request.dimensions, request.normalize);
         Ok(Embedding { engine: self.engine().clone(), stream, prompt_tokens, dimensions, normalize })

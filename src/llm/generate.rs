@@ -132,6 +132,10 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     /// Most tokens of prompt and answer together, where that is to be less than what the engine takes.
     pub max_context: Option<u32>,
+    /// Go on where the context is full: its oldest half is left out, but for this many tokens of the prompt (one at the
+    /// least, half a context at most), up to ten contexts in all. For one answer, without a grammar or other rules; any other
+    /// ends there, with [`FinishReason::Length`], as all do where this is `None`.
+    pub shift_keeping: Option<u32>,
     /// No end token before this many tokens.
     pub min_tokens: u32,
     /// Texts that end an answer; they are not part of it.
@@ -169,6 +173,7 @@ impl GenerateRequest {
             sampling: SamplingOptions::default(),
             max_tokens: None,
             max_context: None,
+            shift_keeping: None,
             min_tokens: 0,
             stop: Vec::new(),
             include_stop: false,

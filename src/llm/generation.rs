@@ -14,6 +14,7 @@ use crate::request::{FinishReason, RequestEvent, StopConditions, TokenId, TokenL
 use crate::tokenizer::{IncrementalDecoder, StopMatcher};
 
 use super::generate::{Answer, GenerateError, GeneratedToken, GenerationEvent};
+use super::shift::Shift;
 
 /// A stream of [`GenerationEvent`]s. Dropping it cancels the request within one step.
 pub struct Generation {
@@ -22,6 +23,8 @@ pub struct Generation {
     prompt: Arc<[TokenId]>,
     choices: Vec<Choice>,
     stops: Vec<String>,
+    /// What goes on where the context is full, if anything does.
+    shift: Option<Shift>,
     ready: VecDeque<GenerationEvent>,
     failed: bool,
 }
@@ -77,8 +80,9 @@ impl Generation {
         prompt: Arc<[TokenId]>,
         choices: Vec<Choice>,
         stops: Vec<String>,
+        shift: Option<Shift>,
     ) -> Self {
-        Self { engine, stream, prompt, choices, stops, ready: VecDeque::new(), failed: false }
+        Self { engine, stream, prompt, choices, stops, shift, ready: VecDeque::new(), failed: false }
     }
 
     /// The prompt as it was encoded.
@@ -161,6 +165,8 @@ impl Generation {
     /// Turns one event of the engine's into what is ready to be told.
     fn take(&mut self, event: Option<RequestEvent>) -> Result<(), GenerateError> {
         match event {
+            // Of a shifted context nobody is told.
+            Some(RequestEvent::Prompt { .. }) if self.shift.as_ref().is_some_and(Shift::has_begun) => {}
             Some(RequestEvent::Prompt { cached_tokens, logprobs, .. }) => {
                 self.ready.push_back(GenerationEvent::Started { cached_tokens, prompt_logprobs: logprobs });
             }
@@ -190,6 +196,9 @@ impl Generation {
             // Computed past a stop string that the engine had not heard of yet.
             return;
         };
+        if let Some(shift) = &mut self.shift {
+            shift.push(token);
+        }
         let (text, matched) = state.push(token);
         let tokens = vec![GeneratedToken { token, logprobs }];
         self.ready.push_back(GenerationEvent::Delta { choice, text, tokens });
@@ -201,10 +210,27 @@ impl Generation {
         }
     }
 
+    /// Whether the answer goes on in a context that was shifted. It does not where the engine is too busy for that.
+    fn goes_on(&mut self) -> bool {
+        let Some(request) = self.shift.as_mut().and_then(Shift::next) else { return false };
+        match self.engine.submit(request) {
+            Ok(stream) => self.stream = stream,
+            Err(error) => {
+                tracing::warn!(%error, "an answer whose context is full cannot go on");
+                return false;
+            }
+        }
+        true
+    }
+
     fn take_finish(&mut self, choice: u32, reason: FinishReason) {
-        let Some(state) = self.choices.get_mut(choice as usize).filter(|state| !state.finished) else {
+        if self.choices.get(choice as usize).is_none_or(|state| state.finished) {
             return;
-        };
+        }
+        if reason == FinishReason::Length && self.goes_on() {
+            return;
+        }
+        let Some(state) = self.choices.get_mut(choice as usize) else { return };
         state.finished = true;
         let (text, matched) = state.flush();
         if !text.is_empty() {

@@ -18,6 +18,7 @@ use super::info::ModelInfo;
 use super::library::ModelDescription;
 use super::rules::{Rules, ThoughtLimit};
 use super::script::Script;
+use super::shift::Shift;
 
 /// Stands for the text of a message that the answer continues; from the private use area, where no text is.
 const CONTINUED: &str = "\u{F5A3C}continued\u{F5A3C}";
@@ -111,7 +112,7 @@ impl Llm {
             // What continues a text keeps the space that it begins with.
             Prompt::Text(_) | Prompt::Tokens(_) => IncrementalDecoder::continuing(&self.parts.tokenizer, true),
         };
-        let stream = self.engine().submit(Request {
+        let submitted = Request {
             prompt: prompt.clone(),
             n: request.n,
             sampling: self.sampling(&request.sampling),
@@ -121,11 +122,15 @@ impl Llm {
             priority: request.priority,
             masks,
             pooling: None,
-        })?;
+            answered: 0,
+        };
+        let shifts = request.shift_keeping.filter(|_| submitted.n == 1 && submitted.masks.is_none());
+        let shift = shifts.map(|keep| Shift::new(&submitted, keep, max_context as usize, request.max_tokens));
+        let stream = self.engine().submit(submitted)?;
         let conditions = Arc::new(conditions);
         let choice = || Choice::new(decoder.clone(), stops.clone(), conditions.clone(), request.include_stop);
         let choices = (0..request.n).map(|_| choice()).collect();
-        Ok(Generation::new(self.engine().clone(), stream, prompt, choices, request.stop))
+        Ok(Generation::new(self.engine().clone(), stream, prompt, choices, request.stop, shift))
     }
 
     /// The tokens that end an answer.

@@ -86,6 +86,29 @@ fn the_prefix_cache_changes_no_bit_and_is_hit() {
 }
 
 #[test]
+fn a_shifted_context_goes_on_from_its_beginning_and_its_newer_half() {
+    let llm = load("llama3", |config| config.context_length = Some(64));
+    let greedy = |prompt: &[u32], tokens: u32| {
+        let mut request = GenerateRequest::new(Prompt::Tokens(prompt.to_vec())).max_tokens(tokens).temperature(0.0);
+        (request.ignore_eos, request.stop) = (true, vec!["no such text".into()]);
+        request
+    };
+    let answer = |request| llm.generate(request).expect("taken").collect_blocking().expect("answered").remove(0);
+    let tokens = |answer: &Answer| answer.tokens.iter().map(|token| token.token).collect::<Vec<_>>();
+    let prompt: Vec<u32> = (0..40).map(|i| (i * 7 + 3) % 256).collect();
+    let shifted = answer(GenerateRequest { shift_keeping: Some(8), ..greedy(&prompt, 60) });
+    let (mut window, mut expected) = (prompt.clone(), Vec::new());
+    for most in [24, 28, 8] {
+        let part = tokens(&answer(greedy(&window, most)));
+        (window, expected) = ([window, part.clone()].concat(), [expected, part].concat());
+        window.drain(8..36.min(window.len()));
+    }
+    assert_eq!((tokens(&shifted), shifted.reason), (expected.clone(), FinishReason::Length));
+    assert_eq!(shifted.text, llm.decode(&expected));
+    assert_eq!(tokens(&answer(greedy(&prompt, 60))), expected[..24]);
+}
+
+#[test]
 fn preemption_changes_no_bit_and_happens() {
     let alone = alone("llama3");
     for lag in [Lag::Zero, Lag::One] {

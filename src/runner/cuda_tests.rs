@@ -75,6 +75,7 @@ fn request(sampling: SamplingParams, prompt: &[u32], min_tokens: u32) -> Arc<Req
         priority: 0,
         masks: None,
         pooling: None,
+        answered: 0,
     })
 }
 

@@ -18,8 +18,13 @@ pub(super) struct History {
 impl History {
     pub(super) fn new(request: &Request) -> Self {
         let counts_prompt = request.sampling.repetition_penalty != 1.0;
-        let prompt = if counts_prompt { request.prompt.iter().copied().collect() } else { HashSet::new() };
-        Self { prompt, ..Self::default() }
+        let (prompt, answered) = request.prompt_and_answered();
+        let prompt = if counts_prompt { prompt.iter().copied().collect() } else { HashSet::new() };
+        let mut generated = HashMap::new();
+        for token in answered {
+            *generated.entry(*token).or_insert(0) += 1;
+        }
+        Self { prompt, generated, drawn: 0 }
     }
 
     pub(super) fn push(&mut self, token: TokenId) {
@@ -101,8 +106,10 @@ mod tests {
         }
     }
 
-    fn after(params: SamplingParams, prompt: &[TokenId], generated: &[TokenId], min_tokens: u32) -> Vec<f32> {
-        let request = Request {
+    const LOGITS: [f32; 4] = [1.0, -1.0, 2.0, 4.0];
+
+    fn request(params: SamplingParams, prompt: &[TokenId], min_tokens: u32) -> Request {
+        Request {
             prompt: prompt.into(),
             n: 1,
             sampling: params,
@@ -112,10 +119,15 @@ mod tests {
             priority: 0,
             masks: None,
             pooling: None,
-        };
+            answered: 0,
+        }
+    }
+
+    fn after(params: SamplingParams, prompt: &[TokenId], generated: &[TokenId], min_tokens: u32) -> Vec<f32> {
+        let request = request(params, prompt, min_tokens);
         let mut history = History::new(&request);
         generated.iter().for_each(|token| history.push(*token));
-        let mut logits = vec![1.0, -1.0, 2.0, 4.0];
+        let mut logits = LOGITS.to_vec();
         process(&mut logits, &request.sampling, &request.stop, &history);
         logits
     }
@@ -130,6 +142,18 @@ mod tests {
     fn presence_and_frequency_count_the_answer_alone() {
         let params = SamplingParams { presence_penalty: 0.5, frequency_penalty: 0.25, ..SamplingParams::default() };
         assert_eq!(after(params, &[0], &[3, 3, 1], 0), [1.0, -1.75, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn the_beginning_of_an_answer_counts_as_the_answers() {
+        let params = SamplingParams { presence_penalty: 0.5, frequency_penalty: 0.25, ..SamplingParams::default() };
+        let prompt = [0, 3, 3, 1];
+        let whole = after(params.clone(), &prompt[..1], &prompt[1..], 0);
+        let request = Request { answered: 3, ..request(params, &prompt, 0) };
+        let mut logits = LOGITS;
+        process(&mut logits, &request.sampling, &request.stop, &History::new(&request));
+        assert_eq!(logits.as_slice(), whole);
+        assert_eq!(History::new(&request).drawn, 0);
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn request(prompt: Arc<[TokenId]>, max_tokens: u32) -> Request {
         priority: 0,
         masks: None,
         pooling: None,
+        answered: 0,
     }
 }
 

@@ -74,6 +74,7 @@ fn decode_rate(runner: &mut dyn StepRunner) -> f64 {
         priority: 0,
         masks: None,
         pooling: None,
+        answered: 0,
     };
     let seq = SeqId(0);
     runner.start(seq, Arc::new(request), 0, 7);

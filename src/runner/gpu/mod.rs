@@ -188,7 +188,9 @@ impl GpuRunner {
         self.sequences.assign(seqs, &mut self.packed.fresh);
         for &(seq, slot) in &self.packed.fresh {
             let Some(state) = self.sequences.get(seq) else { continue };
-            let history = state.counts_history().then_some((&*state.request.prompt, state.generated.as_slice()));
+            let (prompt, answered) = state.request.prompt_and_answered();
+            let generated = state.counts_history().then(|| [answered, &state.generated].concat());
+            let history = generated.as_ref().map(|generated| (prompt, generated.as_slice()));
             let bias = &state.request.sampling.logit_bias;
             let banned: Vec<u32> = state.banned().collect();
             self.sampling.begin_slot(self.gpu.gpu(), slot, state.generated.last().copied(), history, bias, &banned)?;

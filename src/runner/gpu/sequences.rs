@@ -246,6 +246,7 @@ mod tests {
             priority: 0,
             masks: None,
             pooling: None,
+            answered: 0,
         })
     }
 

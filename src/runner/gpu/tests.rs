@@ -319,6 +319,7 @@ fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
         priority: 0,
         masks: None,
         pooling: None,
+        answered: 0,
     }
 }
 

@@ -125,6 +125,7 @@ fn draw_plan(random: &mut Random, config: &SchedulerConfig, prefixes: &[Vec<Toke
         priority: 0,
         masks: None,
         pooling: None,
+        answered: 0,
     };
     Plan {
         request,

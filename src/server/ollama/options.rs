@@ -1,6 +1,6 @@
 //! The `options` of a request and the fields around them, and what they mean to the library.
 //!
-//! Knows no prompts. Options that change no answer here (`num_thread`, `num_gpu`, `num_keep` ...) are passed over.
+//! Knows no prompts. Options that change no answer here (`num_thread`, `num_gpu` ...) are passed over.
 
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
@@ -11,6 +11,9 @@ use crate::request::Tenant;
 use crate::server::body::Object;
 use crate::server::chats;
 use crate::server::error::ApiError;
+
+/// Tokens of the prompt that a shifted context keeps where nobody says. Source: Ollama's default of `num_keep`.
+const KEPT: u32 = 4;
 
 /// What chat and generate share.
 #[derive(Debug, Default, Deserialize)]
@@ -23,6 +26,7 @@ pub(super) struct Fields {
     format: Option<Value>,
     think: Option<Value>,
     truncate: Option<bool>,
+    shift: Option<bool>,
     keep_alive: Option<Value>,
     pub(super) logprobs: Option<bool>,
     top_logprobs: Option<u32>,
@@ -32,6 +36,7 @@ pub(super) struct Fields {
 #[derive(Debug, Default, Deserialize)]
 struct Options {
     num_ctx: Option<Number>,
+    num_keep: Option<Number>,
     num_predict: Option<Number>,
     seed: Option<Number>,
     top_k: Option<Number>,
@@ -135,11 +140,16 @@ impl Fields {
             logprobs: self.logprobs.unwrap_or(false).then(|| self.top_logprobs.unwrap_or(0)),
             ..SamplingOptions::default()
         };
+        // -1 is all of the prompt.
+        let keep = whole("options.num_keep", &options.num_keep)?
+            .map_or(KEPT, |number| if number < 0 { u32::MAX } else { u32::try_from(number).unwrap_or(u32::MAX) });
         Ok(GenerateRequest {
             sampling,
             // 0 and below: as much as the context holds.
             max_tokens: positive("options.num_predict", &options.num_predict)?,
             max_context: positive("options.num_ctx", &options.num_ctx)?,
+            // Only where it is asked for: nothing is lost silently.
+            shift_keeping: self.shift.unwrap_or(false).then_some(keep),
             stop: chats::stop_strings(options.stop.as_ref(), "options.stop")?,
             grammar,
             tenant,
@@ -208,9 +218,24 @@ mod tests {
     }
 
     #[test]
+    fn a_context_is_shifted_only_where_it_is_asked_for() {
+        let cases = [
+            (json!({"options": {"num_keep": 9}}), None),
+            (json!({"shift": false, "options": {"num_keep": 9}}), None),
+            (json!({"shift": true}), Some(4)),
+            (json!({"shift": true, "options": {"num_keep": 9}}), Some(9)),
+            (json!({"shift": true, "options": {"num_keep": -1}}), Some(u32::MAX)),
+        ];
+        for (fields, expected) in cases {
+            assert_eq!(request(fields.clone()).map(|request| request.shift_keeping), Ok(expected), "{fields}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let cases = [
             (json!({"options": {"num_predict": 1.5}}), "options.num_predict"),
+            (json!({"options": {"num_keep": 0.5}}), "options.num_keep"),
             (json!({"options": {"temperature": "hot"}}), "options.temperature"),
             (json!({"options": {"stop": 3}}), "options.stop"),
             (json!({"options": []}), "options"),

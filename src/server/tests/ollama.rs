@@ -120,6 +120,25 @@ async fn num_ctx_is_honoured_and_only_truncate_leaves_messages_out() {
 }
 
 #[tokio::test]
+async fn an_answer_goes_on_past_its_context_where_shift_asks_for_it() {
+    let (router, requests) = saying("yes");
+    for stream in [false, true] {
+        let body = chat(json!({"options": {"num_ctx": 22, "num_keep": 5}, "shift": true, "stream": stream}));
+        let lines = post(&router, "/api/chat", body).await.lines();
+        assert_eq!(text(&requests), "user: hi\nassistant: ");
+        assert_eq!(text(&requests), "user:stant: ye");
+        let said: String = lines.iter().filter_map(|line| line["message"]["content"].as_str()).collect();
+        let last = lines.last().expect("a line");
+        assert_eq!((said.as_str(), &last["done_reason"]), ("yeyes", &json!("stop")));
+        assert_eq!((&last["prompt_eval_count"], &last["eval_count"]), (&json!(20), &json!(6)));
+    }
+    let options = json!({"num_ctx": 22, "num_predict": 4});
+    let reply = post(&router, "/api/chat", chat(json!({"options": options, "shift": true, "stream": false}))).await;
+    let reply = reply.json();
+    assert_eq!((&reply["message"]["content"], &reply["done_reason"]), (&json!("yeye"), &json!("length")));
+}
+
+#[tokio::test]
 async fn errors_have_ollamas_form() {
     let (router, _requests) = saying("yes");
     let cases = [
