@@ -21,6 +21,14 @@ const MAX_COMPILE_WORK: u64 = 2_000_000;
 const MAX_GRAMMAR_SYMBOLS: usize = 200_000;
 /// States of its lexer, about 2 KB each.
 const MAX_LEXER_STATES: usize = 50_000;
+/// Ways of reading an answer that may be open at a place of it. Time for a token grows with its square: a tenth of a second.
+const MAX_OPEN_RULES: usize = 1000;
+/// Longest text of what is wrong, in bytes: the parser's repeats lines of the grammar.
+const MAX_TOLD_BYTES: usize = 2000;
+/// Stack that compiling takes at least, in bytes, and more for each byte of the grammar: its rules are followed by recursion,
+/// so a long chain of them is deep. Memory is used as far as the stack grows.
+const STACK_BYTES: usize = 4 << 20;
+const STACK_BYTES_PER_BYTE: usize = 2 << 10;
 
 /// What an answer must be. At most 256 KiB of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,7 +104,7 @@ impl Grammar {
     fn top_level(&self) -> TopLevelGrammar {
         match self {
             Self::JsonObject => TopLevelGrammar::from_json_schema(json!({ "type": "object" })),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(without_unused_names(schema)),
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Choice(texts) => {
                 // JSON's strings are written as Lark's are.
@@ -105,6 +113,48 @@ impl Grammar {
             }
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         }
+    }
+}
+
+/// `schema` without the name of a dialect that is not JSON Schema's own, which could only be fetched, and without its own
+/// name where no reference needs one: many are no URIs.
+fn without_unused_names(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    let local = refers_by_pointer_alone(&schema);
+    if let Some(keywords) = schema.as_object_mut() {
+        let own_dialect = |name: &Value| name.as_str().is_some_and(|name| name.contains("//json-schema.org/"));
+        if !keywords.get("$schema").is_none_or(own_dialect) {
+            keywords.shift_remove("$schema");
+        }
+        if local {
+            keywords.shift_remove("$id");
+        }
+    }
+    schema
+}
+
+/// Whether no `$ref` of `schema` names a document, and be it this one.
+fn refers_by_pointer_alone(schema: &Value) -> bool {
+    match schema {
+        Value::Object(keywords) => keywords.iter().all(|(keyword, value)| match value {
+            Value::String(reference) if keyword == "$ref" => reference.starts_with('#'),
+            _ => refers_by_pointer_alone(value),
+        }),
+        Value::Array(items) => items.iter().all(refers_by_pointer_alone),
+        _ => true,
+    }
+}
+
+/// What the parser found wrong, as a client is told it: no backtrace, not without end, and of a document that is missing that
+/// none is fetched.
+fn told(error: impl fmt::Display) -> String {
+    let text = format!("{error:#}");
+    let text = text.split("\n<backtrace>").next().unwrap_or_default();
+    match text.split_once("is not present in a registry and retrieving it failed") {
+        Some((resource, _)) => {
+            format!("{resource}is not part of the schema, and references to others are never fetched")
+        }
+        None => text[..text.floor_char_boundary(MAX_TOLD_BYTES)].to_owned(),
     }
 }
 
@@ -133,6 +183,7 @@ impl GrammarCompiler {
             .map_err(|error| error.to_string())?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
+            max_items_in_row: MAX_OPEN_RULES,
             initial_lexer_fuel: MAX_COMPILE_WORK,
             max_grammar_size: MAX_GRAMMAR_SYMBOLS,
             max_lexer_states: MAX_LEXER_STATES,
@@ -154,11 +205,21 @@ impl GrammarCompiler {
         if matches!(grammar, Grammar::Choice(texts) if texts.is_empty()) {
             return Err("there is nothing to choose from".into());
         }
-        let parser = self.factory.create_parser(grammar.top_level()).map_err(|error| format!("{error:#}"))?;
-        let matcher = Matcher::new(Ok(parser));
-        // Much of the work is done with the first mask: what is too large for it, or allows nothing, is known now.
-        matcher.deep_clone().compute_mask_or_eos().map_err(|error| error.to_string())?;
+        let stack = STACK_BYTES + bytes * STACK_BYTES_PER_BYTE;
+        let matcher = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("lantern-grammar".into()).stack_size(stack);
+            let compiling = thread.spawn_scoped(scope, || self.matcher(grammar)).map_err(|error| error.to_string())?;
+            compiling.join().unwrap_or_else(|_| Err("its parser failed".into()))
+        })?;
         Ok(Arc::new(Compiled { matcher, eos: self.eos }))
+    }
+
+    /// What follows `grammar` from its beginning. Needs a stack for the depth of its rules.
+    fn matcher(&self, grammar: &Grammar) -> Result<Matcher, String> {
+        let matcher = Matcher::new(Ok(self.factory.create_parser(grammar.top_level()).map_err(told)?));
+        // Much of the work is done with the first mask: what is too large for it, or allows nothing, is known now.
+        matcher.deep_clone().compute_mask_or_eos().map_err(told)?;
+        Ok(matcher)
     }
 }
 
@@ -189,7 +250,7 @@ struct Walk {
 
 impl TokenMask for Walk {
     fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
-        self.allowed = self.matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
+        self.allowed = self.matcher.compute_mask_or_eos().map_err(told)?;
         Ok(Some(self.allowed.as_slice()))
     }
 
@@ -198,107 +259,9 @@ impl TokenMask for Walk {
             // Nothing follows.
             return Ok(());
         }
-        self.matcher.consume_token(token).map_err(|error| error.to_string())
+        self.matcher.consume_token(token).map_err(told)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tokenizer::{AnswerParser, GgufVocab, Part};
-
-    const EOS: TokenId = 256;
-
-    /// Ids 0 to 255 are bytes, 256 ends an answer, 257 is a control token that reads like text.
-    fn compiler() -> GrammarCompiler {
-        let mut tokens: Vec<String> = (0..=255_u32).map(|byte| format!("<0x{byte:02X}>")).collect();
-        tokens.extend(["</s>".into(), "yes".into()]);
-        let mut token_types = vec![6; 256];
-        token_types.extend([3, 3]);
-        let scores = vec![0.0; tokens.len()];
-        let vocab =
-            GgufVocab { model: "llama".into(), tokens, token_types, scores, eos: Some(EOS), ..GgufVocab::default() };
-        let tokenizer = Tokenizer::from_gguf_vocab(vocab).expect("a valid vocabulary");
-        GrammarCompiler::new(&tokenizer, 260, EOS).expect("a valid vocabulary")
-    }
-
-    /// The tokens that may follow `text`, as bytes; 256 is the end.
-    fn after(grammar: &Grammar, text: &str) -> Result<Vec<u32>, String> {
-        let mut mask = compiler().compile(grammar)?.start();
-        for byte in text.bytes() {
-            mask.commit(byte.into())?;
-        }
-        let bits = mask.allowed()?.expect("a grammar says");
-        Ok((0..bits.len() as u32 * 32).filter(|id| bits[*id as usize / 32] >> (id % 32) & 1 == 1).collect())
-    }
-
-    #[test]
-    fn only_what_the_grammar_allows_may_come() {
-        let byte = |character: char| character as u32;
-        let choice = Grammar::Choice(vec!["yes".into(), "you \"and\" I".into()]);
-        assert_eq!(after(&choice, "y"), Ok(vec![byte('e'), byte('o')]));
-        assert_eq!(after(&choice, "yes"), Ok(vec![EOS]));
-        assert_eq!(after(&choice, "you "), Ok(vec![byte('"')]));
-        let regex = Grammar::Regex("[ab]{2}c?".into());
-        assert_eq!(after(&regex, ""), Ok(vec![byte('a'), byte('b')]));
-        assert_eq!(after(&regex, "ab"), Ok(vec![byte('c'), EOS]));
-        let schema = json!({"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": false});
-        assert_eq!(
-            after(&Grammar::JsonSchema(schema.clone()), r#"{"x": "#).map(|ids| ids.contains(&byte('1'))),
-            Ok(true)
-        );
-        assert_eq!(after(&Grammar::JsonSchema(schema), r#"{"x":1}"#), Ok(vec![EOS]));
-        assert_eq!(after(&Grammar::Lark("start: \"a\" \"b\"".into()), "a"), Ok(vec![byte('b')]));
-        assert!(after(&Grammar::JsonObject, "").expect("valid").contains(&byte('{')));
-    }
-
-    #[test]
-    fn forced_calls_have_the_form_that_the_parser_reads() {
-        let function = json!({"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}},
-            "required": ["x"], "additionalProperties": false}});
-        let tools =
-            [json!({"type": "function", "function": function}), json!({"type": "function", "function": {"name": "g"}})];
-        let texts = [
-            (CallFormat::Hermes, "<tool_call>\n{\"name\":\"f\",\"arguments\":{\"x\":1}}\n</tool_call>"),
-            (CallFormat::Json, "{\"name\":\"f\",\"parameters\":{\"x\":1}}"),
-            (
-                CallFormat::DeepSeek,
-                "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"x\":1}\n```\
-                 <｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-            ),
-        ];
-        for (format, text) in texts {
-            let grammar = Grammar::calls(format, &tools, true);
-            assert_eq!(after(&grammar, text), Ok(vec![EOS]), "{format:?}");
-            let mut parser = AnswerParser::new(false, false, Some(format));
-            let mut parts = parser.push(text);
-            parts.extend(parser.finish());
-            let [Part::Call(call)] = parts.as_slice() else { panic!("{format:?}: {parts:?}") };
-            assert_eq!((call.name.as_str(), call.arguments.as_str()), ("f", "{\"x\":1}"));
-            assert!(after(&grammar, &text.replace("\"x\":1", "\"y\":1")).is_err(), "{format:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_said() {
-        let wrong = |grammar| after(&grammar, "").expect_err("refused");
-        assert!(wrong(Grammar::JsonSchema(json!({"type": "nonsense"}))).contains("nonsense"));
-        let unknown = wrong(Grammar::JsonSchema(json!({"type": "array", "uniqueItems": true})));
-        assert!(unknown.contains("uniqueItems"), "{unknown}");
-        assert!(!wrong(Grammar::Regex("(".into())).is_empty());
-        assert!(wrong(Grammar::Regex("a".repeat(MAX_GRAMMAR_BYTES + 1))).contains("limit"));
-        assert!(wrong(Grammar::Choice(Vec::new())).contains("nothing to choose"));
-        assert!(!wrong(Grammar::JsonSchema(json!({"$ref": "#"}))).is_empty(), "a schema that is only itself");
-        assert!(!wrong(Grammar::Lark("start: missing".into())).is_empty());
-    }
-
-    #[test]
-    fn a_grammar_that_could_grow_without_end_takes_bounded_time() {
-        let started = std::time::Instant::now();
-        for regex in ["((a{1,1000}){1,1000}){1,1000}", "(a|b|ab)*(a|b){999}(b|a)*", "(.*a){500}"] {
-            // It may be refused or followed, but soon.
-            let _ = after(&Grammar::Regex(regex.into()), "abab");
-        }
-        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
-    }
-}
+mod tests;

@@ -1,0 +1,201 @@
+use super::*;
+use crate::tokenizer::{AnswerParser, GgufVocab, Part};
+
+const EOS: TokenId = 256;
+
+/// Ids 0 to 255 are bytes, 256 ends an answer, 257 is a control token that reads like text.
+fn compiler() -> GrammarCompiler {
+    let mut tokens: Vec<String> = (0..=255_u32).map(|byte| format!("<0x{byte:02X}>")).collect();
+    tokens.extend(["</s>".into(), "yes".into()]);
+    let mut token_types = vec![6; 256];
+    token_types.extend([3, 3]);
+    let scores = vec![0.0; tokens.len()];
+    let vocab =
+        GgufVocab { model: "llama".into(), tokens, token_types, scores, eos: Some(EOS), ..GgufVocab::default() };
+    let tokenizer = Tokenizer::from_gguf_vocab(vocab).expect("a valid vocabulary");
+    GrammarCompiler::new(&tokenizer, 260, EOS).expect("a valid vocabulary")
+}
+
+/// The tokens that may follow `text`, as bytes; 256 is the end.
+fn after(grammar: &Grammar, text: &str) -> Result<Vec<u32>, String> {
+    let mut mask = compiler().compile(grammar)?.start();
+    for byte in text.bytes() {
+        mask.commit(byte.into())?;
+    }
+    let bits = mask.allowed()?.expect("a grammar says");
+    Ok((0..bits.len() as u32 * 32).filter(|id| bits[*id as usize / 32] >> (id % 32) & 1 == 1).collect())
+}
+
+#[test]
+fn only_what_the_grammar_allows_may_come() {
+    let byte = |character: char| character as u32;
+    let choice = Grammar::Choice(vec!["yes".into(), "you \"and\" I".into()]);
+    assert_eq!(after(&choice, "y"), Ok(vec![byte('e'), byte('o')]));
+    assert_eq!(after(&choice, "yes"), Ok(vec![EOS]));
+    assert_eq!(after(&choice, "you "), Ok(vec![byte('"')]));
+    let regex = Grammar::Regex("[ab]{2}c?".into());
+    assert_eq!(after(&regex, ""), Ok(vec![byte('a'), byte('b')]));
+    assert_eq!(after(&regex, "ab"), Ok(vec![byte('c'), EOS]));
+    let schema = json!({"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": false});
+    assert_eq!(after(&Grammar::JsonSchema(schema.clone()), r#"{"x": "#).map(|ids| ids.contains(&byte('1'))), Ok(true));
+    assert_eq!(after(&Grammar::JsonSchema(schema), r#"{"x":1}"#), Ok(vec![EOS]));
+    assert_eq!(after(&Grammar::Lark("start: \"a\" \"b\"".into()), "a"), Ok(vec![byte('b')]));
+    assert!(after(&Grammar::JsonObject, "").expect("valid").contains(&byte('{')));
+}
+
+#[test]
+fn forced_calls_have_the_form_that_the_parser_reads() {
+    let function = json!({"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}},
+        "required": ["x"], "additionalProperties": false}});
+    let tools =
+        [json!({"type": "function", "function": function}), json!({"type": "function", "function": {"name": "g"}})];
+    let texts = [
+        (CallFormat::Hermes, "<tool_call>\n{\"name\":\"f\",\"arguments\":{\"x\":1}}\n</tool_call>"),
+        (CallFormat::Json, "{\"name\":\"f\",\"parameters\":{\"x\":1}}"),
+        (
+            CallFormat::DeepSeek,
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"x\":1}\n```\
+             <｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ),
+    ];
+    for (format, text) in texts {
+        let grammar = Grammar::calls(format, &tools, true);
+        assert_eq!(after(&grammar, text), Ok(vec![EOS]), "{format:?}");
+        let mut parser = AnswerParser::new(false, false, Some(format));
+        let mut parts = parser.push(text);
+        parts.extend(parser.finish());
+        let [Part::Call(call)] = parts.as_slice() else { panic!("{format:?}: {parts:?}") };
+        assert_eq!((call.name.as_str(), call.arguments.as_str()), ("f", "{\"x\":1}"));
+        assert!(after(&grammar, &text.replace("\"x\":1", "\"y\":1")).is_err(), "{format:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let wrong = |grammar| after(&grammar, "").expect_err("refused");
+    assert!(wrong(Grammar::JsonSchema(json!({"type": "nonsense"}))).contains("nonsense"));
+    let unknown = wrong(Grammar::JsonSchema(json!({"type": "array", "uniqueItems": true})));
+    assert!(unknown.contains("uniqueItems"), "{unknown}");
+    assert!(!wrong(Grammar::Regex("(".into())).is_empty());
+    assert!(wrong(Grammar::Regex("a".repeat(MAX_GRAMMAR_BYTES + 1))).contains("limit"));
+    assert!(wrong(Grammar::Choice(Vec::new())).contains("nothing to choose"));
+    assert!(!wrong(Grammar::JsonSchema(json!({"$ref": "#"}))).is_empty(), "a schema that is only itself");
+    assert!(!wrong(Grammar::Lark("start: missing".into())).is_empty());
+}
+
+#[test]
+fn a_grammar_that_could_grow_without_end_takes_bounded_time() {
+    let started = std::time::Instant::now();
+    for regex in ["((a{1,1000}){1,1000}){1,1000}", "(a|b|ab)*(a|b){999}(b|a)*", "(.*a){500}"] {
+        // It may be refused or followed, but soon.
+        let _ = after(&Grammar::Regex(regex.into()), "abab");
+    }
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}
+
+/// A schema of `count` definitions, of which each is `of` the next.
+fn chain(count: usize, of: impl Fn(Value) -> Value) -> Grammar {
+    let link = |index: usize| (format!("a{index}"), of(json!({ "$ref": format!("#/$defs/a{}", index + 1) })));
+    let mut definitions: serde_json::Map<_, _> = (0..count).map(link).collect();
+    definitions.insert(format!("a{count}"), json!({ "enum": ["x"] }));
+    Grammar::JsonSchema(json!({ "$ref": "#/$defs/a0", "$defs": definitions }))
+}
+
+#[test]
+fn references_are_followed_within_the_schema_alone() {
+    let item = json!({"$id": "https://example.com/item", "$anchor": "it", "enum": ["x"]});
+    for reference in ["https://example.com/item", "item", "#there", "#/$defs/item", "/root#there", "item#it"] {
+        let schema = json!({
+            "$id": "https://example.com/root", "$ref": reference,
+            "$defs": {"item": item, "there": {"$anchor": "there", "const": "x"}},
+        });
+        assert_eq!(after(&Grammar::JsonSchema(schema), "\"x\""), Ok(vec![EOS]), "{reference}");
+    }
+    // What a pointer names is found from the nearest `$id`.
+    let inner = json!({"$id": "inner", "$ref": "#/$defs/a", "$defs": {"a": {"enum": ["in"]}}});
+    let nested = json!({"$ref": "inner", "$defs": {"a": {"enum": ["out"]}, "inner": inner}});
+    assert_eq!(after(&Grammar::JsonSchema(nested), "\"in\""), Ok(vec![EOS]));
+    // Names that nothing needs are no error.
+    for (id, dialect) in [("no uri", "https://example.com/dialect"), ("x#y", "http://json-schema.org/draft-07/schema#")]
+    {
+        let schema = json!({"$id": id, "$schema": dialect, "enum": ["x"]});
+        assert_eq!(after(&Grammar::JsonSchema(schema), "\"x\""), Ok(vec![EOS]), "{id}");
+    }
+    for reference in
+        ["https://example.com/other.json", "http://127.0.0.1:9/other.json", "file:///etc/passwd", "other.json"]
+    {
+        let told = after(&Grammar::JsonSchema(json!({ "$ref": reference })), "").expect_err("another document");
+        assert!(told.contains(reference) && told.ends_with("references to others are never fetched"), "{told}");
+    }
+    for (schema, named) in [
+        (json!({"$ref": "#missing"}), "missing"),
+        (json!({"$ref": "#/$defs/missing"}), "missing"),
+        (json!({"$ref": "http://[::x"}), "http://[::x"),
+        (json!({"$dynamicRef": "#x"}), "$dynamicRef"),
+        // llguidance panics here.
+        (json!({"$ref": [format!("a{}", "é".repeat(100))]}), "panic"),
+    ] {
+        let told = after(&Grammar::JsonSchema(schema), "").expect_err("refused");
+        assert!(told.contains(named) && !told.contains("backtrace"), "{told}");
+    }
+}
+
+#[test]
+fn a_grammar_as_deep_as_may_come_ends_no_process() {
+    // Rules of which each is the next.
+    let rules = |letter: char| {
+        let mut text = format!("start: {letter}0\n");
+        let mut count = 0;
+        while text.len() < MAX_GRAMMAR_BYTES - 64 {
+            text += &format!("{letter}{count}: {letter}{}\n", count + 1);
+            count += 1;
+        }
+        Grammar::Lark(format!("{text}{letter}{count}: \"x\"\n"))
+    };
+    let brackets = |pair: (&str, &str), count: usize| pair.0.repeat(count) + "x" + &pair.1.repeat(count);
+    let grammars = [
+        ("references", chain(7_900, |next| next)),
+        ("objects", chain(3_700, |next| json!({"properties": {"p": next}, "required": ["p"]}))),
+        ("lists", chain(6_000, |next| json!({"items": next}))),
+        ("choices", chain(5_800, |next| json!({"anyOf": [next]}))),
+        ("all", chain(5_800, |next| json!({"allOf": [next]}))),
+        ("rules", rules('a')),
+        ("terminals", rules('A')),
+        ("groups of Lark", Grammar::Lark(format!("start: {}", brackets(("(", ")"), 100_000)))),
+        ("groups", Grammar::Regex(brackets(("(", ")"), 100_000))),
+    ];
+    for (name, grammar) in grammars {
+        assert!(grammar.bytes() <= MAX_GRAMMAR_BYTES, "{name}: {} bytes", grammar.bytes());
+        let started = std::time::Instant::now();
+        let found = after(&grammar, "");
+        println!("{name}: {:?}: {:.80?}", started.elapsed(), found);
+        assert!(started.elapsed().as_secs() < 20, "{name}: {:?}", started.elapsed());
+        assert!(found.is_ok_and(|found| !found.is_empty()) || name != "rules" && name != "terminals", "{name}");
+    }
+}
+
+#[test]
+fn masks_take_bounded_time_or_end_the_answer() {
+    let texts = [
+        ("start: e\ne: e e | \"a\"\n", "a"),
+        ("start: A*\nA: /(a|b|ab)*(a|b){999}(b|a)*/\n", "ab"),
+        ("start: A*\nA: /(.*a){200}b/\n", "ab"),
+    ];
+    for (lark, unit) in texts {
+        let Ok(compiled) = compiler().compile(&Grammar::Lark(lark.into())) else { continue };
+        let (mut mask, mut slowest, mut ended) = (compiled.start(), std::time::Duration::ZERO, None);
+        for (at, byte) in unit.bytes().cycle().take(3000).enumerate() {
+            let started = std::time::Instant::now();
+            let result = mask.allowed().map(drop).and_then(|()| mask.commit(byte.into()));
+            slowest = slowest.max(started.elapsed());
+            if let Err(reason) = result {
+                ended = Some((at, reason));
+                break;
+            }
+        }
+        println!("{lark:?}: slowest {slowest:?}, ended {ended:?}");
+        assert!(slowest.as_secs() < 2, "{lark:?}: {slowest:?}");
+        assert_eq!(ended.is_some(), lark.contains("e e"), "{lark:?}: {ended:?}");
+        assert!(ended.is_none_or(|(_, reason)| !reason.is_empty() && reason.len() <= MAX_TOLD_BYTES), "{lark:?}");
+    }
+}
