@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{EngineConfig, Lag};
 
 use super::load::load_path;
-use super::{Answer, EmbedRequest, GenerateError, GenerateRequest, GenerationEvent, Grammar, Llm, Prompt};
+use super::{Answer, EmbedRequest, GenerateError, GenerateRequest, Generation, GenerationEvent, Grammar, Llm, Prompt};
 use crate::engine::SubmitError;
 use crate::request::{FinishReason, Pooling};
 
@@ -357,6 +357,7 @@ fn cuda_answers_follow_their_grammars_at_any_temperature() {
     let llm = load("llama3_heads64", |config| config.device = crate::config::DeviceWish::Cuda(None));
     all_grammars_are_followed(&llm);
     different_grammars_are_followed_beside_each_other(&llm);
+    beside_failing(&llm);
 }
 
 #[test]
@@ -417,6 +418,57 @@ fn all_grammars_are_followed(llm: &Llm) {
         }
     }
     assert!(seen.len() > 1, "seeds decide within the grammar: {seen:?}");
+}
+
+#[test]
+fn a_grammar_that_fails_within_an_answer_ends_that_request_alone() {
+    let alone = |at| finished(load("llama3", |_| {}).generate(neighbour(at)).expect("taken"));
+    let alone: Vec<_> = (0..3).map(alone).collect();
+    for lag in [Lag::Zero, Lag::One] {
+        let beside = beside_failing(&load("llama3", |config| config.lag = Some(lag)));
+        assert_eq!(beside, alone, "{lag:?}");
+    }
+}
+
+/// A grammar with ever more ways of reading what has come: after some tens of tokens there are too many to go on.
+fn failing(n: u32) -> GenerateRequest {
+    let mut request = formed(Grammar::Lark("start: e\ne: e e | e e e | e e e e | e e e e e | \"a\"\n".into()), 1);
+    request.n = n;
+    // It could end at any place, and is not to.
+    request.sampling.logit_bias = [314, 317].map(|end| (end, -100.0)).to_vec();
+    request
+}
+
+/// Longer than what fails.
+fn neighbour(at: usize) -> GenerateRequest {
+    request(&prompts()[at], at as u64).max_tokens(200)
+}
+
+/// What three neighbours say that begin with grammars that fail, of one answer and of two.
+fn beside_failing(llm: &Llm) -> Vec<Answer> {
+    let mut failing: Vec<_> = [1, 2].map(|n| llm.generate(failing(n)).expect("taken")).into();
+    let beside: Vec<_> = (0..3).map(|at| llm.generate(neighbour(at)).expect("taken")).collect();
+    for failing in &mut failing {
+        let (mut tokens, mut error) = (0, None);
+        while let Some(event) = failing.blocking_next() {
+            match event {
+                Ok(GenerationEvent::Delta { tokens: more, .. }) => tokens += more.len(),
+                Ok(event) => assert!(matches!(event, GenerationEvent::Started { .. }), "{event:?}"),
+                Err(failed) => error = Some(failed),
+            }
+        }
+        assert!((20..200).contains(&tokens), "{tokens}");
+        assert!(matches!(&error, Some(GenerateError::DeadEnd(_))), "{error:?} after {tokens} tokens");
+    }
+    let beside: Vec<_> = beside.into_iter().map(finished).collect();
+    assert!(beside.iter().all(|answer| answer.tokens.len() == 200));
+    let counted = llm.engine().metrics().snapshot();
+    assert_eq!((counted.running, counted.blocks_used), (0, 0), "{counted:?}");
+    beside
+}
+
+fn finished(generation: Generation) -> Answer {
+    generation.collect_blocking().expect("answered").remove(0)
 }
 
 #[test]

@@ -140,6 +140,17 @@ fn references_are_followed_within_the_schema_alone() {
     }
 }
 
+/// How far an answer comes, up to `most` tokens, that takes the highest allowed byte each time: rather `{` than white space.
+fn walk(grammar: &Grammar, most: usize) -> Result<usize, String> {
+    let mut mask = compiler().compile(grammar)?.start();
+    for at in 0..most {
+        let bits = mask.allowed()?.expect("a grammar says");
+        let Some(byte) = (0..256).rev().find(|id| bits[*id as usize / 32] >> (id % 32) & 1 == 1) else { return Ok(at) };
+        mask.commit(byte)?;
+    }
+    Ok(most)
+}
+
 #[test]
 fn a_grammar_as_deep_as_may_come_ends_no_process() {
     // Rules of which each is the next.
@@ -167,10 +178,10 @@ fn a_grammar_as_deep_as_may_come_ends_no_process() {
     for (name, grammar) in grammars {
         assert!(grammar.bytes() <= MAX_GRAMMAR_BYTES, "{name}: {} bytes", grammar.bytes());
         let started = std::time::Instant::now();
-        let found = after(&grammar, "");
+        let found = walk(&grammar, 40);
         println!("{name}: {:?}: {:.80?}", started.elapsed(), found);
         assert!(started.elapsed().as_secs() < 20, "{name}: {:?}", started.elapsed());
-        assert!(found.is_ok_and(|found| !found.is_empty()) || name != "rules" && name != "terminals", "{name}");
+        assert!(found.is_ok_and(|found| found > 0) || name != "rules" && name != "terminals", "{name}");
     }
 }
 
