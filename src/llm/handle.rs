@@ -77,7 +77,8 @@ impl Llm {
         &self.parts.engine
     }
 
-    /// Submits a request. The prompt is encoded on the calling thread: some tens of milliseconds for a very long one.
+    /// Submits a request. The prompt is encoded on the calling thread: some tens of milliseconds for a very long one. So is a
+    /// grammar compiled, which may take a second: in an async runtime that is work for a thread that may block.
     ///
     /// # Errors
     /// [`GenerateError`]: the prompt cannot be made, a parameter is invalid, or the engine does not take it now.
@@ -207,12 +208,29 @@ impl Llm {
     }
 
     fn masks(&self, grammar: &Grammar) -> Result<Arc<dyn TokenMasks>, GenerateError> {
-        let compiler = self.parts.grammars.get_or_init(|| {
-            let eos = self.parts.eos_token_ids.first().ok_or("this model has no token that ends an answer")?;
-            GrammarCompiler::new(&self.parts.tokenizer, self.engine().limits().vocab_size, *eos)
-        });
+        let compiler = self.parts.grammars.get_or_init(|| self.new_compiler());
         let compiler = compiler.as_ref().map_err(|reason| GenerateError::Grammar(reason.clone()))?;
         compiler.compile(grammar).map_err(GenerateError::Grammar)
+    }
+
+    fn new_compiler(&self) -> Result<GrammarCompiler, String> {
+        let eos = self.parts.eos_token_ids.first().ok_or("this model has no token that ends an answer")?;
+        GrammarCompiler::new(&self.parts.tokenizer, self.engine().limits().vocab_size, *eos)
+    }
+
+    /// From now on compiling a grammar takes until `gate` is dropped, at most ten seconds.
+    #[cfg(test)]
+    pub(crate) fn hold_grammars(&self, gate: std::sync::mpsc::Receiver<()>) {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let llm = self.clone();
+        std::thread::spawn(move || {
+            llm.parts.grammars.get_or_init(|| {
+                let _ = begun.send(());
+                let _ = gate.recv_timeout(std::time::Duration::from_secs(10));
+                llm.new_compiler()
+            });
+        });
+        begins.recv().expect("no grammar was compiled yet");
     }
 
     /// The tokens of a prompt, as [`Self::generate`] makes them.

@@ -22,9 +22,10 @@ pub struct ServerConfig {
     pub max_embeddings: usize,
     /// Open connections; further ones wait in the system's backlog. 1024.
     pub max_connections: usize,
-    /// Requests whose prompts are being encoded at once; further ones wait. 2: encoding takes cores from the model.
+    /// Requests whose prompts are being encoded at once, and, apart from them, whose grammars are being compiled at once;
+    /// further ones wait. 2: both take cores from the model.
     pub max_encoding: usize,
-    /// Requests that wait to be encoded; one more gets 429. 128.
+    /// Requests that wait to be encoded, and as many that wait for their grammars; one more gets 429. 128.
     pub max_encoding_waiting: usize,
     /// Time for a request's head to arrive, also while a connection is idle between requests. 75 s.
     pub header_timeout: Duration,

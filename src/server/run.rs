@@ -112,12 +112,7 @@ impl Run {
     ) -> Result<Self, ApiError> {
         let started = Instant::now();
         let n = requests.first().map_or(1, |request| request.n);
-        let generations = if requests.iter().all(|request| matches!(request.prompt, Prompt::Tokens(_))) {
-            // Nothing is to be encoded, and so nothing to wait for.
-            requests.into_iter().map(|request| model.llm.generate(request)).collect::<Result<Vec<_>, _>>()?
-        } else {
-            Self::encode(app, model, requests).await?
-        };
+        let generations = Self::submit(app, model, requests).await?;
         let prompts: Arc<[_]> = generations.iter().map(|generation| generation.prompt_tokens().to_vec()).collect();
         let meters = prompts.iter().map(|prompt| Meter::new(model.metrics.clone(), started, prompt.len(), n)).collect();
         let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
@@ -133,11 +128,20 @@ impl Run {
         Ok(Self { events, meters, prompts, n: n as usize, generates, usage, cut, record, _model })
     }
 
-    /// Encodes and submits on a thread that may block, when it is this request's turn.
-    async fn encode(app: &App, model: &Served, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, ApiError> {
+    /// Encodes and submits, on a thread that may block, when it is this request's turn.
+    async fn submit(app: &App, model: &Served, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, ApiError> {
+        let with_grammar = requests.iter().any(|request| request.grammar.is_some());
+        let is_encoded =
+            |request: &GenerateRequest| matches!(request.prompt, Prompt::Tokens(_)) && request.bad_words.is_empty();
+        let all_encoded = requests.iter().all(is_encoded);
         let llm = model.llm.clone();
         let generate = move || requests.into_iter().map(|request| llm.generate(request)).collect::<Result<Vec<_>, _>>();
-        Ok(app.encode(generate).await??)
+        Ok(match (with_grammar, all_encoded) {
+            (true, _) => app.compile(generate).await??,
+            (false, false) => app.encode(generate).await??,
+            // Nothing is to be done that takes time, and so nothing to wait for.
+            (false, true) => generate()?,
+        })
     }
 
     /// The prompts as they were encoded.

@@ -28,14 +28,27 @@ pub(super) struct AppState {
     pub(super) config: ServerConfig,
     /// Responses that later ones may refer to.
     pub(super) responses: ResponseStore,
-    /// Permits to encode a prompt.
-    pub(super) encoding: Arc<Semaphore>,
-    /// Permits to wait for one of those.
-    pub(super) encoding_queue: Arc<Semaphore>,
+    encoding: Turns,
+    compiling: Turns,
     /// Turns true when running requests must end at once.
     pub(super) cut: watch::Sender<bool>,
     ids: RandomState,
     next_id: AtomicU64,
+}
+
+/// Work of one kind: so much runs at once, so much waits for it.
+struct Turns {
+    running: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+}
+
+impl Turns {
+    fn new(config: &ServerConfig) -> Self {
+        Self {
+            running: Arc::new(Semaphore::new(config.max_encoding.max(1))),
+            waiting: Arc::new(Semaphore::new(config.max_encoding_waiting.max(1))),
+        }
+    }
 }
 
 impl AppState {
@@ -43,8 +56,8 @@ impl AppState {
         Arc::new(Self {
             models: Models::new(models, &config),
             responses: ResponseStore::new(config.max_stored_responses, config.stored_response_bytes),
-            encoding: Arc::new(Semaphore::new(config.max_encoding.max(1))),
-            encoding_queue: Arc::new(Semaphore::new(config.max_encoding_waiting.max(1))),
+            encoding: Turns::new(&config),
+            compiling: Turns::new(&config),
             cut: watch::Sender::new(false),
             ids: RandomState::new(),
             next_id: AtomicU64::new(0),
@@ -69,11 +82,31 @@ impl AppState {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let place = self.encoding_queue.clone().try_acquire_owned().map_err(|_| {
+        self.take_turn(&self.encoding, work).await
+    }
+
+    /// As [`Self::encode`], for `work` that compiles a grammar too, which may take a thousand times as long: who brings none
+    /// does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub(super) async fn compile<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.take_turn(&self.compiling, work).await
+    }
+
+    async fn take_turn<T: Send + 'static>(
+        &self,
+        turns: &Turns,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let place = turns.waiting.clone().try_acquire_owned().map_err(|_| {
             let max_waiting = u32::try_from(self.config.max_encoding_waiting).unwrap_or(u32::MAX);
             ApiError::from(SubmitError::Busy { max_waiting, retry_after_s: 1 })
         })?;
-        let permit = self.encoding.clone().acquire_owned().await;
+        let permit = turns.running.clone().acquire_owned().await;
         drop(place);
         let work = move || {
             let _permit = permit;

@@ -28,6 +28,44 @@ async fn health_tells_the_model_the_device_and_why() {
 }
 
 #[tokio::test]
+async fn a_grammar_that_takes_long_to_compile_holds_up_nobody_who_brings_none() {
+    let (sender, requests) = std::sync::mpsc::channel();
+    let llm = llm(limits(), move |submission| {
+        let _ = sender.send(submission.request.clone());
+        say(&submission, "ab");
+    });
+    let (gate, held) = std::sync::mpsc::channel();
+    llm.hold_grammars(held);
+    let router = router(llm, config());
+    // More than are compiled at once, with and without a text to encode.
+    let slow = (0..3).flat_map(|_| {
+        let regex = json!({"guided_regex": "[a-z]*"});
+        let mut tokens = completion_body(regex.clone());
+        tokens["prompt"] = json!([97, 98]);
+        [("/v1/completions", tokens), ("/v1/chat/completions", chat_body(regex))]
+    });
+    let ask = |(path, body): (&'static str, Value)| {
+        let router = router.clone();
+        tokio::spawn(async move { post(&router, path, body).await })
+    };
+    let slow: Vec<_> = slow.map(ask).collect();
+    // On one thread they come as far as they can.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get(&router, "/health").await.status, 200);
+    let chunks = soon(post(&router, "/v1/chat/completions", chat_body(json!({"stream": true})))).await.chunks();
+    assert_eq!(chunks.last().expect("a chunk")["choices"][0]["finish_reason"], "stop");
+    assert!(requests.recv().expect("a request").masks.is_none(), "a grammar was compiled first");
+    assert!(requests.try_recv().is_err(), "a grammar was compiled");
+    drop(gate);
+    for reply in slow {
+        assert_eq!(soon(reply).await.expect("an answer").status, 200);
+        assert!(requests.recv().expect("a request").masks.is_some());
+    }
+}
+
+#[tokio::test]
 async fn health_says_when_it_drains_and_new_requests_get_503() {
     let (llm, _submissions) = held(limits());
     let router = router(llm.clone(), config());
