@@ -67,6 +67,14 @@ pub struct Chat {
     pub continue_final_message: bool,
 }
 
+impl Chat {
+    /// The text that the answer continues, if it continues one.
+    pub(super) fn continued(&self) -> Option<&str> {
+        let last = self.messages.last().filter(|_| self.continue_final_message)?;
+        last.content.as_deref()
+    }
+}
+
 /// Sampling as the caller gave it; what is `None` is taken from the model's `generation_config.json`, where it has one,
 /// else from [`SamplingParams::default`]. A model without recommendations gets temperature 0.8, top_k 40, top_p 0.9.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -11,7 +11,7 @@ use futures::Stream;
 
 use crate::engine::{EngineHandle, EngineStatus, RequestStream};
 use crate::request::{FinishReason, RequestEvent, StopConditions, TokenId, TokenLogprobs};
-use crate::tokenizer::{IncrementalDecoder, StopMatcher};
+use crate::tokenizer::{AnswerParser, IncrementalDecoder, StopMatcher};
 
 use super::generate::{Answer, GenerateError, GeneratedToken, GenerationEvent};
 use super::shift::Shift;
@@ -21,6 +21,8 @@ pub struct Generation {
     engine: EngineHandle,
     stream: RequestStream,
     prompt: Arc<[TokenId]>,
+    /// Before the first token; `None`: there is nothing but text.
+    parser: Option<AnswerParser>,
     choices: Vec<Choice>,
     stops: Vec<String>,
     /// What goes on where the context is full, if anything does.
@@ -78,16 +80,23 @@ impl Generation {
         engine: EngineHandle,
         stream: RequestStream,
         prompt: Arc<[TokenId]>,
+        parser: Option<AnswerParser>,
         choices: Vec<Choice>,
         stops: Vec<String>,
         shift: Option<Shift>,
     ) -> Self {
-        Self { engine, stream, prompt, choices, stops, shift, ready: VecDeque::new(), failed: false }
+        Self { engine, stream, prompt, parser, choices, stops, shift, ready: VecDeque::new(), failed: false }
     }
 
     /// The prompt as it was encoded.
     pub fn prompt_tokens(&self) -> &[TokenId] {
         &self.prompt
+    }
+
+    /// What takes each of its answers to a chat apart: thoughts where the model has them, calls where tools were given to
+    /// it. `None`: there is nothing but text.
+    pub fn answer_parser(&self) -> Option<AnswerParser> {
+        self.parser.clone()
     }
 
     /// The next event; `None` after the last `Finished` or the first error.

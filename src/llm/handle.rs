@@ -89,10 +89,12 @@ impl Llm {
         let mut prompt = self.prompt_tokens(&request.prompt)?;
         let follows_grammar = grammar.is_some();
         let written = self.script.as_ref().and_then(|script| script.masks(&self.decode_with_special(&prompt)));
-        let masks = self.rules(&request, written.or(grammar), &prompt)?.masks();
-        if follows_grammar && self.opens_thoughts(&prompt) {
+        let mut parser = self.answer_parser(&request.prompt, &prompt);
+        let masks = self.rules(&request, written.or(grammar), parser.is_in_thoughts())?.masks();
+        if follows_grammar && parser.is_in_thoughts() {
             // A grammar has no place for thoughts.
             prompt.extend(self.encode_plain(NO_THOUGHTS)?);
+            parser = parser.without_thoughts();
         }
         let prompt: Arc<[TokenId]> = prompt.into();
         let max_context = request.max_context.unwrap_or(u32::MAX).min(self.engine().limits().max_context);
@@ -131,7 +133,8 @@ impl Llm {
         let conditions = Arc::new(conditions);
         let choice = || Choice::new(decoder.clone(), stops.clone(), conditions.clone(), request.include_stop);
         let choices = (0..request.n).map(|_| choice()).collect();
-        Ok(Generation::new(self.engine().clone(), stream, prompt, choices, request.stop, shift))
+        let parser = matches!(request.prompt, Prompt::Chat(_)).then_some(parser).filter(AnswerParser::finds_anything);
+        Ok(Generation::new(self.engine().clone(), stream, prompt, parser, choices, request.stop, shift))
     }
 
     /// The tokens that end an answer.
@@ -155,12 +158,12 @@ impl Llm {
         Grammar::calls(self.parts.template.call_format(), tools, one)
     }
 
-    /// What the answers to `prompt` keep to.
+    /// What the answers keep to, which begin within thoughts if `in_thoughts`.
     fn rules(
         &self,
         request: &GenerateRequest,
         grammar: Option<Arc<dyn TokenMasks>>,
-        prompt: &[TokenId],
+        in_thoughts: bool,
     ) -> Result<Rules, GenerateError> {
         let invalid = |field, problem| Err(SubmitError::Invalid { field, problem }.into());
         let vocab_size = self.engine().limits().vocab_size;
@@ -194,7 +197,7 @@ impl Llm {
             Ok::<_, GenerateError>(ThoughtLimit {
                 budget,
                 end: self.encode_plain(NO_THOUGHTS)?.into(),
-                opened: self.opens_thoughts(prompt),
+                opened: in_thoughts,
                 decoder: IncrementalDecoder::continuing(&self.parts.tokenizer, false),
             })
         });
@@ -252,18 +255,22 @@ impl Llm {
         }
     }
 
-    /// What takes an answer to `prompt` apart: thoughts where the model has them, calls where tools were given to it.
-    /// `None`: there is nothing but text.
-    pub fn answer_parser(&self, prompt: &[TokenId], with_tools: bool) -> Option<AnswerParser> {
+    /// What takes an answer to `prompt`, encoded to `tokens`, apart: thoughts where the model has them, calls where tools
+    /// were given to it.
+    fn answer_parser(&self, prompt: &Prompt, tokens: &[TokenId]) -> AnswerParser {
         let template = &self.parts.template;
-        let calls = with_tools.then(|| template.call_format());
-        if !template.thinks() && calls.is_none() {
-            return None;
+        let (mut calls, mut continued) = (None, None);
+        if let Prompt::Chat(chat) = prompt {
+            calls = chat.tools.is_some().then(|| template.call_format());
+            continued = chat.continued();
         }
-        Some(AnswerParser::new(template.thinks(), self.opens_thoughts(prompt), calls))
+        let parser = continued.map(|message| AnswerParser::continuing(message, template.thinks(), calls));
+        parser
+            .filter(AnswerParser::is_in_thoughts)
+            .unwrap_or_else(|| AnswerParser::new(template.thinks(), self.opens_thoughts(tokens), calls))
     }
 
-    /// Whether `prompt` ends within thoughts: some templates open them themselves.
+    /// Whether `prompt` ends where thoughts begin: some templates open them themselves.
     fn opens_thoughts(&self, prompt: &[TokenId]) -> bool {
         if !self.parts.template.thinks() {
             return false;
@@ -310,8 +317,7 @@ impl Llm {
         let mut messages: Vec<Value> = chat.messages.iter().map(message_json).collect();
         let open_answer = !chat.continue_final_message;
         // A mark stands where the last message's text does, so that what the template puts behind it can be cut off.
-        let continued = chat.messages.last().and_then(|message| message.content.as_deref());
-        let continued = continued.filter(|_| chat.continue_final_message);
+        let continued = chat.continued();
         if let (Some(_), Some(Value::Object(last))) = (continued, messages.last_mut()) {
             last.insert("content".into(), CONTINUED.into());
         }
@@ -322,6 +328,9 @@ impl Llm {
             .map_err(|error| GenerateError::Prompt(error.into()))?;
         if let (Some(content), Some(start)) = (continued, text.rfind(CONTINUED)) {
             text.truncate(start);
+            if AnswerParser::continuing(content, self.parts.template.thinks(), None).is_in_thoughts() {
+                text.truncate(without_empty_thoughts(&text).len());
+            }
             text.push_str(content);
         }
         Ok(text)
@@ -363,6 +372,12 @@ impl Llm {
     pub fn token_text(&self, token: TokenId) -> String {
         String::from_utf8_lossy(self.token_bytes(token)).into_owned()
     }
+}
+
+/// `text` without the thoughts at its end that hold nothing: some templates put those before what an assistant says.
+fn without_empty_thoughts(text: &str) -> &str {
+    let before = text.trim_end().strip_suffix("</think>").map(str::trim_end);
+    before.and_then(|before| before.strip_suffix("<think>")).unwrap_or(text)
 }
 
 /// A message as templates read it.

@@ -10,7 +10,7 @@ use futures::stream::{BoxStream, SelectAll};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::llm::{GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Prompt};
+use crate::llm::{AnswerParser, GenerateError, GenerateRequest, GeneratedToken, Generation, GenerationEvent, Prompt};
 use crate::request::{FinishReason, TokenId, TokenLogprobs};
 
 use super::error::ApiError;
@@ -88,6 +88,7 @@ pub(super) struct Run {
     events: SelectAll<BoxStream<'static, Tagged>>,
     meters: Vec<Meter>,
     prompts: Arc<[Vec<TokenId>]>,
+    parser: Option<AnswerParser>,
     n: usize,
     generates: bool,
     usage: Usage,
@@ -114,6 +115,7 @@ impl Run {
         let n = requests.first().map_or(1, |request| request.n);
         let generations = Self::submit(app, model, requests).await?;
         let prompts: Arc<[_]> = generations.iter().map(|generation| generation.prompt_tokens().to_vec()).collect();
+        let parser = generations.first().and_then(Generation::answer_parser);
         let meters = prompts.iter().map(|prompt| Meter::new(model.metrics.clone(), started, prompt.len(), n)).collect();
         let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
         let events = generations
@@ -125,7 +127,7 @@ impl Run {
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
         let cut = app.cut.subscribe();
         let _model = model.clone();
-        Ok(Self { events, meters, prompts, n: n as usize, generates, usage, cut, record, _model })
+        Ok(Self { events, meters, prompts, parser, n: n as usize, generates, usage, cut, record, _model })
     }
 
     /// Encodes and submits, on a thread that may block, when it is this request's turn.
@@ -147,6 +149,11 @@ impl Run {
     /// The prompts as they were encoded.
     pub(super) fn prompts(&self) -> Arc<[Vec<TokenId>]> {
         self.prompts.clone()
+    }
+
+    /// What takes each answer to the first prompt apart; `None`: there is nothing but text.
+    pub(super) fn answer_parser(&self) -> Option<AnswerParser> {
+        self.parser.clone()
     }
 
     /// How many choices each prompt has.

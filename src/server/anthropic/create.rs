@@ -28,13 +28,11 @@ pub(super) async fn create(
     drop(bytes);
     let model = app.models.get(&fields.model).await?;
     let chat = fields.chat()?;
-    let with_tools = chat.tools.is_some();
     let generate = fields.request(chat, tenant, &model.llm)?;
     let run = Run::start(&app, &model, record, vec![generate], true)
         .await
         .map_err(|error| error.naming_prompt("messages"))?;
-    let parser = model.llm.answer_parser(&run.prompts()[0], with_tools);
-    let parts = Parts::new(parser, fields.one_call());
+    let parts = Parts::new(run.answer_parser(), fields.one_call());
     let is_stream = fields.is_stream();
     let mut form = Form { app: app.clone(), model: fields.model, parts };
     if is_stream {

@@ -57,16 +57,14 @@ pub(super) async fn create(
         template_variables: fields.template_variables()?,
         ..Chat::default()
     };
-    let with_tools = chat.tools.is_some();
     let generate = fields.request(Prompt::Chat(chat), tenant)?;
     let (run, left_out) = start(&app, &model, record, generate, fields.may_truncate()).await?;
-    let parser = model.llm.answer_parser(&run.prompts()[0], with_tools);
     let form = Form {
         app: app.clone(),
         llm: model.llm.clone(),
         model: fields.model.clone(),
         place: Place::Message,
-        parts: Parts::new(parser, false),
+        parts: Parts::new(run.answer_parser(), false),
         started,
         load_ns,
         wants_logprobs: fields.logprobs.unwrap_or(false),

@@ -78,16 +78,14 @@ pub(super) async fn create(
         let messages = system.into_iter().chain([Message::user(body.prompt)]).collect();
         Prompt::Chat(Chat { messages, template_variables: fields.template_variables()?, ..Chat::default() })
     };
-    let is_chat = matches!(prompt, Prompt::Chat(_));
     let generate = fields.request(prompt, tenant)?;
     let run = Run::start(&app, &model, record, vec![generate], true).await?;
-    let parser = if is_chat { model.llm.answer_parser(&run.prompts()[0], false) } else { None };
     let form = Form {
         app: app.clone(),
         llm: model.llm.clone(),
         model: fields.model.clone(),
         place: Place::Response,
-        parts: Parts::new(parser, false),
+        parts: Parts::new(run.answer_parser(), false),
         started,
         load_ns,
         wants_logprobs: fields.logprobs.unwrap_or(false),

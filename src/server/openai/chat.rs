@@ -70,13 +70,11 @@ pub(super) async fn create(
         }
         generate.grammar = Some(model.llm.forced_calls(&forced, one_call || matches!(choice, ToolChoice::Named(_))));
     }
-    let with_tools = matches!(&generate.prompt, Prompt::Chat(chat) if chat.tools.is_some());
     let run = Run::start(&app, &model, record, vec![generate], true)
         .await
         .map_err(|error| error.naming_prompt("messages"))?;
     let prompts = run.prompts();
-    let parser = model.llm.answer_parser(&prompts[0], with_tools);
-    let mut parts: Vec<_> = (0..run.choices_per_prompt()).map(|_| Parts::new(parser.clone(), one_call)).collect();
+    let mut parts: Vec<_> = (0..run.choices_per_prompt()).map(|_| Parts::new(run.answer_parser(), one_call)).collect();
     if fields.is_stream() {
         let envelope = Envelope::new(&app, "chatcmpl", "chat.completion.chunk", fields.model.clone());
         let form = ChatStream::new(&app, &model.llm, envelope, &prompts[0], fields.stream_usage(), told, parts);

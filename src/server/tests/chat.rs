@@ -242,6 +242,54 @@ async fn thoughts_stand_beside_the_answer() {
 }
 
 #[tokio::test]
+async fn a_message_that_ends_within_thoughts_is_continued_within_them() {
+    // As Qwen3's: thoughts that hold nothing stand before what an assistant said last.
+    let template = "{% for m in messages %}{{ m.role }}: \
+                    {% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}\
+                    {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let (router, requests) = templated(template, " ar</think>\n\nYes.");
+    let untaken = " ar</think>\n\nYes.";
+    // What is continued, what the model is shown of it, and what is told as thoughts and as text.
+    let cases = [
+        ("<think>so f", "<think>so f", Some(" ar"), "Yes."),
+        ("\n<think>\nso, </", "\n<think>\nso, </", Some(" ar"), "Yes."),
+        ("<think>", "<think>", Some("ar"), "Yes."),
+        ("<think>so</think>\n\nNo.", "<think>\n\n</think>\n\n<think>so</think>\n\nNo.", None, untaken),
+        ("No <think> here", "<think>\n\n</think>\n\nNo <think> here", None, untaken),
+    ];
+    for (content, shown, thoughts, text) in cases {
+        let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]);
+        let continued = json!({"messages": messages, "continue_final_message": true});
+        let body = post(&router, "/v1/chat/completions", chat_body(continued.clone())).await.json();
+        let prompt: Vec<u8> = requests.recv().expect("a request").prompt.iter().map(|id| *id as u8).collect();
+        assert_eq!(String::from_utf8(prompt).expect("UTF-8"), format!("user: hi\nassistant: {shown}"));
+        let message = &body["choices"][0]["message"];
+        assert_eq!((message["reasoning_content"].as_str(), &message["content"]), (thoughts, &json!(text)), "{content}");
+        let mut streamed = continued;
+        streamed["stream"] = json!(true);
+        let chunks = post(&router, "/v1/chat/completions", chat_body(streamed)).await.chunks();
+        let _ = requests.recv().expect("a request");
+        let told = |field: &str| -> String {
+            chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"][field].as_str()).collect()
+        };
+        assert_eq!((told("reasoning_content").as_str(), told("content").as_str()), (thoughts.unwrap_or(""), text));
+    }
+    // A form has no place for thoughts: they are ended first.
+    let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>so f"}]);
+    let more =
+        json!({"messages": messages, "continue_final_message": true, "response_format": {"type": "json_object"}});
+    let body = post(&router, "/v1/chat/completions", chat_body(more)).await.json();
+    assert!(
+        requests
+            .recv()
+            .expect("a request")
+            .prompt
+            .ends_with(&"so f\n</think>\n\n".bytes().map(u32::from).collect::<Vec<_>>())
+    );
+    assert_eq!(body["choices"][0]["message"]["content"], untaken);
+}
+
+#[tokio::test]
 async fn tokens_of_thoughts_are_counted_whole_and_streamed() {
     // Each byte is a token: 10 until the thoughts have ended, 6 behind them, and the one that ends the answer.
     let thinks = "so</think>\n\nYes.";

@@ -154,7 +154,7 @@ pub(super) fn thinking_requests(text: &'static str) -> (Router, std::sync::mpsc:
     templated(THINKING, text)
 }
 
-fn templated(template: &str, text: &'static str) -> (Router, std::sync::mpsc::Receiver<Request>) {
+pub(super) fn templated(template: &str, text: &'static str) -> (Router, std::sync::mpsc::Receiver<Request>) {
     let (sender, requests) = std::sync::mpsc::channel();
     let (engine, mut inbox) = channel(limits());
     std::thread::spawn(move || {

@@ -68,6 +68,29 @@ impl AnswerParser {
         Self { reasoning: reasoning || opened, opened, calls, state, ..Self::default() }
     }
 
+    /// As [`Self::new`], for an answer that goes on where `message` ends: within thoughts, where it has opened some and not
+    /// ended them. What `message` says is not told.
+    pub fn continuing(message: &str, reasoning: bool, calls: Option<CallFormat>) -> Self {
+        let mut before = Self::new(reasoning, false, None);
+        before.push(message);
+        Self { thought: before.thought, ..Self::new(reasoning, before.is_in_thoughts(), calls) }
+    }
+
+    /// For an answer as this one's, had the prompt not ended within thoughts.
+    pub fn without_thoughts(self) -> Self {
+        Self::new(self.reasoning, false, self.calls)
+    }
+
+    /// Whether anything but text can be found.
+    pub fn finds_anything(&self) -> bool {
+        self.reasoning || self.calls.is_some()
+    }
+
+    /// Whether what comes next is thoughts, until they end.
+    pub fn is_in_thoughts(&self) -> bool {
+        self.state == State::Reasoning
+    }
+
     /// Whether thoughts were opened, by the prompt or by what has come.
     pub fn has_thoughts(&self) -> bool {
         self.opened

@@ -47,13 +47,11 @@ pub(super) async fn create(
     };
     let model = app.models.get(&fields.model).await?;
     let asked = fields.conversation(earlier)?;
-    let with_tools = asked.tools.is_some();
     let generate = fields.request(&asked, tenant.clone(), &model.llm)?;
     let sampling = model.llm.sampling(&generate.sampling);
     let run =
         Run::start(&app, &model, record, vec![generate], true).await.map_err(|error| error.naming_prompt("input"))?;
-    let parser = model.llm.answer_parser(&run.prompts()[0], with_tools);
-    let parts = Parts::new(parser, fields.parallel_tool_calls == Some(false));
+    let parts = Parts::new(run.answer_parser(), fields.parallel_tool_calls == Some(false));
     let stored = fields.is_stored().then_some((tenant, asked.conversation));
     let mut form = Form::new(&app, &fields, &sampling, parts, stored);
     let mut response = if fields.is_stream() {
