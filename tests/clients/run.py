@@ -1,6 +1,6 @@
 """Drives the real binary with the clients that people use.
 
-    python tests/clients/run.py target/release/lantern openai ollama anthropic langchain llm node
+    python tests/clients/run.py target/release/lantern openai ollama anthropic langchain llm node calls
 
 Each name is a module `cases_NAME` beside this file. Starts the server on a free port of this machine with the default
 model, and ends it with SIGTERM.

@@ -19,6 +19,7 @@ class Server:
     """The binary, serving the default model on a free port of this machine unless it is told otherwise."""
 
     def __init__(self, binary, *arguments, port=None):
+        self.binary = binary
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen([binary, "serve", "--port", str(self.port), "--log", "warn", *arguments])

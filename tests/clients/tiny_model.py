@@ -86,8 +86,8 @@ def write_weights(path):
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
 
 
-def main():
-    source, target = map(Path, sys.argv[1:])
+def write(source, target):
+    """The model in the folder `target`, with the tokenizer of the folder `source`."""
     target.mkdir(parents=True, exist_ok=True)
     for name in ["tokenizer.json", "tokenizer_config.json"]:
         shutil.copy(source / name, target / name)
@@ -103,4 +103,5 @@ def main():
     write_weights(target / "model.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    write(*map(Path, sys.argv[1:]))
