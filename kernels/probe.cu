@@ -14,6 +14,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
 // bit patterns of A x B, f32 [16, 8] row-major, with A [16, 16] and B [16, 8] as above, through one mma.sync.
 // Fragments: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 extern "C" __global__ void probe(unsigned* out) {
+    after_previous();
     int lane = threadIdx.x;
     unsigned hash = (unsigned(lane) + 1u) * 2654435761u;
     out[lane] = hash ^ (hash >> 15);

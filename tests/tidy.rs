@@ -50,7 +50,7 @@ const MAX_FILE_LINES: usize = 600;
 const COMPILES_C: &[(&str, &str)] = &[("ring", "the cryptography of TLS")];
 
 struct Source {
-    /// Relative to `src`.
+    /// Relative to the folder that was searched.
     path: PathBuf,
     text: String,
 }
@@ -64,21 +64,27 @@ impl Source {
 }
 
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let found = files_of("src", &["rs"]);
+    assert!(found.len() > 20, "the sources were not found");
+    found
+}
+
+/// The files below a folder whose names end so.
+fn files_of(folder: &str, extensions: &[&str]) -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let (mut folders, mut found) = (vec![root.clone()], Vec::new());
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("src is readable") {
-            let path = entry.expect("src is readable").path();
+        for entry in fs::read_dir(folder).expect("sources are readable") {
+            let path = entry.expect("sources are readable").path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|end| extensions.iter().any(|extension| end == *extension)) {
                 let text = fs::read_to_string(&path).expect("sources are UTF-8");
-                let path = path.strip_prefix(&root).expect("it is below src").to_owned();
+                let path = path.strip_prefix(&root).expect("it is below the root").to_owned();
                 found.push(Source { path, text });
             }
         }
     }
-    assert!(found.len() > 20, "the sources were not found");
     found
 }
 
@@ -170,6 +176,25 @@ fn unsafe_stands_where_it_may_and_says_why() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// `lantern.cuh` says why: a kernel that did not wait would read what the one before it has not written yet.
+#[test]
+fn kernels_begin_by_waiting_for_the_one_before() {
+    let (mut seen, mut faults) = (0, Vec::new());
+    for source in files_of("kernels", &["cu", "cuh"]) {
+        let kernels: Vec<&str> = source.text.split("extern \"C\" __global__").skip(1).collect();
+        seen += kernels.len();
+        for kernel in kernels {
+            let (head, body) = kernel.split_once('{').expect("a kernel has a body");
+            let first = body.trim_start_matches(|c: char| c == '\\' || c.is_whitespace());
+            if !["after_previous();", "let_next_begin();"].iter().any(|call| first.starts_with(call)) {
+                faults.push(format!("kernels/{}:{}", source.path.display(), head.replace('\\', "")));
+            }
+        }
+    }
+    assert!(seen > 50, "{seen} kernels were found");
+    assert!(faults.is_empty(), "neither after_previous() nor let_next_begin() comes first:\n{}", faults.join("\n"));
 }
 
 fn cargo(arguments: &[&str]) -> String {

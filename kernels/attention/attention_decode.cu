@@ -141,6 +141,7 @@ __device__ __forceinline__ void attend(const Row<T, C>& row, Shared<D>& shared, 
 
     const C* thread_keys = row.keys + g * D + t * 8;
     const C* thread_values = row.values + 2 * t * D;
+    wait_for_previous();
     Keys<C, D> keys;
     if (any) keys.load(thread_keys + id * row.block_stride);
 
@@ -340,6 +341,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         }
         __syncthreads();  // the next item writes `shared`
     }
+    wait_for_previous();  // without work too: this kernel must not end before the one before it
 }
 
 // Blocks per multiprocessor are what registers allow without spilling.
@@ -349,6 +351,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         const uint32_t* cu_seqlens_q, const uint32_t* context_lens, const uint32_t* block_tables,                      \
         const uint32_t* table_offsets, const uint2* items, const uint32_t* first_item, const uint32_t* item_count,     \
         int q_heads, int kv_heads, int sliding_window, float scale) {                                                  \
+        let_next_begin();                                                                                              \
         attention_decode<T, C, D>(out, partials, counters, qkv, keys, values, cu_seqlens_q, context_lens,              \
                                   block_tables, table_offsets, items, first_item, item_count, q_heads, kv_heads,       \
                                   sliding_window, scale);                                                              \

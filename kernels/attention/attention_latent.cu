@@ -405,6 +405,7 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
         T* out, float* partials, const T* q, const T* latents, const uint32_t* cu_seqlens_q,                           \
         const uint32_t* context_lens, const uint32_t* block_tables, const uint32_t* table_offsets, const uint2* items, \
         const uint32_t* first_item, const uint32_t* item_count, int heads, float scale) {                              \
+        after_previous();                                                                                              \
         latent_decode<T, ROWS>(out, partials, q, latents, cu_seqlens_q, context_lens, block_tables, table_offsets,     \
                                items, first_item, item_count, heads, scale);                            \
     }
@@ -414,6 +415,7 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
         T* out, const T* q, const T* latents, const uint32_t* cu_seqlens_q, const uint32_t* context_lens,              \
         const uint32_t* block_tables, const uint32_t* table_offsets, const uint2* tiles, int tile_queries, int heads,  \
         float scale) {                                                                                                 \
+        after_previous();                                                                                              \
         latent_prefill<T, ROWS>(out, q, latents, cu_seqlens_q, context_lens, block_tables, table_offsets, tiles,       \
                                 tile_queries, heads, scale);                                                           \
     }
@@ -422,6 +424,7 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
     extern "C" __global__ void __launch_bounds__(THREADS) attention_latent_merge_##T(                                  \
         T* out, const float* partials, const uint32_t* cu_seqlens_q, const uint32_t* context_lens,                     \
         const uint32_t* first_item) {                                                                                  \
+        after_previous();                                                                                              \
         latent_merge<T>(out, partials, cu_seqlens_q, context_lens, first_item);                                        \
     }
 

@@ -392,6 +392,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const C*
         T* out, const T* qkv, const C* keys, const C* values, const uint32_t* cu_seqlens_q,                            \
         const uint32_t* context_lens, const uint32_t* block_tables, const uint32_t* table_offsets,                     \
         const uint2* tiles, int q_heads, int kv_heads, int sliding_window, float scale) {                              \
+        after_previous();                                                                                              \
         attention_prefill<T, C, D, R>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables,                \
                                       table_offsets, tiles, q_heads, kv_heads, sliding_window, scale);                 \
     }

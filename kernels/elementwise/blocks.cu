@@ -5,6 +5,7 @@
 // `packs` 16-byte packs, one after another. No block is both read and written, or written twice, in one call; a pair
 // with a block outside is passed over. Grid: (pairs, planes). Moves twice the bytes of the blocks.
 extern "C" __global__ void __launch_bounds__(256) copy_blocks(uint4* cache, const uint32_t* pairs, int blocks, int packs) {
+    after_previous();
     uint32_t from = pairs[2 * blockIdx.x], to = pairs[2 * blockIdx.x + 1];
     if (from >= uint32_t(blocks) || to >= uint32_t(blocks)) return;
     uint4* plane = cache + size_t(blockIdx.y) * blocks * packs;

@@ -88,6 +88,7 @@ __device__ __forceinline__ void latent_rope_and_cache(
         const uint32_t* positions, const uint32_t* slots, int heads, int plain_dim, int latent_dim, int rotary_dim,   \
         int q_row, int kv_row, int interleaved, int position_count, int slot_count, float eps                         \
     ) {                                                                                                               \
+        after_previous();                                                                                             \
         latent_rope_and_cache<T>(                                                                                     \
             q, latents, kv, norm, cos, sin, positions, slots, heads, plain_dim, latent_dim, rotary_dim, q_row,        \
             kv_row, interleaved, position_count, slot_count, eps                                                      \

@@ -21,13 +21,19 @@ __device__ __forceinline__ void store8(const float* from, float* to) {
 }
 
 // dst = s / sqrt(mean(s^2) + eps) * weight of one row, s = residual (+ x where ADD); WRITE keeps s in the residual.
-// All of the block's threads; 8 * PACKS * threads >= width where width is a multiple of 8.
+// All but weight is read behind `wait_for_previous`. All of the block's threads; 8 * PACKS * threads >= width where width is a multiple of 8.
 template <typename T, bool ADD, bool WRITE>
 __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {
     __shared__ float scratch[32];
     float squares = 0.f;
     if (width % 8 == 0) {
-        float sum[PACKS][8];
+        float sum[PACKS][8], factor[PACKS][8];
+#pragma unroll
+        for (int pack = 0; pack < PACKS; pack++) {
+            int at = (pack * blockDim.x + threadIdx.x) * 8;
+            if (at < width) load8(weight + at, factor[pack]);
+        }
+        wait_for_previous();
 #pragma unroll
         for (int pack = 0; pack < PACKS; pack++) {
             int at = (pack * blockDim.x + threadIdx.x) * 8;
@@ -47,14 +53,13 @@ __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, co
         for (int pack = 0; pack < PACKS; pack++) {
             int at = (pack * blockDim.x + threadIdx.x) * 8;
             if (at >= width) continue;
-            float factor[8];
-            load8(weight + at, factor);
             Pack<T, 8> out;
 #pragma unroll
-            for (int i = 0; i < 8; i++) out.at[i] = from_float<T>(sum[pack][i] * scale * factor[i]);
+            for (int i = 0; i < 8; i++) out.at[i] = from_float<T>(sum[pack][i] * scale * factor[pack][i]);
             *reinterpret_cast<Pack<T, 8>*>(dst + at) = out;
         }
     } else {
+        wait_for_previous();
         for (int i = threadIdx.x; i < width; i += blockDim.x) {
             float sum = residual[i] + (ADD ? to_float(x[i]) : 0.f);
             if (WRITE) residual[i] = sum;
@@ -101,16 +106,19 @@ __device__ void gather_add_rms_norm(
 #define NORMS(T)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(1024)                                                                \
         rms_norm_##T(T* dst, const float* x, const float* weight, int width, float eps) {                             \
+        let_next_begin();                                                                                             \
         rms_norm<T>(dst, x, weight, width, eps);                                                                      \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(1024)                                                                \
         add_rms_norm_##T(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {            \
+        let_next_begin();                                                                                             \
         add_rms_norm<T>(dst, residual, x, weight, width, eps);                                                        \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(1024) gather_add_rms_norm_##T(                                       \
         T* dst, const float* residual, const T* x, const uint32_t* rows, const float* weight, int width, int count,   \
         float eps                                                                                                     \
     ) {                                                                                                               \
+        after_previous();                                                                                             \
         gather_add_rms_norm<T>(dst, residual, x, rows, weight, width, count, eps);                                    \
     }
 NORMS(bf16)

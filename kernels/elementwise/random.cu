@@ -51,6 +51,7 @@ __device__ void fill_random(T* dst, size_t count, unsigned long long seed, float
     extern "C" __global__ void fill_random_##NAME(                                                                    \
         T* dst, unsigned long long count, unsigned long long seed, float deviation                                    \
     ) {                                                                                                               \
+        after_previous();                                                                                             \
         fill_random<T>(dst, count, seed, deviation);                                                                  \
     }
 FILL(bf16, bf16)

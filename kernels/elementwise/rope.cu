@@ -76,20 +76,18 @@ __device__ void rope_and_cache(
     int head = blockIdx.y * (THREADS / lanes) + group;
     int at = lane * 8;
     bool active = head < heads && at < dim;
+    bool is_q = head < q_heads, rotated = head < q_heads + kv_heads;
     T* row = qkv + size_t(token) * heads * dim + size_t(head) * dim;
-    float x[8] = {};
+    uint32_t position = min(positions[token], uint32_t(position_count - 1)), slot = slots[token];
+    float x[8] = {}, weight[8] = {};
+    if (active && bias) load_table(bias, head * dim + at, true, x);
+    if (active && rotated && q_weight) load_table(is_q ? q_weight : k_weight, at, true, weight);
+    wait_for_previous();
     if (active) {
         Pack<T, 8> in = *reinterpret_cast<const Pack<T, 8>*>(row + at);
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[i] = to_float(in.at[i]);
-        if (bias) {
-            float added[8];
-            load_table(bias, head * dim + at, true, added);
-#pragma unroll
-            for (int i = 0; i < 8; i++) x[i] += added[i];
-        }
+        for (int i = 0; i < 8; i++) x[i] += to_float(in.at[i]);
     }
-    bool is_q = head < q_heads, rotated = head < q_heads + kv_heads;
     if (q_weight) {
         float squares = 0.f;
 #pragma unroll
@@ -97,8 +95,7 @@ __device__ void rope_and_cache(
         // Lanes of one head are neighbours; those past its end bring zeros.
         for (int offset = lanes / 2; offset; offset >>= 1) squares += __shfl_xor_sync(~0u, squares, offset);
         if (active && rotated) {
-            float scale = rsqrtf(squares / dim + eps), weight[8];
-            load_table(is_q ? q_weight : k_weight, at, true, weight);
+            float scale = rsqrtf(squares / dim + eps);
 #pragma unroll
             for (int i = 0; i < 8; i++) x[i] *= scale * weight[i];
         }
@@ -112,7 +109,6 @@ __device__ void rope_and_cache(
     __syncwarp(); // a head never spans two warps
     if (!active) return;
     if (rotated) {
-        uint32_t position = min(positions[token], uint32_t(position_count - 1));
         size_t start = size_t(position) * (rotary_dim / 2);
         rotate(x, shared_head, cos + start, sin + start, at, rotary_dim, interleaved);
     }
@@ -123,7 +119,6 @@ __device__ void rope_and_cache(
         *reinterpret_cast<Pack<T, 8>*>(row + at) = out;
         return;
     }
-    uint32_t slot = slots[token];
     if (slot >= uint32_t(slot_count)) return;
     int kv_head = rotated ? head - q_heads : head - q_heads - kv_heads;
     size_t place = (size_t(slot / BLOCK_SIZE) * kv_heads + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE;
@@ -140,6 +135,7 @@ __device__ void rope_and_cache(
         int kv_heads, int dim, int rotary_dim, int interleaved, int lanes, int position_count, int slot_count,        \
         float eps                                                                                                     \
     ) {                                                                                                               \
+        let_next_begin();                                                                                             \
         rope_and_cache<T, C>(                                                                                         \
             qkv, keys, values, bias, q_weight, k_weight, cos, sin, positions, slots, q_heads, kv_heads, dim,          \
             rotary_dim, interleaved, lanes, position_count, slot_count, eps                                           \

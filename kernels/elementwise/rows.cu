@@ -35,6 +35,7 @@ __device__ void embed(
 // dst[i] = x[rows[i]] for rows of `bytes` (even): rows u32 [R]. A row that is not below `count` is read as row 0.
 // Grid: (R, blocks over the row's 16-byte packs). Moves twice the bytes of dst.
 extern "C" __global__ void gather_rows(char* dst, const char* x, const uint32_t* rows, int bytes, int count) {
+    after_previous();
     uint32_t row = rows[blockIdx.x];
     const char* from = x + size_t(row < uint32_t(count) ? row : 0) * bytes;
     char* to = dst + size_t(blockIdx.x) * bytes;
@@ -144,6 +145,7 @@ __device__ void scale_by_sigmoid(T* x, const T* gates, int width) {
 
 // x[t, i] = 0: x [T, width] of 2 bytes an element. Grid: (T, blocks over the row).
 extern "C" __global__ void clear(uint16_t* x, int width) {
+    after_previous();
     uint16_t* row = x + size_t(blockIdx.x) * width;
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < width; i += gridDim.y * blockDim.x) row[i] = 0;
 }
@@ -153,18 +155,28 @@ extern "C" __global__ void clear(uint16_t* x, int width) {
         float* residual, const T* table, const uint32_t* ids, const uint32_t* last_tokens, int width, int vocab,      \
         int slots                                                                                                     \
     ) {                                                                                                               \
+        after_previous();                                                                                             \
         embed<T>(residual, table, ids, last_tokens, width, vocab, slots);                                             \
     }                                                                                                                 \
     extern "C" __global__ void scale_by_sigmoid_##T(T* x, const T* gates, int width) {                                \
+        after_previous();                                                                                             \
         scale_by_sigmoid<T>(x, gates, width);                                                                         \
     }                                                                                                                 \
-    extern "C" __global__ void silu_mul_##T(T* dst, const T* gate_up, int width) { silu_mul<T>(dst, gate_up, width); } \
-    extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) { add_bias<T>(x, bias, width); }       \
+    extern "C" __global__ void silu_mul_##T(T* dst, const T* gate_up, int width) {                                    \
+        after_previous();                                                                                             \
+        silu_mul<T>(dst, gate_up, width);                                                                             \
+    }                                                                                                                 \
+    extern "C" __global__ void add_bias_##T(T* x, const float* bias, int width) {                                     \
+        after_previous();                                                                                             \
+        add_bias<T>(x, bias, width);                                                                                  \
+    }                                                                                                                 \
     extern "C" __global__ void sum_rows_##T(float* sum, const T* x, int rows, int width, int goes_on) {               \
+        after_previous();                                                                                             \
         sum_rows<T>(sum, x, rows, width, goes_on);                                                                    \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
         quantize_rows_##T(fp8* quants, float* scales, const T* x, int width) {                                        \
+        after_previous();                                                                                             \
         quantize_rows<T>(quants, scales, x, width);                                                                   \
     }
 ROWS(bf16)

@@ -97,15 +97,18 @@ __device__ __forceinline__ void down_sum(T* dst, const T* act, const T* w, const
     extern "C" __global__ void __launch_bounds__(256) experts_gate_up_few_##T(                                            \
         T* act, const T* x, const T* w, const float* weights, const uint32_t* ids, const uint32_t* sorted,                \
         const uint32_t* offsets, int top_k, int F, int H) {                                                               \
+        after_previous();                                                                                                 \
         gate_up<T, 8>(act, x, w, weights, Pairs{ids, sorted, offsets}, top_k, F, H);                                      \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256) experts_down_few_##T(                                               \
         T* out, const T* act, const T* w, const uint32_t* ids, const uint32_t* sorted, const uint32_t* offsets, int H,    \
         int F) {                                                                                                          \
+        after_previous();                                                                                                 \
         down_pairs<T, 8>(out, act, w, Pairs{ids, sorted, offsets}, H, F);                                                 \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \
         experts_down_sum_##T(T* dst, const T* act, const T* w, const uint32_t* ids, int top_k, int H, int F) {            \
+        after_previous();                                                                                                 \
         down_sum<T>(dst, act, w, ids, top_k, H, F);                                                                       \
     }
 

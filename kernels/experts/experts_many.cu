@@ -177,10 +177,12 @@ __device__ __forceinline__ void experts(T* y, const T* x, const T* w, const floa
     extern "C" __global__ void __launch_bounds__(S::THREADS, 2) experts_gate_up_##NAME##_##T(                             \
         T* act, const T* x, const T* w, const float* weights, const uint32_t* sorted, const uint32_t* offsets, int E,     \
         int top_k, int F, int H) {                                                                                        \
+        after_previous();                                                                                                 \
         experts<T, S, true>(act, x, w, weights, sorted, offsets, E, top_k, F, H);                                         \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(S::THREADS, 2) experts_down_##NAME##_##T(                                \
         T* out, const T* act, const T* w, const uint32_t* sorted, const uint32_t* offsets, int E, int H, int F) {         \
+        after_previous();                                                                                                 \
         experts<T, S, false>(out, act, w, nullptr, sorted, offsets, E, 1, H, F);                                          \
     }
 

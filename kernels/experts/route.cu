@@ -131,6 +131,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) route(
     uint32_t* ids, float* weights, const float* logits, const float* bias, int T, int E, int top_k, int sigmoid,
     int normalize, float scale, int groups, int top_groups, int best_two, int even
 ) {
+    after_previous();
     int token = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (token >= T) return;
     uint32_t* to = ids + token * top_k;
@@ -151,6 +152,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) route(
 extern "C" __global__ void __launch_bounds__(512) group_pairs(
     uint32_t* sorted, uint32_t* offsets, const uint32_t* ids, int n
 ) {
+    after_previous();
     __shared__ int before[17], less_of[16];
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     uint32_t expert = blockIdx.x;
@@ -206,8 +208,10 @@ __device__ void sum_pairs(T* dst, const T* pairs, int top_k, int width) {
 }
 
 extern "C" __global__ void sum_pairs_bf16(bf16* dst, const bf16* pairs, int top_k, int width) {
+    after_previous();
     sum_pairs<bf16>(dst, pairs, top_k, width);
 }
 extern "C" __global__ void sum_pairs_f16(f16* dst, const f16* pairs, int top_k, int width) {
+    after_previous();
     sum_pairs<f16>(dst, pairs, top_k, width);
 }

@@ -79,6 +79,7 @@ __device__ __forceinline__ void gemm_sum(void* y, const float* parts, int splits
 #define GEMM(T, NAME, TILE, BLOCKS)                                                                                       \
     extern "C" __global__ void __launch_bounds__(TILE::THREADS, BLOCKS)                                                   \
         gemm_##NAME##_##T(void* y, const T* x, const T* w, int M, int N, int K, int part, int y_is_f32) {                 \
+        after_previous();                                                                                                 \
         gemm<T, TILE>(y, x, w, M, N, K, part, y_is_f32);                                                                  \
     }
 
@@ -88,6 +89,7 @@ __device__ __forceinline__ void gemm_sum(void* y, const float* parts, int splits
     GEMM(T, narrow, Narrow, 2)                                                                                            \
     GEMM(T, small, Small, 2)                                                                                              \
     extern "C" __global__ void gemm_sum_##T(void* y, const float* parts, int splits, int count, int y_is_f32) {           \
+        after_previous();                                                                                                 \
         gemm_sum<T>(y, parts, splits, count, y_is_f32);                                                                   \
     }
 

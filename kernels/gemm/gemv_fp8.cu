@@ -22,32 +22,39 @@ __device__ __forceinline__ void accumulate_fp8(char* rings, const T* x, const fp
     char* ring = rings + warp * RING + lane * 16;
     uint32_t ring_address = shared_address(ring);
     const T* x_row = x + (int64_t)min(g, M - 1) * K;
-    int next = warp;
-    auto issue = [&](int slot) {
+    auto issue = [&](int slot, int batch, bool weights, bool inputs) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-            int k = next * FP8_BATCH + 64 * j + 16 * t;
+            int k = batch * FP8_BATCH + 64 * j + 16 * t;
             bool inside = k < K;
             int from = inside ? k : 0;
             uint32_t to = ring_address + slot * SLOT + j * HALF;
 #pragma unroll
-            for (int i = 0; i < TILES; ++i) cp_async_once(to + i * 512, tile_rows[i] + from, inside);
-            cp_async_cached(to + TILES * 512, x_row + from, inside);
-            cp_async_cached(to + (TILES + 1) * 512, x_row + from + 8, inside);
+            for (int i = 0; i < TILES; ++i) {
+                if (weights) cp_async_once(to + i * 512, tile_rows[i] + from, inside);
+            }
+            if (inputs) {
+                cp_async_cached(to + TILES * 512, x_row + from, inside);
+                cp_async_cached(to + (TILES + 1) * 512, x_row + from + 8, inside);
+            }
         }
-        next += warps;
     };
     int batches = (K + FP8_BATCH - 1) / FP8_BATCH, count = (batches - warp + warps - 1) / warps;
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (stage < count) issue(stage);
+        if (stage < count) issue(stage, warp + stage * warps, true, false);
+    }
+    wait_for_previous();
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (stage < count) issue(stage, warp + stage * warps, false, true);
         cp_async_commit();
     }
     float c[TILES][4] = {};
     int slot = 0, free_slot = STAGES - 1;
     for (int done = 0; done < count; ++done) {
         cp_async_wait<STAGES - 2>();
-        if (done + STAGES - 1 < count) issue(free_slot);
+        if (done + STAGES - 1 < count) issue(free_slot, warp + (done + STAGES - 1) * warps, true, true);
         cp_async_commit();
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -123,14 +130,17 @@ __device__ __forceinline__ void gemv_fp8_silu(T* y, const T* x, const fp8* w, co
 #define GEMV_FP8(T)                                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
         gemv_fp8_narrow_##T(void* y, const T* x, const fp8* w, const float* scales, int M, int N, int K, int y_is_f32) { \
+        let_next_begin();                                                                                                \
         gemv_fp8<T, 1>(y, x, w, scales, M, N, K, y_is_f32);                                                           \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
         gemv_fp8_wide_##T(void* y, const T* x, const fp8* w, const float* scales, int M, int N, int K, int y_is_f32) { \
+        let_next_begin();                                                                                              \
         gemv_fp8<T, 2>(y, x, w, scales, M, N, K, y_is_f32);                                                           \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
         gemv_fp8_silu_##T(T* y, const T* x, const fp8* w, const float* scales, int M, int F, int K) {                 \
+        let_next_begin();                                                                                             \
         gemv_fp8_silu<T>(y, x, w, scales, M, F, K);                                                                   \
     }
 

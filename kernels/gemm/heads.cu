@@ -94,6 +94,7 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
 #define FEW(T, ROWS)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(256) heads_few##ROWS##_##T(                                              \
         T* y, const T* x, const T* w, int M, int N, int K, int tail, int x_row, int x_head, int y_row, int y_head) {      \
+        let_next_begin();                                                                                                 \
         heads_few<T, ROWS>(y, x, w, M, N, K, tail, Strides{x_row, x_head, y_row, y_head});                                \
     }
 
@@ -103,6 +104,7 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
     extern "C" __global__ void __launch_bounds__(Short::THREADS, 2) heads_many_##T(                                       \
         T* y, const T* x, const T* w, int M, int heads, int N, int K, int tail, int x_row, int x_head, int y_row,         \
         int y_head) {                                                                                                     \
+        after_previous();                                                                                                 \
         heads_many<T, Short>(y, x, w, M, heads, N, K, tail, Strides{x_row, x_head, y_row, y_head});                       \
     }
 

@@ -82,12 +82,14 @@ struct ExpertProduct {
         T* act, const T* x, const char* gate, const char* up, const float* weights, const uint32_t* ids,                  \
         const uint32_t* sorted, const uint32_t* offsets, int top_k, int F, int H, int group, int scales,                  \
         int warp_bytes) {                                                                                                 \
+        after_previous();                                                                                                 \
         ExpertProduct<T, C, COLUMNS, TILES>::gate_up(act, x, gate, up, weights, Pairs{ids, sorted, offsets}, top_k,       \
                                                      ExpertShape{F, H, group, scales, warp_bytes});                       \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) experts_down_##FORM##_##C##_##T(                             \
         T* out, const T* act, const char* w, const uint32_t* ids, const uint32_t* sorted, const uint32_t* offsets,        \
         int H, int F, int group, int scales, int warp_bytes) {                                                            \
+        after_previous();                                                                                                 \
         ExpertProduct<T, C, COLUMNS, TILES>::down(out, act, w, Pairs{ids, sorted, offsets},                               \
                                                   ExpertShape{H, F, group, scales, warp_bytes});                          \
     }

@@ -21,7 +21,7 @@ constexpr int RING = 12 * 1024;
 
 // Sums of this warp's part of `batches` into its part of `rings`, as floats [ROWS, 8 * TILES]. `aim(batch)` points `x_rows`
 // (this lane's rows, g and g + 8) and `tile_rows` (its row of each tile) at the matrices of a batch, if they differ, and
-// gives the k that the batch begins at; these have K values of k.
+// gives the k that the batch begins at; these have K values of k. x is read behind `wait_for_previous`, which this calls.
 template <typename T, int ROWS, int TILES, typename Aim>
 __device__ __forceinline__ void accumulate(char* rings, const T* (&x_rows)[ROWS / 8], const T* (&tile_rows)[TILES],
                                            int batches, int K, Aim aim) {
@@ -33,32 +33,40 @@ __device__ __forceinline__ void accumulate(char* rings, const T* (&x_rows)[ROWS 
     // Each lane reads back what it copied itself, so that the warp needs no barrier.
     char* ring = rings + warp * RING + lane * 16;
     uint32_t ring_address = shared_address(ring);
-    int next = warp;
-    auto issue = [&](int slot) {
-        int first = aim(next) + 8 * t;
+    auto issue = [&](int slot, int batch, bool weights, bool inputs) {
+        int first = aim(batch) + 8 * t;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
             int k = first + 32 * j;
             int from = k < K ? k : 0;
             uint32_t to = ring_address + slot * SLOT + j * (TILES + GROUPS) * 512;
 #pragma unroll
-            for (int i = 0; i < TILES; ++i) cp_async_once(to + i * 512, tile_rows[i] + from, k < K);
+            for (int i = 0; i < TILES; ++i) {
+                if (weights) cp_async_once(to + i * 512, tile_rows[i] + from, k < K);
+            }
 #pragma unroll
-            for (int i = 0; i < GROUPS; ++i) cp_async_cached(to + (TILES + i) * 512, x_rows[i] + from, k < K);
+            for (int i = 0; i < GROUPS; ++i) {
+                if (inputs) cp_async_cached(to + (TILES + i) * 512, x_rows[i] + from, k < K);
+            }
         }
-        next += warps;
     };
     int count = (batches - warp + warps - 1) / warps;
+    // The first weights arrive while the kernel before this one ends; all of them count to the first group.
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (stage < count) issue(stage);
+        if (stage < count) issue(stage, warp + stage * warps, true, false);
+    }
+    wait_for_previous();
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (stage < count) issue(stage, warp + stage * warps, false, true);
         cp_async_commit();
     }
     float c[TILES][4] = {};
     int slot = 0, free_slot = STAGES - 1;
     for (int done = 0; done < count; ++done) {
         cp_async_wait<STAGES - 2>();
-        if (done + STAGES - 1 < count) issue(free_slot);
+        if (done + STAGES - 1 < count) issue(free_slot, warp + (done + STAGES - 1) * warps, true, true);
         cp_async_commit();
 #pragma unroll
         for (int j = 0; j < 2; ++j) {

@@ -196,6 +196,7 @@ __device__ __forceinline__ void repack(char* tiles, const uint8_t* blocks, int r
 #define REPACK(F)                                                                                                         \
     extern "C" __global__ void quant_repack_##F(char* tiles, const uint8_t* blocks, int rows, int columns,          \
                                                 int group, int scales) {                                                  \
+        after_previous();                                                                                                 \
         repack<F>(tiles, blocks, rows, columns, group, scales);                                                         \
     }
 
@@ -218,6 +219,7 @@ REPACK(Fp8)
 extern "C" __global__ void quant_draw(uint8_t* to, unsigned long long begin, int blocks, int bytes, int first_at,
                                       uint32_t first, int second_at, uint32_t second, unsigned long long seed,
                                       uint32_t mask) {
+    after_previous();
     int block = blockIdx.x * blockDim.x + threadIdx.x;
     if (block >= blocks) return;
     uint8_t* own = to + (int64_t)block * bytes;

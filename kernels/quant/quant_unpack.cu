@@ -72,6 +72,7 @@ __device__ __forceinline__ void unpack(T* dense, const char* w, int N, int K, in
 // Cost: N K bytes read, N K written.
 extern "C" __global__ void quant_unpack_fp8(fp8* quants, float* row_scales, const char* w, int N, int K, int group,
                                             int scales) {
+    after_previous();
     Records<Float8> records(K, group, scales);
     int index = blockIdx.x * WARPS + (threadIdx.x >> 5);
     if (index >= records.count) return;
@@ -109,6 +110,7 @@ __device__ __forceinline__ void embed(float* residual, const char* w, const uint
 #define UNPACK_TO(C, T)                                                                                                  \
     extern "C" __global__ void quant_unpack_##C##_##T(T* dense, const char* w, int N, int K, int fold, int group,        \
                                                       int scales) {                                                      \
+        after_previous();                                                                                                \
         unpack<C>(dense, w, N, K, fold, group, scales);                                                                  \
     }
 #define UNPACK(C)                                                                                                        \
@@ -117,6 +119,7 @@ __device__ __forceinline__ void embed(float* residual, const char* w, const uint
     extern "C" __global__ void quant_embed_##C(float* residual, const char* w, const uint32_t* ids,                      \
                                                const uint32_t* last_tokens, int slots, int N, int K, int group,          \
                                                int scales) {                                                             \
+        after_previous();                                                                                                \
         embed<C>(residual, w, ids, last_tokens, slots, N, K, group, scales);                                             \
     }
 

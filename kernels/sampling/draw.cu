@@ -416,6 +416,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) draw(
     SampleOutput* outputs, float* edited, uint32_t* last_tokens, uint16_t* counts, const float* logits,
     const u64* best, const SampleRow* rows, const WeighedSlice* slices, const uint16_t* lists, int vocab, int slots
 ) {
+    after_previous();
     extern __shared__ __align__(16) char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     SampleRow row = rows[blockIdx.x];

@@ -9,6 +9,7 @@ extern "C" __global__ void __launch_bounds__(256) greedy(
     SampleOutput* outputs, u64* best, u64* partial, uint32_t* tickets, uint32_t* last_tokens, uint16_t* counts,
     const float* logits, const float* edited, const SampleRow* rows, int vocab, int slots, int slice
 ) {
+    after_previous();
     __shared__ u64 scratch[32];
     SampleRow row = rows[blockIdx.x];
     const float* from = (is_edited(row, slots) ? edited : logits) + size_t(blockIdx.x) * vocab;

@@ -3,6 +3,7 @@
 
 // last_tokens[slot] = token. One thread.
 extern "C" __global__ void set_last_token(uint32_t* last_tokens, unsigned slot, unsigned token) {
+    after_previous();
     last_tokens[slot] = token;
 }
 
@@ -11,6 +12,7 @@ extern "C" __global__ void set_last_token(uint32_t* last_tokens, unsigned slot, 
 extern "C" __global__ void mark_tokens(
     uint16_t* counts, const uint32_t* tokens, unsigned slot, int count, int vocab, int generated
 ) {
+    after_previous();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count || tokens[i] >= uint32_t(vocab)) return;
     if (generated) {
@@ -30,6 +32,7 @@ extern "C" __global__ void __launch_bounds__(256) edit_logits(
     float* edited, const float* logits, const SampleRow* rows, const uint16_t* counts, const uint2* bias,
     const uint32_t* bans, const uint32_t* masks, int vocab, int slots, int slice
 ) {
+    after_previous();
     SampleRow row = rows[blockIdx.x];
     if (!is_edited(row, slots)) return;
     int begin = blockIdx.y * slice, end = min(begin + slice, vocab);

@@ -276,6 +276,7 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) sample_logit_slices(
     LogitSlice* slices, uint16_t* lists, const SampleOutput* outputs, const float* logits, const SampleRow* rows,
     int vocab
 ) {
+    after_previous();
     uint32_t count = rows[blockIdx.x].top_logprobs;
     const SampleOutput& output = outputs[blockIdx.x];
     if (count == NO_LOGPROBS || output.status != 0) return;
@@ -290,6 +291,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_logprobs(
     SampleOutput* outputs, const float* logits, const SampleRow* rows, const LogitSlice* slices,
     const uint16_t* lists, int vocab
 ) {
+    after_previous();
     extern __shared__ __align__(16) char memory[];
     uint32_t count = rows[blockIdx.x].top_logprobs;
     SampleOutput* output = &outputs[blockIdx.x];
@@ -305,6 +307,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_logprobs(
 extern "C" __global__ void __launch_bounds__(SLICE_THREADS) target_logit_slices(
     LogitSlice* slices, uint16_t* lists, const float* logits, const uint32_t* targets, int vocab, int count
 ) {
+    after_previous();
     const float* from = logits + size_t(blockIdx.x) * vocab;
     tell_slice(slices, lists, from, targets[blockIdx.x], vocab, min(count, MAX_TOP));
 }
@@ -314,6 +317,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) target_logprobs(
     SampleOutput* outputs, const float* logits, const uint32_t* targets, const LogitSlice* slices,
     const uint16_t* lists, int vocab, int count
 ) {
+    after_previous();
     extern __shared__ __align__(16) char memory[];
     SampleOutput* output = &outputs[blockIdx.x];
     uint32_t token = targets[blockIdx.x];

@@ -40,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(SLICE_THREADS) weigh(
     WeighedSlice* slices, uint16_t* lists, const float* logits, const float* edited, const u64* best,
     const SampleRow* rows, int vocab, int slots
 ) {
+    after_previous();
     __shared__ Shared shared;
     SampleRow row = rows[blockIdx.x];
     u64 key = best[blockIdx.x];

@@ -67,6 +67,8 @@ fn is_for_hopper(module: &str) -> bool {
 pub struct Kernel {
     function: sys::CUfunction,
     is_for_hopper: bool,
+    /// Whether its code waits for the kernel before it by itself (`after_previous` in `lantern.cuh`).
+    waits: bool,
 }
 
 // SAFETY: a function handle is a plain address that the driver guards itself.
@@ -159,7 +161,9 @@ impl Gpu {
         self.bind()?;
         let function = self.modules().function(module, name);
         let function = function.ok_or_else(|| CudaError::NoKernel(format!("{module}/{name}")))?;
-        Ok(Kernel { function, is_for_hopper: is_for_hopper(module) })
+        // What was compiled for an older card does not wait, also where the driver made machine code of it for this one.
+        let compiled_for = attribute(function, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
+        Ok(Kernel { function, is_for_hopper: is_for_hopper(module), waits: compiled_for >= 90 })
     }
 
     /// Lets blocks of `kernel` have `bytes` of dynamic shared memory. To be called once, before its first launch.
@@ -169,9 +173,7 @@ impl Gpu {
     /// is not for Hopper alone (a file `*_sm90a.cu`), whatever this card has.
     pub fn allow_shared_memory(&self, kernel: Kernel, bytes: usize) -> Result<(), CudaError> {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC_BYTES;
-        // SAFETY: the function lives as long as the context.
-        let static_bytes = unsafe { result::function::get_function_attribute(kernel.function, STATIC_BYTES) }
-            .map_err(driver("shared memory of a kernel"))? as usize;
+        let static_bytes = attribute(kernel.function, STATIC_BYTES)? as usize;
         if !kernel.is_for_hopper && static_bytes + bytes > PORTABLE_SHARED_BYTES {
             let message =
                 format!("{static_bytes} + {bytes} bytes a block, and some cards have {PORTABLE_SHARED_BYTES}");
@@ -203,7 +205,8 @@ impl Gpu {
         blocks.map(|blocks| (blocks as usize).max(1)).map_err(driver("occupancy"))
     }
 
-    /// Queues a kernel on the GPU's stream.
+    /// Queues a kernel on the GPU's stream. From compute capability 9.0 on its blocks may begin before the kernel queued
+    /// before it has ended, and wait for that themselves; everything else that is queued waits for a kernel's end.
     ///
     /// # Errors
     /// What the driver says, also of earlier work.
@@ -215,26 +218,43 @@ impl Gpu {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
-        let Arguments { mut values, count } = arguments;
+        let Arguments { mut values, .. } = arguments;
         let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
         for (pointer, value) in pointers.iter_mut().zip(&mut values) {
             *pointer = std::ptr::from_mut(value).cast();
         }
+        let mut begins_early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
         let [x, y, z] = grid.blocks;
         let [tx, ty, tz] = grid.threads;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: tx,
+            blockDimY: ty,
+            blockDimZ: tz,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: self.stream(),
+            attrs: &raw mut begins_early,
+            numAttrs: kernel.waits.into(),
+        };
         // SAFETY: `pointers` holds one address for each parameter; the rest is the caller's promise.
         unsafe {
-            result::launch_kernel(
-                kernel.function,
-                (x, y, z),
-                (tx, ty, tz),
-                grid.shared_bytes,
-                self.stream(),
-                &mut pointers[..count],
-            )
+            sys::cuLaunchKernelEx(&raw const config, kernel.function, pointers.as_mut_ptr(), std::ptr::null_mut())
         }
+        .result()
         .map_err(driver("a kernel"))
     }
+}
+
+/// What the driver says of a function whose context is bound.
+fn attribute(function: sys::CUfunction, which: sys::CUfunction_attribute) -> Result<i32, CudaError> {
+    // SAFETY: the function lives as long as the context.
+    unsafe { result::function::get_function_attribute(function, which) }.map_err(driver("an attribute of a kernel"))
 }
 
 #[cfg(test)]
