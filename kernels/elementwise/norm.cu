@@ -21,7 +21,8 @@ __device__ __forceinline__ void store8(const float* from, float* to) {
 }
 
 // dst = s / sqrt(mean(s^2) + eps) * weight of one row, s = residual (+ x where ADD); WRITE keeps s in the residual.
-// All but weight is read behind `wait_for_previous`. All of the block's threads; 8 * PACKS * threads >= width where width is a multiple of 8.
+// All but weight is read behind `wait_for_previous`, which this calls. All of the block's threads; where width is a
+// multiple of 8, 8 * PACKS * threads >= width.
 template <typename T, bool ADD, bool WRITE>
 __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {
     __shared__ float scratch[32];

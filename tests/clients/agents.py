@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tiny_model
 from server import Server
 
 PORT = 11434
@@ -40,15 +41,9 @@ def config(provider):
 
 
 def script(folder, tool, arguments):
-    """A file of answers: the call of a tool, what is made of its result, and a second answer."""
+    """Written answers: the call of a tool, what is made of its result, and a second answer."""
     call = json.dumps({"name": tool, "arguments": arguments})
-    answers = [
-        {"after": QUESTION, "say": f"<tool_call>\n{call}\n</tool_call>"},
-        {"after": SECRET, "say": ANSWER},
-        {"after": AGAIN, "say": DUSK},
-    ]
-    (folder / "script.json").write_text(json.dumps(answers))
-    return ["--scripted", str(folder / "script.json")]
+    return tiny_model.script(folder, {QUESTION: f"<tool_call>\n{call}\n</tool_call>", SECRET: ANSWER, AGAIN: DUSK})
 
 
 def turn(openclaw, home, message):

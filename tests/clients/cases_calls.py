@@ -7,12 +7,10 @@ Takes the tokenizer of the folder that LANTERN_TEST_FOLDER names (`tests/scripts
 import json
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import tiny_model
 from cases_node import FOLDER, node
-from server import Server
 
 QUESTION, SECRET = "What does marker-7.txt say?", "the lantern burns at dusk"
 ANSWER = f"It says: {SECRET}."
@@ -21,22 +19,10 @@ CALL = json.dumps({"name": TOOL, "arguments": ARGUMENTS}, ensure_ascii=False)
 
 
 def every_call_of_node(binary):
-    answers = [
-        {"after": QUESTION, "say": f"I look.\n<tool_call>\n{CALL}\n</tool_call>"},
-        {"after": SECRET, "say": ANSWER},
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        tiny, script = Path(folder) / "tiny", Path(folder) / "script.json"
-        tiny_model.write(Path(os.environ["LANTERN_TEST_FOLDER"]), tiny)
-        script.write_text(json.dumps(answers))
-        server = Server(binary, str(tiny), "--scripted", str(script))
-        try:
-            told = {
-                "question": QUESTION, "secret": SECRET, "answer": ANSWER, "text": "I look.", "tool": TOOL, "arguments": ARGUMENTS
-            }
-            subprocess.run([node(), "calls.mjs", server.url, "tiny", json.dumps(told)], cwd=FOLDER, check=True, timeout=120)
-        finally:
-            server.stop()
+    answers = {QUESTION: f"I look.\n<tool_call>\n{CALL}\n</tool_call>", SECRET: ANSWER}
+    told = {"question": QUESTION, "secret": SECRET, "answer": ANSWER, "text": "I look.", "tool": TOOL, "arguments": ARGUMENTS}
+    with tiny_model.serving(binary, Path(os.environ["LANTERN_TEST_FOLDER"]), answers) as server:
+        subprocess.run([node(), "calls.mjs", server.url, "tiny", json.dumps(told)], cwd=FOLDER, check=True, timeout=120)
 
 
 def cases(server, model):

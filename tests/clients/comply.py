@@ -9,13 +9,11 @@ tool where one is asked for, and text elsewhere. Every check must pass but those
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from llm_comply.tests import get_tests
 
 import tiny_model
-from server import Server
 
 # A server of text refuses images by name.
 LEFT_OUT = {"chat-image-input", "image-input", "anth-image-input"}
@@ -54,15 +52,8 @@ def check(name, server):
 
 def main():
     binary, tokenizer = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        tiny, script = Path(folder) / "tiny", Path(folder) / "script.json"
-        tiny_model.write(Path(tokenizer), tiny)
-        script.write_text(json.dumps([{"after": after, "say": say} for after, say in ANSWERS.items()]))
-        server = Server(binary, str(tiny), "--scripted", str(script))
-        try:
-            checked = [check(name, server) for name in FORMATS]
-        finally:
-            server.stop()
+    with tiny_model.serving(binary, Path(tokenizer), ANSWERS) as server:
+        checked = [check(name, server) for name in FORMATS]
     failed = sum(len(wanted - passed) for passed, wanted in checked)
     print(f"{sum(len(passed) for passed, _ in checked)} passed, {failed} failed")
     sys.exit(1 if failed else 0)

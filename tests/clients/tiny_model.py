@@ -6,12 +6,16 @@ model holds, beside `lantern serve --scripted`.
 Knows no answers: what it would say is noise. Needs nothing but Python.
 """
 
+import contextlib
 import json
 import random
 import shutil
 import struct
 import sys
+import tempfile
 from pathlib import Path
+
+from server import Server
 
 # Heads of 64, which a GPU can take too.
 HIDDEN, HEADS, KV_HEADS, LAYERS, INNER, VOCABULARY, CONTEXT = 128, 2, 1, 2, 128, 49_152, 32_768
@@ -101,6 +105,26 @@ def write(source, target):
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (target / "chat_template.jinja").write_text(TEMPLATE)
     write_weights(target / "model.safetensors")
+
+
+def script(folder, answers):
+    """The arguments that make the model say, after each text that `answers` has, what stands there for it."""
+    path = folder / "script.json"
+    path.write_text(json.dumps([{"after": after, "say": say} for after, say in answers.items()]))
+    return ["--scripted", str(path)]
+
+
+@contextlib.contextmanager
+def serving(binary, source, answers):
+    """The binary with the model of `write` under the name `tiny`, and with answers as `script` takes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write(source, folder / "tiny")
+        server = Server(binary, str(folder / "tiny"), *script(folder, answers))
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 if __name__ == "__main__":
