@@ -54,6 +54,7 @@ impl Loop {
             max_prompt_chunk_while_decoding: 7000,
             prompt_tokens_per_decode: 0,
             prompt_tokens_per_waiting: 0,
+            step_multiple: 1,
             max_model_len: 1_000_000,
             max_waiting: 10_000,
             max_waiting_per_tenant: 10_000,

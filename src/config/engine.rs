@@ -194,8 +194,10 @@ pub struct StepSizes {
     pub max_prompt_chunk_while_decoding: u32,
     /// Where that is more, prompt tokens in such a step for each sequence that decodes.
     pub prompt_tokens_per_decode: u32,
-    /// Where that is more, prompt tokens in such a step for each request that waits, up to four times the chunk.
+    /// Where that is more, prompt tokens in such a step for each request that waits, up to eight times the chunk.
     pub prompt_tokens_per_waiting: u32,
+    /// Such a step computes a multiple of so many tokens in all, unless it is smaller.
+    pub step_multiple: u32,
     /// How late tokens are committed.
     pub lag: Lag,
 }
@@ -210,20 +212,22 @@ impl StepSizes {
         max_prompt_chunk_while_decoding: 128,
         prompt_tokens_per_decode: 0,
         prompt_tokens_per_waiting: 0,
+        step_multiple: 1,
         lag: Lag::Zero,
     };
 
     /// A GPU's. Decoding grows cheaper a sequence up to 256 of them; prompts reach full speed at thousands of tokens; a
     /// chunk of 256 keeps a step below three times one that only decodes. Beside more than 32 that decode, eight prompt
     /// tokens for each: such steps take long anyway, and smaller chunks cost a tenth of the throughput. Where many wait,
-    /// 64 for each of them: with all that decode up to 1,280 tokens, the largest step that is recorded. The host works
-    /// while the GPU does.
+    /// 64 for each of them, up to 2,048. Matrix products compute 128 rows at a time, and steps are recorded for multiples
+    /// of that. The host works while the GPU does.
     pub const GPU: Self = Self {
         max_sequences: 256,
         max_step_tokens: 8192,
         max_prompt_chunk_while_decoding: 256,
         prompt_tokens_per_decode: 8,
         prompt_tokens_per_waiting: 64,
+        step_multiple: 128,
         lag: Lag::One,
     };
 
@@ -301,6 +305,7 @@ impl EngineConfig {
             // Who sets the chunk means it.
             prompt_tokens_per_decode: if own_chunk { 0 } else { defaults.prompt_tokens_per_decode },
             prompt_tokens_per_waiting: if own_chunk { 0 } else { defaults.prompt_tokens_per_waiting },
+            step_multiple: if own_chunk { 1 } else { defaults.step_multiple },
             lag: self.lag.unwrap_or(defaults.lag),
         }
     }

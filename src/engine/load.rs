@@ -56,6 +56,7 @@ pub(crate) fn start(
         max_prompt_chunk_while_decoding: sizes.max_prompt_chunk_while_decoding,
         prompt_tokens_per_decode: sizes.prompt_tokens_per_decode,
         prompt_tokens_per_waiting: sizes.prompt_tokens_per_waiting,
+        step_multiple: sizes.step_multiple,
         max_model_len: model.plan.context_length,
         max_waiting: config.max_waiting + sizes.max_sequences,
         max_waiting_per_tenant: config.max_waiting + sizes.max_sequences,

@@ -78,6 +78,7 @@ fn engine(lag: Lag, max_waiting: u32, gate: Option<mpsc::Receiver<()>>) -> Setup
         max_prompt_chunk_while_decoding: 16,
         prompt_tokens_per_decode: 0,
         prompt_tokens_per_waiting: 0,
+        step_multiple: 1,
         max_model_len: 4096,
         max_waiting: 64,
         max_waiting_per_tenant: 64,

@@ -4,6 +4,9 @@ use thiserror::Error;
 
 use crate::config::Lag;
 
+/// How many chunks of prompts stand in one step, at most, where a crowd waits.
+pub const CROWD_CHUNKS: u32 = 8;
+
 /// Limits of one scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchedulerConfig {
@@ -15,13 +18,16 @@ pub struct SchedulerConfig {
     pub max_sequences: u32,
     /// Most tokens a step computes; at least `max_sequences`, so that whoever decodes gets a token in each step.
     pub max_step_tokens: u32,
-    /// Most prompt tokens of a step in which anybody decodes.
+    /// Most prompt tokens of a step in which anybody decodes who has got a token already.
     pub max_prompt_chunk_while_decoding: u32,
     /// Where that is more, prompt tokens of such a step for each sequence that decodes: a step of many takes long anyway.
     pub prompt_tokens_per_decode: u32,
-    /// Where that is more, prompt tokens of such a step for each request that waits, up to four times
+    /// Where that is more, prompt tokens of such a step for each request that waits, up to [`CROWD_CHUNKS`] times
     /// `max_prompt_chunk_while_decoding`: a crowd is not kept from its first tokens by a few who have theirs.
     pub prompt_tokens_per_waiting: u32,
+    /// Of what such a step computes in all the number is a multiple, unless it is less: what is beyond would cost as much as
+    /// a whole one.
+    pub step_multiple: u32,
     /// Most tokens of a sequence, prompt and answer.
     pub max_model_len: u32,
     /// Most requests that wait.
@@ -37,12 +43,11 @@ pub struct SchedulerConfig {
 impl SchedulerConfig {
     /// Most prompt tokens of a step in which `decodes` sequences decode and `waiting` requests wait.
     pub(super) fn prompt_tokens_beside(&self, decodes: usize, waiting: usize) -> usize {
-        if decodes == 0 {
-            return self.max_step_tokens as usize;
-        }
         let chunk = self.max_prompt_chunk_while_decoding as usize;
-        let crowd = (waiting * self.prompt_tokens_per_waiting as usize).min(4 * chunk);
-        chunk.max(decodes * self.prompt_tokens_per_decode as usize).max(crowd)
+        let crowd = (waiting * self.prompt_tokens_per_waiting as usize).min(CROWD_CHUNKS as usize * chunk);
+        let tokens = chunk.max(decodes * self.prompt_tokens_per_decode as usize).max(crowd);
+        let beyond = (decodes + tokens) % self.step_multiple as usize;
+        if beyond < tokens { tokens - beyond } else { tokens }
     }
 
     /// Checks each limit by itself and against the others.
@@ -55,6 +60,7 @@ impl SchedulerConfig {
             ("num_blocks", self.num_blocks),
             ("max_sequences", self.max_sequences),
             ("max_prompt_chunk_while_decoding", self.max_prompt_chunk_while_decoding),
+            ("step_multiple", self.step_multiple),
             ("max_waiting", self.max_waiting),
             ("max_waiting_per_tenant", self.max_waiting_per_tenant),
         ];
@@ -112,8 +118,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_that_contradict_each_other_are_refused() {
-        let good = SchedulerConfig {
+    fn prompts_beside_decodes_fill_whole_multiples_of_a_step() {
+        let config = SchedulerConfig {
+            max_step_tokens: 8192,
+            max_prompt_chunk_while_decoding: 256,
+            prompt_tokens_per_decode: 8,
+            prompt_tokens_per_waiting: 64,
+            step_multiple: 128,
+            ..good()
+        };
+        // Sequences that decode, requests that wait, tokens of the step in all.
+        let cases =
+            [(1, 0, 256), (2, 0, 256), (32, 1, 256), (100, 0, 896), (256, 0, 2304), (1, 31, 1920), (9, 99, 2048)];
+        for (decodes, waiting, all) in cases {
+            assert_eq!(decodes + config.prompt_tokens_beside(decodes, waiting), all, "{decodes} {waiting}");
+        }
+        let small = SchedulerConfig { max_prompt_chunk_while_decoding: 20, prompt_tokens_per_decode: 0, ..config };
+        assert_eq!(small.prompt_tokens_beside(5, 0), 20, "less than one multiple");
+    }
+
+    fn good() -> SchedulerConfig {
+        SchedulerConfig {
             block_size: 16,
             num_blocks: 4,
             max_sequences: 8,
@@ -121,12 +146,18 @@ mod tests {
             max_prompt_chunk_while_decoding: 1,
             prompt_tokens_per_decode: 0,
             prompt_tokens_per_waiting: 0,
+            step_multiple: 1,
             max_model_len: 64,
             max_waiting: 1,
             max_waiting_per_tenant: 1,
             prefix_cache: true,
             lag: Lag::One,
-        };
+        }
+    }
+
+    #[test]
+    fn limits_that_contradict_each_other_are_refused() {
+        let good = good();
         assert_eq!(good.validate(), Ok(()));
         let cases = [
             (SchedulerConfig { block_size: 0, ..good.clone() }, ConfigError::Zero("block_size")),

@@ -36,7 +36,13 @@ impl Scheduler {
             self.push_row(seq, 1, output);
         }
         let left = self.config.max_step_tokens as usize - decodes.len();
-        let budget = left.min(self.config.prompt_tokens_beside(decodes.len(), self.queue.waiting()));
+        // Who has no token yet, but in a step in flight, reads nothing that could falter: a burst that comes in pieces is
+        // computed as if it had come at once.
+        let budget = if decodes.iter().any(|&seq| self.sequences[seq].generated() > 0) {
+            left.min(self.config.prompt_tokens_beside(decodes.len(), self.queue.waiting()))
+        } else {
+            left
+        };
         self.decodes = decodes;
         self.push_prompt_chunks(budget, everybody_advances, output);
 

@@ -14,6 +14,7 @@ fn config() -> SchedulerConfig {
         max_prompt_chunk_while_decoding: 8,
         prompt_tokens_per_decode: 0,
         prompt_tokens_per_waiting: 0,
+        step_multiple: 1,
         max_model_len: 128,
         max_waiting: 256,
         max_waiting_per_tenant: 200,
@@ -135,6 +136,21 @@ fn a_long_prompt_delays_nobodys_next_token() {
         assert_eq!(rows, [(short, 1), (long, if chunk < 12 { 8 } else { 4 })]);
         assert_eq!(output.samples.len(), if chunk < 12 { 1 } else { 2 });
     }
+}
+
+#[test]
+fn a_burst_that_comes_in_pieces_is_computed_as_if_at_once() {
+    let mut scheduler = scheduler(SchedulerConfig { lag: Lag::One, ..config() });
+    let lens = |output: &SchedulerOutput| output.rows.iter().map(|row| row.tokens.len()).collect::<Vec<_>>();
+    scheduler.add(RequestId(1), &request(prompt(1, 3), 50)).unwrap();
+    let first = schedule(&mut scheduler);
+    scheduler.add(RequestId(2), &request(prompt(2, 60), 50)).unwrap();
+    let second = schedule(&mut scheduler);
+    assert_eq!(lens(&second), [1, 60], "the first token is on its way: nobody waits for a second one");
+    commit(&mut scheduler, &first, WORD);
+    scheduler.add(RequestId(3), &request(prompt(3, 60), 50)).unwrap();
+    let third = schedule(&mut scheduler);
+    assert_eq!(lens(&third), [1, 1, 8]);
 }
 
 #[test]

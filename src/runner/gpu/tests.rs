@@ -257,6 +257,7 @@ fn drive_pooling(runner: &mut GpuRunner, requests: &[Request], prefix_cache: boo
         max_prompt_chunk_while_decoding: 24,
         prompt_tokens_per_decode: 0,
         prompt_tokens_per_waiting: 0,
+        step_multiple: 1,
         max_model_len: CONTEXT as u32,
         max_waiting: 64,
         max_waiting_per_tenant: 64,

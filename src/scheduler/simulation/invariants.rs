@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::kv_cache::BlockId;
 use crate::request::SeqId;
+use crate::scheduler::config::CROWD_CHUNKS;
 use crate::scheduler::sequence::{State, Work};
 use crate::scheduler::{Scheduler, SchedulerOutput};
 
@@ -50,9 +51,10 @@ pub(super) fn check_step(scheduler: &Scheduler, output: &SchedulerOutput, before
     let prompt_tokens: usize = output.rows[decodes..].iter().map(|row| row.tokens.len()).sum();
     let (fixed, each) = (config.max_prompt_chunk_while_decoding, config.prompt_tokens_per_decode);
     // Who waited before the step was planned is not known here: the crowd counts in full.
-    let crowd = if config.prompt_tokens_per_waiting > 0 { 4 * fixed } else { 0 };
+    let crowd = if config.prompt_tokens_per_waiting > 0 { CROWD_CHUNKS * fixed } else { 0 };
     let cap = (fixed.max(crowd) as usize).max(decodes * each as usize);
-    assert!(decodes == 0 || prompt_tokens <= cap, "chunk cap");
+    let told = scheduler.decodes.iter().any(|&seq| scheduler.sequences[seq].generated() > 0);
+    assert!(!told || prompt_tokens <= cap, "chunk cap");
     let rows: HashSet<SeqId> = output.rows.iter().map(|row| row.seq).collect();
     assert_eq!(rows.len(), output.rows.len(), "one row a sequence");
     assert!(rows.len() <= config.max_sequences as usize);

@@ -88,6 +88,7 @@ impl Scenario {
             max_prompt_chunk_while_decoding: random.between(1, 24),
             prompt_tokens_per_decode: random.between(0, 3),
             prompt_tokens_per_waiting: random.between(0, 2),
+            step_multiple: random.between(1, 4),
             max_model_len,
             max_waiting: random.between(2, 30),
             max_waiting_per_tenant: random.between(1, 30),
