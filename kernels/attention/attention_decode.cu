@@ -141,7 +141,7 @@ __device__ __forceinline__ void attend(const Row<T, C>& row, Shared<D>& shared, 
 
     const C* thread_keys = row.keys + g * D + t * 8;
     const C* thread_values = row.values + 2 * t * D;
-    wait_for_previous();
+    after_previous();
     Keys<C, D> keys;
     if (any) keys.load(thread_keys + id * row.block_stride);
 
@@ -297,6 +297,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
     const int group = q_heads / kv_heads, tiles = (group + HEADS - 1) / HEADS;
     const int64_t item_stride = int64_t(q_heads) * (D + 4);
     const uint32_t work = *item_count * kv_heads * tiles;
+    if (8 * work <= gridDim.x) let_next_begin();  // as of the fewest rows
     for (uint32_t i = blockIdx.x; i < work; i += gridDim.x) {
         const int tile = i % tiles, kv_head = i / tiles % kv_heads;
         const uint2 item = items[i / tiles / kv_heads];
@@ -341,7 +342,7 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         }
         __syncthreads();  // the next item writes `shared`
     }
-    wait_for_previous();  // without work too: this kernel must not end before the one before it
+    after_previous();  // without work too: this kernel must not end before the one before it
 }
 
 // Blocks per multiprocessor are what registers allow without spilling.
@@ -351,7 +352,6 @@ __device__ __forceinline__ void attention_decode(T* out, float* partials, uint32
         const uint32_t* cu_seqlens_q, const uint32_t* context_lens, const uint32_t* block_tables,                      \
         const uint32_t* table_offsets, const uint2* items, const uint32_t* first_item, const uint32_t* item_count,     \
         int q_heads, int kv_heads, int sliding_window, float scale) {                                                  \
-        let_next_begin();                                                                                              \
         attention_decode<T, C, D>(out, partials, counters, qkv, keys, values, cu_seqlens_q, context_lens,              \
                                   block_tables, table_offsets, items, first_item, item_count, q_heads, kv_heads,       \
                                   sliding_window, scale);                                                              \

@@ -21,11 +21,12 @@ __device__ __forceinline__ void store8(const float* from, float* to) {
 }
 
 // dst = s / sqrt(mean(s^2) + eps) * weight of one row, s = residual (+ x where ADD); WRITE keeps s in the residual.
-// All but weight is read behind `wait_for_previous`, which this calls. All of the block's threads; where width is a
+// All but weight is read behind `after_previous`, which this calls. All of the block's threads; where width is a
 // multiple of 8, 8 * PACKS * threads >= width.
 template <typename T, bool ADD, bool WRITE>
 __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {
     __shared__ float scratch[32];
+    if (gridDim.x <= FEWEST_ROWS) let_next_begin();
     float squares = 0.f;
     if (width % 8 == 0) {
         float sum[PACKS][8], factor[PACKS][8];
@@ -34,7 +35,7 @@ __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, co
             int at = (pack * blockDim.x + threadIdx.x) * 8;
             if (at < width) load8(weight + at, factor[pack]);
         }
-        wait_for_previous();
+        after_previous();
 #pragma unroll
         for (int pack = 0; pack < PACKS; pack++) {
             int at = (pack * blockDim.x + threadIdx.x) * 8;
@@ -60,7 +61,7 @@ __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, co
             *reinterpret_cast<Pack<T, 8>*>(dst + at) = out;
         }
     } else {
-        wait_for_previous();
+        after_previous();
         for (int i = threadIdx.x; i < width; i += blockDim.x) {
             float sum = residual[i] + (ADD ? to_float(x[i]) : 0.f);
             if (WRITE) residual[i] = sum;
@@ -107,12 +108,10 @@ __device__ void gather_add_rms_norm(
 #define NORMS(T)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(1024)                                                                \
         rms_norm_##T(T* dst, const float* x, const float* weight, int width, float eps) {                             \
-        let_next_begin();                                                                                             \
         rms_norm<T>(dst, x, weight, width, eps);                                                                      \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(1024)                                                                \
         add_rms_norm_##T(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {            \
-        let_next_begin();                                                                                             \
         add_rms_norm<T>(dst, residual, x, weight, width, eps);                                                        \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(1024) gather_add_rms_norm_##T(                                       \

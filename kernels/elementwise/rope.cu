@@ -71,6 +71,7 @@ __device__ void rope_and_cache(
     int rotary_dim, int interleaved, int lanes, int position_count, int slot_count, float eps
 ) {
     __shared__ __align__(16) float normed[THREADS * 8];
+    if (gridDim.x <= FEWEST_ROWS) let_next_begin();
     int token = blockIdx.x, heads = q_heads + 2 * kv_heads;
     int group = threadIdx.x / lanes, lane = threadIdx.x % lanes;
     int head = blockIdx.y * (THREADS / lanes) + group;
@@ -82,7 +83,7 @@ __device__ void rope_and_cache(
     float x[8] = {}, weight[8] = {};
     if (active && bias) load_table(bias, head * dim + at, true, x);
     if (active && rotated && q_weight) load_table(is_q ? q_weight : k_weight, at, true, weight);
-    wait_for_previous();
+    after_previous();
     if (active) {
         Pack<T, 8> in = *reinterpret_cast<const Pack<T, 8>*>(row + at);
 #pragma unroll
@@ -135,7 +136,6 @@ __device__ void rope_and_cache(
         int kv_heads, int dim, int rotary_dim, int interleaved, int lanes, int position_count, int slot_count,        \
         float eps                                                                                                     \
     ) {                                                                                                               \
-        let_next_begin();                                                                                             \
         rope_and_cache<T, C>(                                                                                         \
             qkv, keys, values, bias, q_weight, k_weight, cos, sin, positions, slots, q_heads, kv_heads, dim,          \
             rotary_dim, interleaved, lanes, position_count, slot_count, eps                                           \

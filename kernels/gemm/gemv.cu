@@ -53,17 +53,14 @@ __device__ __forceinline__ void gemv_silu(T* y, const T* x, const T* w, int M, i
 #define GEMV(T, ROWS)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \
         gemv##ROWS##_narrow_##T(void* y, const T* x, const T* w, int M, int N, int K, int y_is_f32) {                     \
-        let_next_begin();                                                                                                 \
         gemv<T, ROWS, 1>(y, x, w, M, N, K, y_is_f32);                                                                  \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \
         gemv##ROWS##_wide_##T(void* y, const T* x, const T* w, int M, int N, int K, int y_is_f32) {                       \
-        let_next_begin();                                                                                                 \
         gemv<T, ROWS, 2>(y, x, w, M, N, K, y_is_f32);                                                                  \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \
         gemv##ROWS##_silu_##T(T* y, const T* x, const T* w, int M, int F, int K) {                                        \
-        let_next_begin();                                                                                                 \
         gemv_silu<T, ROWS>(y, x, w, M, F, K);                                                                             \
     }
 

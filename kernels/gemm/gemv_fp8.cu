@@ -17,6 +17,7 @@ template <typename T, int TILES>
 __device__ __forceinline__ void accumulate_fp8(char* rings, const T* x, const fp8* (&tile_rows)[TILES], int M, int K) {
     // A batch: for each half of it the weights of the tiles, then the two pieces of x.
     constexpr int HALF = (TILES + 2) * 512, SLOT = 2 * HALF, STAGES = RING / SLOT;
+    if (M <= FEWEST_ROWS) let_next_begin();
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     int g = lane >> 2, t = lane & 3;
     char* ring = rings + warp * RING + lane * 16;
@@ -44,7 +45,7 @@ __device__ __forceinline__ void accumulate_fp8(char* rings, const T* x, const fp
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (stage < count) issue(stage, warp + stage * warps, true, false);
     }
-    wait_for_previous();
+    after_previous();
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (stage < count) issue(stage, warp + stage * warps, false, true);
@@ -130,17 +131,14 @@ __device__ __forceinline__ void gemv_fp8_silu(T* y, const T* x, const fp8* w, co
 #define GEMV_FP8(T)                                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
         gemv_fp8_narrow_##T(void* y, const T* x, const fp8* w, const float* scales, int M, int N, int K, int y_is_f32) { \
-        let_next_begin();                                                                                                \
         gemv_fp8<T, 1>(y, x, w, scales, M, N, K, y_is_f32);                                                           \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
         gemv_fp8_wide_##T(void* y, const T* x, const fp8* w, const float* scales, int M, int N, int K, int y_is_f32) { \
-        let_next_begin();                                                                                              \
         gemv_fp8<T, 2>(y, x, w, scales, M, N, K, y_is_f32);                                                           \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256)                                                                 \
         gemv_fp8_silu_##T(T* y, const T* x, const fp8* w, const float* scales, int M, int F, int K) {                 \
-        let_next_begin();                                                                                             \
         gemv_fp8_silu<T>(y, x, w, scales, M, F, K);                                                                   \
     }
 

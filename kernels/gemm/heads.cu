@@ -33,6 +33,7 @@ template <typename T, int ROWS>
 __device__ __forceinline__ void heads_few(T* y, const T* x, const T* w, int M, int N, int K, int tail,
                                           Strides strides) {
     extern __shared__ __align__(16) char rings[];
+    if (M <= FEWEST_ROWS) let_next_begin();
     int head = blockIdx.y, first = blockIdx.x * 16, g = (threadIdx.x & 31) >> 2;
     const T* tile_rows[2];
     const T* x_rows[ROWS / 8];
@@ -94,7 +95,6 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
 #define FEW(T, ROWS)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(256) heads_few##ROWS##_##T(                                              \
         T* y, const T* x, const T* w, int M, int N, int K, int tail, int x_row, int x_head, int y_row, int y_head) {      \
-        let_next_begin();                                                                                                 \
         heads_few<T, ROWS>(y, x, w, M, N, K, tail, Strides{x_row, x_head, y_row, y_head});                                \
     }
 

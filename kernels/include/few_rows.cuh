@@ -21,7 +21,7 @@ constexpr int RING = 12 * 1024;
 
 // Sums of this warp's part of `batches` into its part of `rings`, as floats [ROWS, 8 * TILES]. `aim(batch)` points `x_rows`
 // (this lane's rows, g and g + 8) and `tile_rows` (its row of each tile) at the matrices of a batch, if they differ, and
-// gives the k that the batch begins at; these have K values of k. x is read behind `wait_for_previous`, which this calls.
+// gives the k that the batch begins at; these have K values of k. x is read behind `after_previous`, which this calls.
 template <typename T, int ROWS, int TILES, typename Aim>
 __device__ __forceinline__ void accumulate(char* rings, const T* (&x_rows)[ROWS / 8], const T* (&tile_rows)[TILES],
                                            int batches, int K, Aim aim) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void accumulate(char* rings, const T* (&x_rows)[ROWS 
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (stage < count) issue(stage, warp + stage * warps, true, false);
     }
-    wait_for_previous();
+    after_previous();
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (stage < count) issue(stage, warp + stage * warps, false, true);
@@ -99,6 +99,7 @@ __device__ __forceinline__ void accumulate(char* rings, const T* (&x_rows)[ROWS 
 // The same for one matrix: rows of x, of which those past the last repeat it (what they give is not to be written).
 template <typename T, int ROWS, int TILES>
 __device__ __forceinline__ void accumulate(char* rings, const T* x, const T* (&tile_rows)[TILES], int M, int K) {
+    if (M <= FEWEST_ROWS) let_next_begin();
     const T* x_rows[ROWS / 8];
 #pragma unroll
     for (int i = 0; i < ROWS / 8; ++i) {

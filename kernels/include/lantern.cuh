@@ -25,28 +25,28 @@ template <>
 __device__ __forceinline__ f16 from_float<f16>(float x) { return __float2half_rn(x); }
 
 // On compute capability 9.0 and later a kernel's blocks may begin while the kernel before it still runs (programmatic
-// dependent launch). So every kernel first calls `after_previous`: what other kernels write or read is touched behind
-// it alone. A kernel that calls `let_next_begin` first instead may before its own `wait_for_previous` read what no kernel
-// of a step writes: weights, and what the host uploaded for the step.
+// dependent launch). So every kernel calls `after_previous`, most as the first thing they do: what other kernels write or
+// read is touched behind it alone. Before it may be read what no kernel of a step writes: weights, and what the host
+// uploaded for the step.
 
-// The next kernel's blocks may begin where these leave room, once every block of this kernel has begun.
+// Once every block of this kernel has come here, blocks of the next may begin where these leave room.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Returns when the kernel before this one has ended and what it wrote can be read.
-__device__ __forceinline__ void wait_for_previous() {
+// Returns when the kernel before this one has ended and what it wrote can be read; then lets the next begin. Not earlier:
+// blocks of two kernels ahead would crowd on the multiprocessors that become free first, and end late there.
+__device__ __forceinline__ void after_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+    let_next_begin();
 }
 
-__device__ __forceinline__ void after_previous() {
-    let_next_begin();
-    wait_for_previous();
-}
+// Rows up to which a step is a chain of kernels too short to crowd: there the next begins while this one still waits.
+constexpr int FEWEST_ROWS = 2;
 
 // N elements that move as one access.
 template <typename T, int N>

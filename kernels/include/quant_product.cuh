@@ -44,6 +44,7 @@ struct QuantProduct {
     template <bool WIDE, typename RowOf>
     static __device__ __forceinline__ void accumulate(char* memory, const T* x, const char* const (&tiles)[TILES],
                                                       const QuantShape& shape, RowOf row_of) {
+        if (COLUMNS == 1 && shape.M <= FEWEST_ROWS) let_next_begin();
         int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
         int warp = (threadIdx.x >> 5) / shape.teams, warps = (blockDim.x >> 5) / shape.teams;  // of the team
         Records<C> records(shape.K, shape.group, shape.scales);
@@ -79,7 +80,7 @@ struct QuantProduct {
                 next[n][1] = *reinterpret_cast<const uint2*>(at[n] + offset + 16);
             }
         };
-        wait_for_previous();
+        after_previous();
         load_x(0);
         float total[TILES][COLUMNS][4] = {};
         Sums sums_of_scale;
@@ -307,26 +308,22 @@ struct QuantProduct {
     extern "C" __global__ void __launch_bounds__(512, 2)                                                                  \
         quant_few_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group, int scales,   \
                             int warp_bytes, int y_is_f32) {                                                               \
-        let_next_begin();                                                                                                 \
         QuantProduct<T, C, 1, 1>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes, 1}, y_is_f32); \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(512, 2)                                                                  \
         quant_silu_##C##_##T(T* y, const T* x, const char* gate, const char* up, int M, int N, int K, int stride,         \
                              int group, int scales, int warp_bytes) {                                                     \
-        let_next_begin();                                                                                                 \
         QuantShape shape{M, N, K, stride, group, scales, warp_bytes, 2};                                                  \
         QuantProduct<T, C, 1, 1>::multiply_silu(y, x, gate, up, shape);                                                   \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
         quant_many_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group, int scales,  \
                              int warp_bytes, int y_is_f32, int teams) {                                                   \
-        let_next_begin();                                                                                                 \
         QuantShape shape{M, N, K, stride, group, scales, warp_bytes, teams};                                              \
         QuantProduct<T, C, 4, 2>::multiply(y, x, w, shape, y_is_f32);                                                     \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                                  \
         quant_narrow_##C##_##T(void* y, const T* x, const char* w, int M, int N, int K, int stride, int group,            \
                                int scales, int warp_bytes, int y_is_f32) {                                                \
-        let_next_begin();                                                                                                 \
         QuantProduct<T, C, 4, 1>::multiply(y, x, w, QuantShape{M, N, K, stride, group, scales, warp_bytes, 1}, y_is_f32); \
     }
