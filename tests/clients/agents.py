@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import tiny_model
-from server import Server
+from server import Readings, Server
 
 PORT = 11434
 SECRET = "the lantern burns at dusk"
@@ -58,26 +58,6 @@ def turn(openclaw, home, message):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
-
-
-class Readings:
-    """Counters of the server, and what has been added to them since."""
-
-    NAMES = ["vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:prompt_tokens_total",
-             "vllm:time_to_first_token_seconds_sum"]
-
-    def __init__(self, server):
-        self.server = server
-        self.before = self.now()
-
-    def now(self):
-        return [self.server.metric(name) for name in self.NAMES]
-
-    def since(self):
-        after = self.now()
-        added = [now - before for before, now in zip(self.before, after)]
-        self.before = after
-        return added
 
 
 def check(name, provider, binary, model, openclaw, folder):

@@ -1,7 +1,7 @@
-"""Calls of tools by the clients for JavaScript, `openai` and `ollama`: node/calls.mjs, whose model's answers are written
-here, since the default model calls no tools.
+"""Calls of tools by the clients for Python and JavaScript (node/calls.mjs), and the second turn of a long conversation.
 
-Takes the tokenizer of the folder that LANTERN_TEST_FOLDER names (`tests/scripts/make_smollm2_folder.py` makes one).
+The answers of the model are written here, since the default model calls no tools. Takes the tokenizer of the folder that
+LANTERN_TEST_FOLDER names (`tests/scripts/make_smollm2_folder.py` makes one).
 """
 
 import json
@@ -9,21 +9,183 @@ import os
 import subprocess
 from pathlib import Path
 
+import anthropic
+import ollama
+import openai
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_ollama import ChatOllama
+from langchain_openai import ChatOpenAI
+
 import tiny_model
 from cases_node import FOLDER, node
+from server import Readings
 
 QUESTION, SECRET = "What does marker-7.txt say?", "the lantern burns at dusk"
 ANSWER = f"It says: {SECRET}."
-TOOL, ARGUMENTS = "read", {"path": "marker-7.txt", "lines": [1, 2], "as": 'größe "7"'}
+TEXT, TOOL, ARGUMENTS = "I look.", "read", {"path": "marker-7.txt", "lines": [1, 2], "as": 'größe "7"'}
 CALL = json.dumps({"name": TOOL, "arguments": ARGUMENTS}, ensure_ascii=False)
+ASKED = {"role": "user", "content": QUESTION}
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"},
+        "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}},
+        "as": {"type": "string"},
+    },
+    "required": ["path"],
+    "$defs": {"line": {"type": "integer"}},
+}
+TOOLS = [{"type": "function", "function": {"name": TOOL, "description": "Reads a file.", "parameters": PARAMETERS}}]
 
 
-def every_call_of_node(binary):
-    answers = {QUESTION: f"I look.\n<tool_call>\n{CALL}\n</tool_call>", SECRET: ANSWER}
-    told = {"question": QUESTION, "secret": SECRET, "answer": ANSWER, "text": "I look.", "tool": TOOL, "arguments": ARGUMENTS}
-    with tiny_model.serving(binary, Path(os.environ["LANTERN_TEST_FOLDER"]), answers) as server:
-        subprocess.run([node(), "calls.mjs", server.url, "tiny", json.dumps(told)], cwd=FOLDER, check=True, timeout=120)
+def is_the_call(name, arguments):
+    assert name == TOOL, name
+    assert (json.loads(arguments) if isinstance(arguments, str) else arguments) == ARGUMENTS, arguments
 
 
-def cases(server, model):
-    yield every_call_of_node, (server.binary,)
+def every_call_of_node(server, model):
+    told = {"question": QUESTION, "secret": SECRET, "answer": ANSWER, "text": TEXT, "tool": TOOL, "arguments": ARGUMENTS}
+    subprocess.run([node(), "calls.mjs", server.url, model, json.dumps(told)], cwd=FOLDER, check=True, timeout=120)
+
+
+def openai_calls_whole_and_streamed(server, model):
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+
+    def chat(messages):
+        return client.chat.completions.create(model=model, tools=TOOLS, messages=messages).choices[0].message
+
+    def streamed(messages):
+        with client.chat.completions.stream(model=model, tools=TOOLS, messages=messages) as stream:
+            stream.until_done()
+            return stream.get_final_completion().choices[0].message
+
+    for ask in (chat, streamed):
+        message = ask([ASKED])
+        assert message.content == TEXT and len(message.tool_calls) == 1, message
+        call = message.tool_calls[0]
+        is_the_call(call.function.name, call.function.arguments)
+        said = {"role": "assistant", "content": TEXT, "tool_calls": [call.model_dump(include={"id", "type", "function"})]}
+        second = ask([ASKED, said, {"role": "tool", "tool_call_id": call.id, "content": SECRET}])
+        assert second.content == ANSWER and not second.tool_calls, second
+
+
+def openai_responses_call_and_go_on(server, model):
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    tools = [{"type": "function", "strict": False, **TOOLS[0]["function"]}]
+    first = client.responses.create(model=model, tools=tools, input=QUESTION)
+    call = next(item for item in first.output if item.type == "function_call")
+    is_the_call(call.name, call.arguments)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": SECRET}
+    second = client.responses.create(model=model, tools=tools, previous_response_id=first.id, input=[result])
+    assert second.output_text == ANSWER, second
+
+
+def anthropic_calls_whole_and_streamed(server, model):
+    client = anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0)
+    tools = [{"name": TOOL, "description": "Reads a file.", "input_schema": PARAMETERS}]
+
+    def chat(messages):
+        return client.messages.create(model=model, max_tokens=200, tools=tools, messages=messages)
+
+    def streamed(messages):
+        with client.messages.stream(model=model, max_tokens=200, tools=tools, messages=messages) as stream:
+            return stream.get_final_message()
+
+    for ask in (chat, streamed):
+        first = ask([ASKED])
+        assert first.stop_reason == "tool_use", first
+        text, call = first.content
+        assert text.text == TEXT, first
+        is_the_call(call.name, call.input)
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": SECRET}
+        second = ask([ASKED, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}])
+        assert second.stop_reason == "end_turn" and second.content[0].text == ANSWER, second
+
+
+def ollama_calls_whole_and_in_lines(server, model):
+    client = ollama.Client(host=server.url)
+    for stream in (False, True):
+        def chat(messages):
+            reply = client.chat(model=model, tools=TOOLS, messages=messages, stream=stream)
+            parts = list(reply) if stream else [reply]
+            calls = [call for part in parts for call in part.message.tool_calls or []]
+            return "".join(part.message.content or "" for part in parts), calls
+
+        text, calls = chat([ASKED])
+        assert text == TEXT and len(calls) == 1, (text, calls)
+        is_the_call(calls[0].function.name, dict(calls[0].function.arguments))
+        said = {"role": "assistant", "content": text, "tool_calls": calls}
+        assert chat([ASKED, said, {"role": "tool", "tool_name": TOOL, "content": SECRET}]) == (ANSWER, [])
+
+
+def langchain_binds_tools(server, model):
+    for chat in (
+        ChatOpenAI(model=model, base_url=server.url + "/v1", api_key="none"),
+        ChatOllama(model=model, base_url=server.url),
+    ):
+        bound = chat.bind_tools(TOOLS)
+        for ask in (bound.invoke, lambda messages: sum_of(bound.stream(messages))):
+            first = ask([HumanMessage(QUESTION)])
+            assert len(first.tool_calls) == 1, first
+            is_the_call(first.tool_calls[0]["name"], first.tool_calls[0]["args"])
+            result = ToolMessage(SECRET, tool_call_id=first.tool_calls[0]["id"], name=TOOL)
+            second = ask([HumanMessage(QUESTION), first, result])
+            assert second.content == ANSWER and not second.tool_calls, second
+
+
+def sum_of(chunks):
+    first, *others = chunks
+    for chunk in others:
+        first += chunk
+    return first
+
+
+def a_call_is_forced_and_fits_its_schema(server, model):
+    """No answer is written for this question: the model's noise is held to the schema, references within it too."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    point = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
+    parameters = {
+        "type": "object", "properties": {"at": {"$ref": "#/$defs/point"}}, "required": ["at"],
+        "additionalProperties": False, "$defs": {"point": point},
+    }
+    tools = [{"type": "function", "function": {"name": "go", "parameters": parameters}}]
+    for choice in ("required", {"type": "function", "function": {"name": "go"}}):
+        answer = client.chat.completions.create(
+            model=model, tools=tools, tool_choice=choice, max_tokens=200, messages=[{"role": "user", "content": "Go on."}]
+        )
+        call = answer.choices[0].message.tool_calls[0]
+        assert call.function.name == "go" and json.loads(call.function.arguments)["at"]["x"] in (1, 2), answer
+
+
+def a_long_conversation_goes_on_from_the_cache(server, model):
+    """The second turn of 15,000 tokens: 95 % of it from the prefix cache, its first token after a tenth of the time."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    system = " ".join(f"Rule {number}: lanterns are lit at dusk." for number in range(1_260))
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "Once upon a time."}]
+    readings = Readings(server)
+
+    def turn():
+        answer = client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0)
+        messages.append({"role": "assistant", "content": answer.choices[0].message.content})
+        return readings.since()
+
+    *_, first_seconds = turn()
+    messages.append({"role": "user", "content": "And then?"})
+    queries, hits, tokens, seconds = turn()
+    assert tokens > 15_000, tokens
+    assert hits / queries >= 0.95, f"{hits} of {queries} tokens were in the prefix cache"
+    assert seconds <= first_seconds / 10, f"first token after {seconds} s, and {first_seconds} s in the first turn"
+
+
+CASES = [
+    every_call_of_node, openai_calls_whole_and_streamed, openai_responses_call_and_go_on,
+    anthropic_calls_whole_and_streamed, ollama_calls_whole_and_in_lines, langchain_binds_tools,
+    a_call_is_forced_and_fits_its_schema, a_long_conversation_goes_on_from_the_cache,
+]
+
+
+def cases(server, _):
+    answers = {QUESTION: f"{TEXT}\n<tool_call>\n{CALL}\n</tool_call>", SECRET: ANSWER}
+    with tiny_model.serving(server.binary, Path(os.environ["LANTERN_TEST_FOLDER"]), answers) as tiny:
+        for case in CASES:
+            yield case, (tiny, "tiny")

@@ -54,3 +54,23 @@ class Server:
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(timeout=60) == 0, "SIGTERM is an orderly end"
+
+
+class Readings:
+    """Counters of the server, and what has been added to them since."""
+
+    NAMES = ["vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:prompt_tokens_total",
+             "vllm:time_to_first_token_seconds_sum"]
+
+    def __init__(self, server):
+        self.server = server
+        self.before = self.now()
+
+    def now(self):
+        return [self.server.metric(name) for name in self.NAMES]
+
+    def since(self):
+        after = self.now()
+        added = [now - before for before, now in zip(self.before, after)]
+        self.before = after
+        return added
