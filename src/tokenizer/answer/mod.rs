@@ -5,6 +5,8 @@
 
 mod calls;
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod tests;
 
 pub use calls::{CallFormat, ToolCall};
