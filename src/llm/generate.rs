@@ -65,6 +65,8 @@ pub struct Chat {
     pub template_variables: Map<String, Value>,
     /// Continue the last message rather than open an answer.
     pub continue_final_message: bool,
+    /// Neither open an answer nor continue one: the prompt ends where the last message does.
+    pub opens_no_answer: bool,
 }
 
 impl Chat {

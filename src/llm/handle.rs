@@ -315,7 +315,7 @@ impl Llm {
             return Err(GenerateError::NoTools);
         }
         let mut messages: Vec<Value> = chat.messages.iter().map(message_json).collect();
-        let open_answer = !chat.continue_final_message;
+        let open_answer = !chat.continue_final_message && !chat.opens_no_answer;
         // A mark stands where the last message's text does, so that what the template puts behind it can be cut off.
         let continued = chat.continued();
         if let (Some(_), Some(Value::Object(last))) = (continued, messages.last_mut()) {

@@ -73,7 +73,7 @@ impl Body {
         let mut template_variables = Map::new();
         chats::set_thinking(&mut template_variables, self.thinks()?);
         let tools = tools.filter(|_| self.choice() != Ok(ToolChoice::None));
-        Ok(Chat { messages, tools, template_variables, continue_final_message })
+        Ok(Chat { messages, tools, template_variables, continue_final_message, ..Chat::default() })
     }
 
     fn choice(&self) -> Result<ToolChoice, ApiError> {

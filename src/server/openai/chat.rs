@@ -25,7 +25,7 @@ use crate::server::{body, chats, stream};
 use super::Envelope;
 use super::chat_form::{ChatStream, Told, whole};
 use super::fields::Fields;
-use super::messages::{ChatMessage, translate};
+use super::messages::{ChatMessage, ended, translate};
 use super::refused::Refused;
 
 /// The fields that only a chat has.
@@ -89,18 +89,6 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<(Ge
     if body.echo == Some(true) {
         return Err(ApiError::unsupported("echo", "a chat does not repeat its prompt; completions do"));
     }
-    let continue_final_message = body.continue_final_message.unwrap_or(false);
-    match (body.add_generation_prompt, continue_final_message) {
-        (Some(true), true) => {
-            let problem = "it opens a new answer and `continue_final_message` continues the last one; choose one";
-            return Err(ApiError::invalid("add_generation_prompt", problem));
-        }
-        (Some(false), false) => {
-            let why = "without an opened answer only `continue_final_message` can be asked for";
-            return Err(ApiError::unsupported("add_generation_prompt", why));
-        }
-        _ => {}
-    }
     let (tools, choice) = tools(body.tools, body.tool_choice.as_ref())?;
     let forms = fields.grammar.is_some() || matches!(choice, ToolChoice::Required | ToolChoice::Named(_));
     let mut template_variables = body.chat_template_kwargs.unwrap_or_default();
@@ -109,7 +97,9 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<(Ge
     if let Some(thinks) = thinks.or(forms.then_some(false)) {
         chats::set_thinking(&mut template_variables, thinks);
     }
-    let chat = Chat { messages: translate(body.messages)?, tools, template_variables, continue_final_message };
+    let messages = translate(body.messages)?;
+    let chat = Chat { messages, tools, template_variables, ..Chat::default() };
+    let chat = ended(chat, body.add_generation_prompt, body.continue_final_message)?;
     let mut request = fields.request(Prompt::Chat(chat), tenant)?;
     request.sampling.logprobs = match (body.logprobs.unwrap_or(false), body.top_logprobs) {
         (true, top) => Some(top.unwrap_or(0)),
@@ -196,7 +186,6 @@ mod tests {
             (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0].function"),
             (json!({"top_logprobs": 3}), "top_logprobs"),
             (json!({"echo": true}), "echo"),
-            (json!({"add_generation_prompt": false}), "add_generation_prompt"),
             (json!({"add_generation_prompt": true, "continue_final_message": true}), "add_generation_prompt"),
         ];
         for (more, name) in cases {

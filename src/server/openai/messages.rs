@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::llm::Message;
+use crate::llm::{Chat, Message};
 use crate::server::body::Object;
 use crate::server::error::ApiError;
 
@@ -35,6 +35,20 @@ pub(super) fn translate(messages: Vec<Object<ChatMessage>>) -> Result<Vec<Messag
         .enumerate()
         .map(|(index, Object(message))| one(message, &format!("messages[{index}]")))
         .collect()
+}
+
+/// `chat` with the end that vLLM's two fields ask for: an answer is opened unless one of them says otherwise.
+///
+/// # Errors
+/// 400: both ends are asked for.
+pub(super) fn ended(chat: Chat, adds_prompt: Option<bool>, continues: Option<bool>) -> Result<Chat, ApiError> {
+    let continue_final_message = continues.unwrap_or(false);
+    if continue_final_message && adds_prompt == Some(true) {
+        let problem = "it opens a new answer and `continue_final_message` continues the last one; choose one";
+        return Err(ApiError::invalid("add_generation_prompt", problem));
+    }
+    let opens_no_answer = !continue_final_message && adds_prompt == Some(false);
+    Ok(Chat { continue_final_message, opens_no_answer, ..chat })
 }
 
 fn one(message: ChatMessage, at: &str) -> Result<Message, ApiError> {

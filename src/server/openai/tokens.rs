@@ -12,7 +12,7 @@ use crate::server::chats;
 use crate::server::error::ApiError;
 use crate::server::state::App;
 
-use super::messages::{ChatMessage, translate};
+use super::messages::{ChatMessage, ended, translate};
 
 #[derive(Debug, Deserialize)]
 struct TokenizeBody {
@@ -21,6 +21,7 @@ struct TokenizeBody {
     messages: Option<Vec<Object<ChatMessage>>>,
     tools: Option<Vec<Value>>,
     chat_template_kwargs: Option<Map<String, Value>>,
+    add_generation_prompt: Option<bool>,
     continue_final_message: Option<bool>,
     add_special_tokens: Option<bool>,
     return_token_strs: Option<bool>,
@@ -40,12 +41,15 @@ pub(super) async fn tokenize(State(app): State<App>, request: Request) -> Result
     let with_special = fields.add_special_tokens.unwrap_or(true);
     let prompt = match (fields.prompt, fields.messages) {
         (Some(text), None) => Prompt::Text(text),
-        (None, Some(messages)) => Prompt::Chat(Chat {
-            messages: translate(messages)?,
-            tools: chats::functions(fields.tools)?,
-            template_variables: fields.chat_template_kwargs.unwrap_or_default(),
-            continue_final_message: fields.continue_final_message.unwrap_or(false),
-        }),
+        (None, Some(messages)) => {
+            let chat = Chat {
+                messages: translate(messages)?,
+                tools: chats::functions(fields.tools)?,
+                template_variables: fields.chat_template_kwargs.unwrap_or_default(),
+                ..Chat::default()
+            };
+            Prompt::Chat(ended(chat, fields.add_generation_prompt, fields.continue_final_message)?)
+        }
         _ => return Err(ApiError::invalid("prompt", "either `prompt` or `messages` is needed")),
     };
     let encoding = llm.clone();

@@ -31,6 +31,25 @@ async fn a_chat_is_answered_in_openai_s_form() {
 }
 
 #[tokio::test]
+async fn a_prompt_may_end_without_the_opening_of_an_answer() {
+    let (router, requests) = saying("hello");
+    let turn = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well"}]);
+    let cases = [
+        (json!({}), "user: hi\nassistant: well\nassistant: "),
+        (json!({"add_generation_prompt": true}), "user: hi\nassistant: well\nassistant: "),
+        (json!({"add_generation_prompt": false}), "user: hi\nassistant: well\n"),
+        (json!({"add_generation_prompt": false, "continue_final_message": true}), "user: hi\nassistant: well"),
+    ];
+    for (mut more, prompt) in cases {
+        more["messages"] = turn.clone();
+        let reply = post(&router, "/v1/chat/completions", chat_body(more.clone())).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        let bytes: Vec<u32> = prompt.bytes().map(u32::from).collect();
+        assert_eq!(&*requests.recv().expect("a request").prompt, bytes, "{more}");
+    }
+}
+
+#[tokio::test]
 async fn the_root_serves_the_same() {
     let (router, _requests) = saying("hello");
     for path in ["/chat/completions", "/v1/chat/completions"] {

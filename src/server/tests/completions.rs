@@ -12,6 +12,12 @@ async fn texts_become_tokens_and_tokens_texts() {
     assert_eq!(reply.json(), expected);
     let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]});
     assert_eq!(post(&router, "/tokenize", chat).await.json()["count"], 20);
+    let mut chat = chat_body(json!({"add_generation_prompt": false}));
+    assert_eq!(post(&router, "/tokenize", chat.clone()).await.json()["tokens"], json!(b"user: hi\n"));
+    chat["add_generation_prompt"] = true.into();
+    assert_eq!(post(&router, "/tokenize", chat.clone()).await.json()["count"], 20);
+    chat["continue_final_message"] = true.into();
+    assert_eq!(post(&router, "/tokenize", chat).await.error(), (400, None, Some("add_generation_prompt".into())));
     let reply = post(&router, "/v1/detokenize", json!({"model": MODEL, "tokens": [104, 105, 256]})).await;
     assert_eq!(reply.json(), json!({"prompt": "hi<|end|>"}));
     let reply = post(&router, "/detokenize", json!({"model": MODEL, "tokens": [999]})).await;
