@@ -70,9 +70,14 @@ impl ApiError {
     }
 
     /// The prompt is called `messages` in a chat.
-    pub(super) fn naming_prompt(mut self, name: &str) -> Self {
-        if self.param.as_deref() == Some("prompt") {
-            self.param = Some(name.to_owned());
+    pub(super) fn naming_prompt(self, name: &str) -> Self {
+        self.renaming("prompt", name)
+    }
+
+    /// What the library calls `name` is `known_as` in this API.
+    pub(super) fn renaming(mut self, name: &str, known_as: &str) -> Self {
+        if self.param.as_deref() == Some(name) {
+            self.param = Some(known_as.to_owned());
         }
         self
     }

@@ -22,8 +22,9 @@ pub(super) struct ChatLogprobs {
     refusal: Option<()>,
 }
 
+/// One token of those.
 #[derive(Debug, Serialize)]
-struct ChatToken {
+pub(super) struct ChatToken {
     #[serde(flatten)]
     chosen: ChatAlternative,
     top_logprobs: Vec<ChatAlternative>,
@@ -38,6 +39,11 @@ struct ChatAlternative {
 
 /// Chat's form of `tokens`.
 pub(super) fn chat(llm: &Llm, tokens: &[GeneratedToken]) -> ChatLogprobs {
+    ChatLogprobs { content: each(llm, tokens), refusal: None }
+}
+
+/// Chat's form of each of `tokens` that has log-probabilities.
+pub(super) fn each(llm: &Llm, tokens: &[GeneratedToken]) -> Vec<ChatToken> {
     let alternative = |token: TokenId, logprob: f32| ChatAlternative {
         token: llm.token_text(token),
         logprob: finite(logprob),
@@ -50,7 +56,7 @@ pub(super) fn chat(llm: &Llm, tokens: &[GeneratedToken]) -> ChatLogprobs {
             top_logprobs: logprobs.top.iter().map(|(token, logprob)| alternative(*token, *logprob)).collect(),
         })
     };
-    ChatLogprobs { content: tokens.iter().filter_map(one).collect(), refusal: None }
+    tokens.iter().filter_map(one).collect()
 }
 
 /// `choices[].logprobs` of a completion.

@@ -38,6 +38,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/completions", post(completions::create))
         .route("/embeddings", post(embeddings::create))
         .route("/responses", post(responses::create))
+        .route("/responses/{id}/input_items", get(responses::input_items))
         // What OpenAI has below a response (`/responses/compact` ...) is not here.
         .route("/responses/{id}", get(responses::retrieve).delete(responses::delete).post(unknown_path))
         .route("/tokenize", post(tokens::tokenize))

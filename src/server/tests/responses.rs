@@ -73,6 +73,104 @@ async fn events_come_in_order_and_end_with_the_whole() {
 }
 
 #[tokio::test]
+async fn the_whole_has_its_items_in_the_order_of_the_stream() {
+    let router = calling(r#"so <tool_call>{"name": "f", "arguments": {}}</tool_call> and on"#);
+    let kinds = |response: &Value| -> Vec<String> {
+        let items = response["output"].as_array().expect("items").iter();
+        items.map(|item| item["type"].as_str().expect("a type").to_owned()).collect()
+    };
+    let events = post(&router, PATH, body(json!({"stream": true, "tools": tools()}))).await.named_events();
+    let streamed = kinds(&events.last().expect("an event").1["response"]);
+    assert_eq!(streamed, ["message", "function_call", "message"]);
+    assert_eq!(kinds(&post(&router, PATH, body(json!({"tools": tools()}))).await.json()), streamed);
+}
+
+#[tokio::test]
+async fn an_item_that_was_cut_says_so() {
+    let router = thinking("hm</think>\n\nyes");
+    let states = |response: &Value| -> Vec<String> {
+        let items = response["output"].as_array().expect("items").iter();
+        items.map(|item| item["status"].as_str().expect("a status").to_owned()).collect()
+    };
+    for (most, expected) in
+        [(1, vec!["incomplete".to_owned()]), (14, vec!["completed".to_owned(), "incomplete".into()])]
+    {
+        let whole = post(&router, PATH, body(json!({"max_output_tokens": most}))).await.json();
+        assert_eq!((states(&whole), &whole["status"]), (expected.clone(), &json!("incomplete")));
+        let cut = body(json!({"max_output_tokens": most, "stream": true}));
+        let events = post(&router, PATH, cut).await.named_events();
+        let done: Vec<_> = events.iter().filter(|(name, _)| name == "response.output_item.done").collect();
+        assert_eq!(done.last().expect("an item").1["item"]["status"], "incomplete");
+        assert_eq!(states(&events.last().expect("an event").1["response"]), expected);
+    }
+    let all = post(&router, PATH, body(json!({}))).await.json();
+    assert_eq!(states(&all), ["completed", "completed"]);
+}
+
+#[tokio::test]
+async fn logprobs_are_of_the_text_alone() {
+    let router = thinking("hm</think>yes");
+    let asked = json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2});
+    let whole = post(&router, PATH, body(asked.clone())).await.json();
+    assert_eq!((&whole["top_logprobs"], &whole["output"][0]["type"]), (&json!(2), &json!("reasoning")));
+    let logprobs = whole["output"][1]["content"][0]["logprobs"].as_array().expect("a list");
+    let tokens: Vec<_> = logprobs.iter().map(|one| one["token"].as_str().expect("a text")).collect();
+    assert_eq!(tokens, ["y", "e", "s"]);
+    assert_eq!((&logprobs[0]["logprob"], &logprobs[0]["bytes"]), (&json!(-121.0), &json!([121])));
+    assert_eq!(logprobs[0]["top_logprobs"][1], json!({"token": "y", "logprob": -3.0, "bytes": [121]}));
+    let mut streamed = body(asked);
+    streamed["stream"] = true.into();
+    let events = post(&router, PATH, streamed).await.named_events();
+    let deltas = events.iter().filter(|(name, _)| name == "response.output_text.delta");
+    let told: Vec<_> = deltas.flat_map(|(_, data)| data["logprobs"].as_array().expect("a list")).collect();
+    assert_eq!(told, logprobs.iter().collect::<Vec<_>>());
+    let last = &events.last().expect("an event").1["response"];
+    assert_eq!(last["output"][1]["content"][0]["logprobs"], json!(logprobs));
+    let none = post(&router, PATH, body(json!({}))).await.json();
+    assert_eq!((&none["output"][1]["content"][0]["logprobs"], &none["top_logprobs"]), (&json!([]), &json!(0)));
+    let many = post(&router, PATH, body(json!({"top_logprobs": 21}))).await;
+    assert_eq!(many.error(), (400, None, Some("top_logprobs".into())));
+}
+
+#[tokio::test]
+async fn what_was_asked_is_repeated_as_it_was() {
+    let (router, _requests) = saying("1");
+    let format = json!({"type": "json_schema", "name": "n", "schema": {"type": "integer"}, "strict": true});
+    let reply = post(&router, PATH, body(json!({"text": {"format": format}, "max_tool_calls": 3}))).await.json();
+    assert_eq!((&reply["text"], &reply["max_tool_calls"]), (&json!({"format": format}), &json!(3)));
+    let reply = post(&router, PATH, body(json!({"text": {"format": null}}))).await.json();
+    assert_eq!((&reply["text"], &reply["max_tool_calls"]), (&json!({"format": {"type": "text"}}), &Value::Null));
+}
+
+#[tokio::test]
+async fn items_are_referred_to_and_what_was_asked_is_listed() {
+    let (router, requests) = saying("yes");
+    let first = post(&router, PATH, body(json!({}))).await.json();
+    let (response, item) = (first["id"].as_str().expect("an id"), first["output"][0]["id"].clone());
+    requests.recv().expect("a request");
+    let listed = get(&router, &format!("{PATH}/{response}/input_items")).await.json();
+    assert_eq!(listed["data"][0]["content"], json!([{"type": "input_text", "text": "hi"}]));
+    assert_eq!((&listed["last_id"], &listed["has_more"]), (&listed["data"][0]["id"], &json!(false)));
+    let reference = |id: &Value| json!({"type": "item_reference", "id": id});
+    let user = json!({"role": "user", "content": "so?"});
+    let input = json!([reference(&listed["data"][0]["id"]), reference(&item), user]);
+    let asked = request(Method::POST, PATH, body(json!({"input": input})).to_string());
+    let reply = send_request(&router, asked).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.text);
+    let prompt: Vec<u8> = requests.recv().expect("a request").prompt.iter().map(|id| *id as u8).collect();
+    assert_eq!(String::from_utf8_lossy(&prompt), "user: hi\nassistant: yes\nuser: so?\nassistant: ");
+    // Another client has no such items and no such response.
+    let mut other = request(Method::POST, PATH, body(json!({"input": [reference(&item)]})).to_string());
+    other.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer another"));
+    let refused = send_request(&router, other).await;
+    assert_eq!(refused.error(), (404, Some("item_not_found".into()), Some("input[0].id".into())));
+    let refused = get(&router, &format!("{PATH}/resp_gone/input_items")).await;
+    assert_eq!(refused.error().0, 404);
+    let refused = get(&router, &format!("{PATH}/{response}/input_items?limit=0")).await;
+    assert_eq!(refused.error(), (400, None, Some("limit".into())));
+}
+
+#[tokio::test]
 async fn thoughts_are_items_of_their_own() {
     let router = thinking("hm</think>\n\nyes");
     let reply = post(&router, PATH, body(json!({"reasoning": {"effort": "high"}}))).await.json();

@@ -2,15 +2,14 @@
 //!
 //! Knows no requests but the fields that a response repeats.
 
-use axum::Json;
-use axum::response::{IntoResponse as _, Response};
 use serde_json::{Map, Value, json};
 
-use crate::llm::{Message, ToolCall};
+use crate::llm::{GeneratedToken, Llm, Message, ToolCall};
 use crate::request::{FinishReason, SamplingParams, Tenant};
 use crate::server::body::Object;
-use crate::server::parts::{Parts, WholeParts};
-use crate::server::run::{Usage, Whole};
+use crate::server::openai::logprobs;
+use crate::server::parts::Parts;
+use crate::server::run::Usage;
 use crate::server::state::{App, unix_now_s};
 
 use super::request::Body;
@@ -22,18 +21,29 @@ pub(super) struct Form {
     /// The fields of the response that do not change while it is made.
     fixed: Map<String, Value>,
     pub(super) parts: Parts,
-    /// Whose it is and what was said before it, where it is to be stored.
-    stored: Option<(Tenant, Vec<Message>)>,
+    /// Whose tokens have log-probabilities that are to be told.
+    tells_logprobs_of: Option<Llm>,
+    stored: Option<ToStore>,
+}
+
+/// What is stored with a response, and whose it is.
+pub(super) struct ToStore {
+    pub(super) tenant: Tenant,
+    /// The items that were asked with.
+    pub(super) input: Vec<Value>,
+    /// What was said before it.
+    pub(super) conversation: Vec<Message>,
 }
 
 impl Form {
     /// `sampling` is what the answer is drawn by.
     pub(super) fn new(
         app: &App,
+        llm: &Llm,
         body: &Body,
         sampling: &SamplingParams,
         parts: Parts,
-        stored: Option<(Tenant, Vec<Message>)>,
+        stored: Option<ToStore>,
     ) -> Self {
         let id = format!("resp_{}", app.unique_id());
         let effort = body.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref());
@@ -45,7 +55,7 @@ impl Form {
             "instructions": body.instructions,
             "previous_response_id": body.previous_response_id,
             "max_output_tokens": body.max_output_tokens,
-            "max_tool_calls": null,
+            "max_tool_calls": body.max_tool_calls,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "presence_penalty": sampling.presence_penalty,
@@ -54,19 +64,20 @@ impl Form {
             "tool_choice": body.tool_choice.clone().unwrap_or_else(|| "auto".into()),
             "parallel_tool_calls": body.parallel_tool_calls.unwrap_or(true),
             "reasoning": { "effort": effort, "summary": null },
-            "text": { "format": { "type": "text" } },
+            "text": { "format": body.format().cloned().unwrap_or_else(|| json!({ "type": "text" })) },
             "metadata": body.metadata.clone().unwrap_or_else(|| json!({})),
             "store": stored.is_some(),
             "background": false,
             "service_tier": "default",
             "truncation": "disabled",
-            "top_logprobs": 0,
+            "top_logprobs": body.top_logprobs.unwrap_or(0),
             "prompt_cache_key": body.prompt_cache_key,
             "safety_identifier": null,
             "user": null,
         });
         let fixed = if let Value::Object(fixed) = fixed { fixed } else { Map::new() };
-        Self { app: app.clone(), id, fixed, parts, stored }
+        let tells_logprobs_of = sampling.logprobs.is_some().then(|| llm.clone());
+        Self { app: app.clone(), id, fixed, parts, tells_logprobs_of, stored }
     }
 
     /// The response as it is while nothing has ended.
@@ -110,38 +121,29 @@ impl Form {
         let status = if reason == Some(FinishReason::Length) { "incomplete" } else { "completed" };
         let said = said(&output);
         let response = self.response(status, output, Some(usage), None);
-        if let Some((tenant, mut conversation)) = self.stored.take() {
+        if let Some(ToStore { tenant, input, mut conversation }) = self.stored.take() {
             conversation.extend(said);
-            self.app.responses.insert(tenant, &self.id, response.clone(), conversation);
+            self.app.responses.insert(tenant, &self.id, response.clone(), input, conversation);
         }
         response
     }
 
-    /// The whole answer.
-    pub(super) fn whole(mut self, mut all: Whole) -> Response {
-        let choice = all.choices.pop().unwrap_or_default();
-        let WholeParts { text, reasoning, calls } = choice.parts;
-        let mut output = Vec::new();
-        if !reasoning.is_empty() {
-            output.push(self.item(Item::Reasoning, "completed", &reasoning));
-        }
-        if !text.is_empty() || calls.is_empty() {
-            output.push(self.item(Item::Message, "completed", &text));
-        }
-        output.extend(calls.into_iter().map(|call| self.call(call)));
-        Json(self.finished(output, choice.reason, &all.usage)).into_response()
+    /// The log-probabilities of `tokens`, where they are to be told.
+    pub(super) fn logprobs(&self, tokens: &[GeneratedToken]) -> Vec<Value> {
+        let all = self.tells_logprobs_of.iter().flat_map(|llm| logprobs::each(llm, tokens));
+        // Our own types: none fails.
+        all.filter_map(|one| serde_json::to_value(one).ok()).collect()
     }
 
-    /// An item of text with an id of its own.
-    pub(super) fn item(&self, item: Item, status: &str, text: &str) -> Value {
+    /// An item of text that begins, with an id of its own.
+    pub(super) fn item(&self, item: Item) -> Value {
         let id = format!("{}_{}", item.id_prefix(), self.app.unique_id());
-        let content = if status == "in_progress" { Vec::new() } else { vec![item.part(text)] };
         match item {
             Item::Reasoning => {
-                json!({ "type": "reasoning", "id": id, "summary": [], "content": content, "status": status })
+                json!({ "type": "reasoning", "id": id, "summary": [], "content": [], "status": "in_progress" })
             }
             Item::Message => {
-                json!({ "type": "message", "id": id, "role": "assistant", "status": status, "content": content })
+                json!({ "type": "message", "id": id, "role": "assistant", "status": "in_progress", "content": [] })
             }
         }
     }
@@ -188,11 +190,11 @@ impl Item {
         }
     }
 
-    /// The one part of its content.
-    pub(super) fn part(self, text: &str) -> Value {
+    /// The one part of its content; thoughts have no `logprobs`.
+    pub(super) fn part(self, text: &str, logprobs: &[Value]) -> Value {
         match self {
             Self::Reasoning => json!({ "type": "reasoning_text", "text": text }),
-            Self::Message => json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] }),
+            Self::Message => json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": logprobs }),
         }
     }
 }

@@ -1,11 +1,14 @@
-//! A response as the sequence of events of a stream: items are added, grow and are done, and the response ends.
+//! A response as the sequence of events of a stream: items are added, grow and are done, and the response ends. The whole
+//! response is what those come to.
 
+use axum::Json;
+use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
 use crate::llm::{Part, ToolCall};
 use crate::request::FinishReason;
 use crate::server::error::ApiError;
-use crate::server::run::{RunEvent, Usage};
+use crate::server::run::{Run, RunEvent, Usage};
 use crate::server::stream::{Chunks, Framing, Out};
 
 use super::answer::{Form, Item};
@@ -15,6 +18,7 @@ struct Open {
     kind: Item,
     item: Value,
     text: String,
+    logprobs: Vec<Value>,
 }
 
 pub(super) struct Events {
@@ -22,6 +26,8 @@ pub(super) struct Events {
     sequence_number: u64,
     done: Vec<Value>,
     open: Option<Open>,
+    /// Log-probabilities of tokens whose text has not come yet.
+    ahead: Vec<Value>,
     reason: Option<FinishReason>,
 }
 
@@ -37,7 +43,20 @@ impl Item {
 
 impl Events {
     pub(super) fn new(form: Form) -> Self {
-        Self { form, sequence_number: 0, done: Vec::new(), open: None, reason: None }
+        Self { form, sequence_number: 0, done: Vec::new(), open: None, ahead: Vec::new(), reason: None }
+    }
+
+    /// The whole answer to `run`.
+    ///
+    /// # Errors
+    /// The first error; what was generated until then is lost.
+    pub(super) async fn whole(mut self, mut run: Run) -> Result<Response, ApiError> {
+        // Nobody reads the events.
+        let unread = Out::default;
+        while let Some(event) = run.next().await {
+            self.chunks(event?, &run.usage(), &mut unread());
+        }
+        Ok(Json(self.finish(&run.usage(), &mut unread())).into_response())
     }
 
     fn tell(&mut self, kind: &str, mut fields: Value, out: &mut Out) {
@@ -57,13 +76,13 @@ impl Events {
         self.tell(kind, fields, out);
     }
 
-    fn close(&mut self, out: &mut Out) {
-        let Some(Open { kind, mut item, text }) = self.open.take() else { return };
-        let id = item["id"].clone();
-        self.tell_content(&kind.event("done"), &id, json!({ "text": text, "logprobs": [] }), out);
-        self.tell_content("response.content_part.done", &id, json!({ "part": kind.part(&text) }), out);
-        item["status"] = "completed".into();
-        item["content"] = json!([kind.part(&text)]);
+    fn close(&mut self, status: &str, out: &mut Out) {
+        let Some(Open { kind, mut item, text, logprobs }) = self.open.take() else { return };
+        let (id, part) = (item["id"].clone(), kind.part(&text, &logprobs));
+        self.tell_content(&kind.event("done"), &id, json!({ "text": text, "logprobs": logprobs }), out);
+        self.tell_content("response.content_part.done", &id, json!({ "part": part }), out);
+        item["status"] = status.into();
+        item["content"] = json!([part]);
         self.finish_item(item, out);
     }
 
@@ -74,22 +93,29 @@ impl Events {
 
     fn grow(&mut self, kind: Item, text: &str, out: &mut Out) {
         if self.open.as_ref().is_some_and(|open| open.kind != kind) {
-            self.close(out);
+            self.close("completed", out);
         }
         if self.open.is_none() {
-            let item = self.form.item(kind, "in_progress", "");
+            let item = self.form.item(kind);
             self.tell("response.output_item.added", json!({ "output_index": self.done.len(), "item": item }), out);
-            self.tell_content("response.content_part.added", &item["id"], json!({ "part": kind.part("") }), out);
-            self.open = Some(Open { kind, item, text: String::new() });
+            self.tell_content("response.content_part.added", &item["id"], json!({ "part": kind.part("", &[]) }), out);
+            self.open = Some(Open { kind, item, text: String::new(), logprobs: Vec::new() });
         }
         let Some(open) = &mut self.open else { return };
+        let mut logprobs = std::mem::take(&mut self.ahead);
+        if kind == Item::Reasoning {
+            logprobs.clear();
+        }
+        let delta = json!({ "delta": text, "logprobs": logprobs });
         open.text.push_str(text);
+        open.logprobs.append(&mut logprobs);
         let id = open.item["id"].clone();
-        self.tell_content(&kind.event("delta"), &id, json!({ "delta": text, "logprobs": [] }), out);
+        self.tell_content(&kind.event("delta"), &id, delta, out);
     }
 
     fn call(&mut self, call: ToolCall, out: &mut Out) {
-        self.close(out);
+        self.close("completed", out);
+        self.ahead.clear();
         let item = self.form.call(call);
         let mut added = item.clone();
         (added["arguments"], added["status"]) = ("".into(), "in_progress".into());
@@ -112,6 +138,18 @@ impl Events {
             }
         }
     }
+
+    /// Ends the response, which is returned.
+    fn finish(&mut self, usage: &Usage, out: &mut Out) -> Value {
+        if self.done.is_empty() && self.open.is_none() {
+            // An answer of nothing is an empty message.
+            self.grow(Item::Message, "", out);
+        }
+        let is_cut = self.reason == Some(FinishReason::Length);
+        self.close(if is_cut { "incomplete" } else { "completed" }, out);
+        let output = std::mem::take(&mut self.done);
+        self.form.finished(output, self.reason, usage)
+    }
 }
 
 impl Chunks for Events {
@@ -125,25 +163,25 @@ impl Chunks for Events {
                 self.tell("response.in_progress", response, out);
             }
             RunEvent::Delta { text, tokens, .. } => {
+                let thought = self.form.parts.reasoning_tokens();
                 let parts = self.form.parts.push(text, tokens.len());
+                self.ahead.extend(self.form.logprobs(&tokens));
+                if self.form.parts.reasoning_tokens() > thought {
+                    // Of the marks around thoughts no text comes.
+                    self.ahead.clear();
+                }
                 self.parts(parts, out);
             }
             RunEvent::Finished { reason, .. } => {
-                self.reason = Some(reason);
                 let parts = self.form.parts.finish();
                 self.parts(parts, out);
+                self.reason = Some(reason);
             }
         }
     }
 
     fn end(&mut self, usage: &Usage, out: &mut Out) {
-        if self.done.is_empty() && self.open.is_none() {
-            // An answer of nothing is an empty message.
-            self.grow(Item::Message, "", out);
-        }
-        self.close(out);
-        let output = std::mem::take(&mut self.done);
-        let response = self.form.finished(output, self.reason, usage);
+        let response = self.finish(usage, out);
         let kind = if response["status"] == "incomplete" { "response.incomplete" } else { "response.completed" };
         self.tell(kind, json!({ "response": response }), out);
     }

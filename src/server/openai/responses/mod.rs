@@ -5,13 +5,15 @@
 
 mod answer;
 mod events;
+mod input;
 mod items;
 mod request;
 mod store;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::{Extension, Json};
@@ -26,7 +28,7 @@ use crate::server::{body, stream, tenant};
 
 pub(in crate::server) use store::ResponseStore;
 
-use answer::Form;
+use answer::{Form, ToStore};
 use events::Events;
 use request::Body;
 
@@ -46,20 +48,19 @@ pub(super) async fn create(
         None => Vec::new(),
     };
     let model = app.models.get(&fields.model).await?;
+    fields.resolve(|id| app.responses.item(&tenant, id))?;
+    let input = if fields.is_stored() { fields.input_items(|| app.unique_id()) } else { Vec::new() };
     let asked = fields.conversation(earlier)?;
     let generate = fields.request(&asked, tenant.clone(), &model.llm)?;
     let sampling = model.llm.sampling(&generate.sampling);
-    let run =
-        Run::start(&app, &model, record, vec![generate], true).await.map_err(|error| error.naming_prompt("input"))?;
+    let run = Run::start(&app, &model, record, vec![generate], true)
+        .await
+        .map_err(|error| error.naming_prompt("input").renaming("logprobs", "top_logprobs"))?;
     let parts = Parts::new(run.answer_parser(), fields.parallel_tool_calls == Some(false));
-    let stored = fields.is_stored().then_some((tenant, asked.conversation));
-    let mut form = Form::new(&app, &fields, &sampling, parts, stored);
-    let mut response = if fields.is_stream() {
-        stream::respond(&app, run, Events::new(form))
-    } else {
-        let all = run.whole(std::slice::from_mut(&mut form.parts)).await?;
-        form.whole(all)
-    };
+    let to_store = ToStore { tenant, input, conversation: asked.conversation };
+    let stored = fields.is_stored().then_some(to_store);
+    let events = Events::new(Form::new(&app, &model.llm, &fields, &sampling, parts, stored));
+    let mut response = if fields.is_stream() { stream::respond(&app, run, events) } else { events.whole(run).await? };
     if let Ok(passed_over) = HeaderValue::from_str(&asked.passed_over.join(", "))
         && !passed_over.is_empty()
     {
@@ -76,6 +77,18 @@ pub(super) async fn retrieve(
 ) -> Result<Json<Value>, ApiError> {
     let tenant = tenant::tenant(request.headers(), request.extensions());
     app.responses.response(&tenant, &id).map(Json).ok_or_else(|| not_stored("response_id", &id))
+}
+
+/// What a stored response was asked with, in pages; what was said in earlier responses is theirs.
+pub(super) async fn input_items(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Query(query): Query<HashMap<String, String>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let tenant = tenant::tenant(request.headers(), request.extensions());
+    let items = app.responses.input(&tenant, &id).ok_or_else(|| not_stored("response_id", &id))?;
+    input::page(items, &query).map(Json)
 }
 
 /// Forgets a stored response.

@@ -10,9 +10,13 @@ use crate::server::chats::{self, ToolChoice};
 use crate::server::error::ApiError;
 use crate::server::grammars::response_format;
 
+use super::input::{resolve, with_ids};
 use super::items::translate;
 
-/// The body; fields that change no answer here (`include`, `user` ...) are passed over.
+/// What `include` calls the log-probabilities of the answer's text.
+const LOGPROBS: &str = "message.output_text.logprobs";
+
+/// The body; fields that change no answer here (`user`, `service_tier` ...) are passed over.
 #[derive(Debug, Deserialize)]
 pub(super) struct Body {
     pub(super) model: String,
@@ -20,6 +24,10 @@ pub(super) struct Body {
     pub(super) instructions: Option<String>,
     pub(super) previous_response_id: Option<String>,
     pub(super) max_output_tokens: Option<u32>,
+    /// Bounds the calls of tools that OpenAI's servers run, of which there are none here.
+    pub(super) max_tool_calls: Option<u32>,
+    pub(super) top_logprobs: Option<u32>,
+    include: Option<Vec<String>>,
     pub(super) temperature: Option<f32>,
     pub(super) top_p: Option<f32>,
     pub(super) tools: Option<Vec<Value>>,
@@ -33,6 +41,8 @@ pub(super) struct Body {
     store: Option<bool>,
     background: Option<bool>,
     truncation: Option<String>,
+    conversation: Option<Value>,
+    prompt: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,6 +73,30 @@ impl Body {
     /// Whether later responses may refer to this one: they may, unless it is refused.
     pub(super) fn is_stored(&self) -> bool {
         self.store.unwrap_or(true)
+    }
+
+    /// The form that is asked for.
+    pub(super) fn format(&self) -> Option<&Value> {
+        self.text.as_ref().and_then(|Object(text)| text.format.as_ref())
+    }
+
+    /// Puts the items that `find` has where the input refers to them.
+    ///
+    /// # Errors
+    /// 404: there is none of that id.
+    pub(super) fn resolve(&mut self, find: impl Fn(&str) -> Option<Value>) -> Result<(), ApiError> {
+        self.input.as_mut().map_or(Ok(()), |input| resolve(input, find))
+    }
+
+    /// What is asked now, as items with ids, which `unique_id` makes.
+    pub(super) fn input_items(&self, unique_id: impl Fn() -> String) -> Vec<Value> {
+        self.input.as_ref().map_or_else(Vec::new, |input| with_ids(input, unique_id))
+    }
+
+    /// Alternatives to each token that are told, where any are.
+    fn logprobs(&self) -> Option<u32> {
+        let asked = self.include.iter().flatten().any(|name| name == LOGPROBS);
+        self.top_logprobs.filter(|top| asked || *top > 0).or(asked.then_some(0))
     }
 
     /// What was said `earlier` and is said now, and the tools.
@@ -105,6 +139,14 @@ impl Body {
             let why = "prompts are never cut; one that is too long is refused with both counts";
             return Err(ApiError::unsupported("truncation", why));
         }
+        if self.conversation.is_some() {
+            let why = "conversations are not kept; go on from a stored response with `previous_response_id`";
+            return Err(ApiError::unsupported("conversation", why));
+        }
+        if self.prompt.is_some() {
+            let why = "no templates of prompts are kept; send what it says as `instructions` and `input`";
+            return Err(ApiError::unsupported("prompt", why));
+        }
         Ok(())
     }
 
@@ -117,7 +159,7 @@ impl Body {
             }
             forced => forced,
         };
-        let form = match self.text.as_ref().and_then(|Object(text)| text.format.as_ref()) {
+        let form = match self.format() {
             Some(format) => response_format(format, "text.format")?,
             None => None,
         };
@@ -159,6 +201,7 @@ impl Body {
             sampling: SamplingOptions {
                 temperature: self.temperature,
                 top_p: self.top_p,
+                logprobs: self.logprobs(),
                 ..SamplingOptions::default()
             },
             grammar,
@@ -218,11 +261,25 @@ mod tests {
     }
 
     #[test]
+    fn logprobs_are_asked_for_by_include_or_by_their_number() {
+        let logprobs = |more| asked(more).map(|(_, request)| request.sampling.logprobs);
+        let include = json!(["reasoning.encrypted_content", "message.output_text.logprobs"]);
+        assert_eq!(logprobs(json!({"include": ["reasoning.encrypted_content"], "top_logprobs": 0})), Ok(None));
+        assert_eq!(logprobs(json!({"include": include})), Ok(Some(0)));
+        assert_eq!(logprobs(json!({"include": include, "top_logprobs": 3})), Ok(Some(3)));
+        assert_eq!(logprobs(json!({"top_logprobs": 3, "conversation": null, "prompt": null})), Ok(Some(3)));
+    }
+
+    #[test]
     fn what_is_wrong_or_not_done_is_named() {
         let cases = [
             (json!({"input": null}), "input"),
             (json!({"background": true}), "background"),
             (json!({"truncation": "auto"}), "truncation"),
+            (json!({"conversation": "conv_1"}), "conversation"),
+            (json!({"conversation": {"id": "conv_1"}}), "conversation"),
+            (json!({"prompt": {"id": "pmpt_1"}}), "prompt"),
+            (json!({"max_tool_calls": -1}), "max_tool_calls"),
             (json!({"text": {"format": {"type": "xml"}}}), "text.format.type"),
             (json!({"tool_choice": "required"}), "tool_choice"),
             (json!({"max_output_tokens": 0}), "max_output_tokens"),

@@ -12,6 +12,8 @@ struct Stored {
     tenant: Tenant,
     id: String,
     response: Value,
+    /// The items that were asked with.
+    input: Vec<Value>,
     /// What was said until and with this response, instructions apart.
     conversation: Vec<Message>,
     bytes: usize,
@@ -33,14 +35,22 @@ impl ResponseStore {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, tenant: Tenant, id: &str, response: Value, conversation: Vec<Message>) {
+    pub(super) fn insert(
+        &self,
+        tenant: Tenant,
+        id: &str,
+        response: Value,
+        input: Vec<Value>,
+        conversation: Vec<Message>,
+    ) {
         let of_message = |message: &Message| {
             let extra: usize = message.extra.values().map(|value| value.to_string().len()).sum();
             message.content.as_ref().map_or(0, String::len) + extra
         };
-        let bytes = response.to_string().len() + conversation.iter().map(of_message).sum::<usize>();
+        let of_input: usize = input.iter().map(|item| item.to_string().len()).sum();
+        let bytes = response.to_string().len() + of_input + conversation.iter().map(of_message).sum::<usize>();
         let mut stored = self.lock();
-        stored.push_back(Stored { tenant, id: id.to_owned(), response, conversation, bytes });
+        stored.push_back(Stored { tenant, id: id.to_owned(), response, input, conversation, bytes });
         let mut total: usize = stored.iter().map(|stored| stored.bytes).sum();
         while stored.len() > self.max_responses || total > self.max_bytes {
             let Some(oldest) = stored.pop_front() else { break };
@@ -58,6 +68,21 @@ impl ResponseStore {
 
     pub(super) fn response(&self, tenant: &Tenant, id: &str) -> Option<Value> {
         self.with(tenant, id, |stored| stored.response.clone())
+    }
+
+    /// The items that a response was asked with, oldest first.
+    pub(super) fn input(&self, tenant: &Tenant, id: &str) -> Option<Vec<Value>> {
+        self.with(tenant, id, |stored| stored.input.clone())
+    }
+
+    /// The item of that id, of what was asked or answered.
+    pub(super) fn item(&self, tenant: &Tenant, id: &str) -> Option<Value> {
+        let stored = self.lock();
+        let of = |stored: &Stored| {
+            let output = stored.response["output"].as_array().into_iter().flatten();
+            output.chain(&stored.input).find(|item| item["id"] == id).cloned()
+        };
+        stored.iter().rev().filter(|stored| stored.tenant == *tenant).find_map(of)
     }
 
     /// Whether there was one.
@@ -78,17 +103,24 @@ mod tests {
     fn the_oldest_leave_and_each_tenant_sees_its_own() {
         let (ann, ben) = (Tenant::new("ann"), Tenant::new("ben"));
         let store = ResponseStore::new(2, 1000);
-        store.insert(ann.clone(), "r1", json!({"n": 1}), vec![Message::user("a")]);
-        store.insert(ben.clone(), "r2", json!({"n": 2}), Vec::new());
+        store.insert(ann.clone(), "r1", json!({"n": 1}), Vec::new(), vec![Message::user("a")]);
+        store.insert(ben.clone(), "r2", json!({"n": 2}), Vec::new(), Vec::new());
         assert_eq!(store.conversation(&ann, "r1"), Some(vec![Message::user("a")]));
         assert_eq!((store.response(&ann, "r2"), store.remove(&ann, "r2")), (None, false));
-        store.insert(ann.clone(), "r3", json!({"n": 3}), Vec::new());
+        store.insert(ann.clone(), "r3", json!({"n": 3}), Vec::new(), Vec::new());
         assert_eq!((store.response(&ann, "r1"), store.response(&ben, "r2")), (None, Some(json!({"n": 2}))));
-        store.insert(ann.clone(), "r4", json!("x".repeat(996)), Vec::new());
+        store.insert(ann.clone(), "r4", json!("x".repeat(996)), Vec::new(), Vec::new());
         assert_eq!((store.response(&ann, "r3"), store.response(&ann, "r4").is_some()), (None, true));
-        store.insert(ann.clone(), "r5", json!("x".repeat(2000)), Vec::new());
+        store.insert(ann.clone(), "r5", json!("x".repeat(2000)), Vec::new(), Vec::new());
         assert!(store.response(&ann, "r5").is_none(), "more than all the room");
-        store.insert(ann.clone(), "r6", json!(6), Vec::new());
+        store.insert(ann.clone(), "r6", json!(6), Vec::new(), Vec::new());
         assert!(store.remove(&ann, "r6") && !store.remove(&ann, "r6"));
+        let items = vec![json!({"id": "msg_1", "text": "x".repeat(900)})];
+        store.insert(ann.clone(), "r7", json!({"output": [{"id": "msg_2"}]}), items.clone(), Vec::new());
+        assert_eq!(store.input(&ann, "r7"), Some(items.clone()));
+        assert_eq!((store.item(&ann, "msg_1"), store.item(&ben, "msg_1")), (Some(items[0].clone()), None));
+        assert_eq!(store.item(&ann, "msg_2"), Some(json!({"id": "msg_2"})));
+        store.insert(ann.clone(), "r8", json!("x".repeat(100)), Vec::new(), Vec::new());
+        assert_eq!(store.input(&ann, "r7"), None, "what was asked takes room too");
     }
 }
