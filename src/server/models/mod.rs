@@ -7,6 +7,7 @@ mod lease;
 mod names;
 mod source;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -120,6 +121,8 @@ pub(super) struct Models {
     source: Option<Arc<dyn ModelSource>>,
     /// Held by whoever loads a model.
     loading: tokio::sync::Mutex<()>,
+    /// Loads that have begun, by the model's name: all who ask for it wait for the same.
+    loads: Mutex<HashMap<String, watch::Receiver<Option<Outcome>>>>,
     /// Permits to wait for a model.
     waiting: Semaphore,
     /// Rings when a model is no longer in use.
@@ -128,6 +131,9 @@ pub(super) struct Models {
     closing: watch::Sender<bool>,
     limits: Limits,
 }
+
+/// What became of a load.
+type Outcome = Result<Served, ApiError>;
 
 /// What bounds the loading of models.
 struct Limits {
@@ -142,6 +148,7 @@ impl Models {
             loaded: Mutex::default(),
             source: models.source,
             loading: tokio::sync::Mutex::default(),
+            loads: Mutex::default(),
             waiting: Semaphore::new(config.max_load_waiting.clamp(1, Semaphore::MAX_PERMITS)),
             returned: Arc::default(),
             closing: watch::Sender::new(false),
@@ -238,23 +245,46 @@ impl Models {
         }
         let full = self.find_available(name).await?.name;
         let _place = self.waiting.try_acquire().map_err(|_| self.too_many_wait())?;
-        // On a task of its own: whoever asked may go away, the model is loaded all the same.
-        let models = self.clone();
-        let load = tokio::spawn(async move { models.load(&full).await });
+        let mut load = self.begin_or_join(full);
         let mut closing = self.closing.subscribe();
         let loaded = tokio::select! {
             biased;
             _ = closing.wait_for(|closing| *closing) => return Err(ApiError::cut_off()),
-            loaded = tokio::time::timeout(self.limits.timeout, load) => loaded,
+            loaded = tokio::time::timeout(self.limits.timeout, load.wait_for(Option::is_some)) => loaded,
         };
         match loaded {
-            Ok(loaded) => loaded.map_err(|_| ApiError::internal("loading the model met a defect of the server's"))?,
+            Ok(outcome) => {
+                let outcome = outcome.ok().and_then(|outcome| outcome.clone());
+                outcome.unwrap_or_else(|| Err(ApiError::internal("loading the model met a defect of the server's")))
+            }
             Err(_) => {
                 let seconds = self.limits.timeout.as_secs();
                 let message = format!("`{name}` was not loaded within {seconds} s (load_timeout); try again");
                 Err(unavailable("load_timeout", message))
             }
         }
+    }
+
+    /// What will have become of the one load of the model `name`, which begins now unless it has. It has a task of its own:
+    /// whoever asked may go away, the model is loaded all the same.
+    fn begin_or_join(self: &Arc<Self>, name: String) -> watch::Receiver<Option<Outcome>> {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of one that met a defect nothing more will be heard.
+        if let Some(load) = loads.get(&name).filter(|load| load.has_changed().is_ok()) {
+            return load.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        loads.insert(name.clone(), receiver.clone());
+        drop(loads);
+        let models = self.clone();
+        tokio::spawn(async move {
+            let outcome = models.load(&name).await;
+            // Before it is told: who asks from now on finds the model, or tries again.
+            models.loads.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+            // Perhaps nobody waits any more.
+            let _ = sender.send(Some(outcome));
+        });
+        receiver
     }
 
     /// The model of that name among those that are not loaded.

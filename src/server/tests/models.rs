@@ -2,9 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, StatusCode};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde_json::{Value, json};
 
 use super::fixture::*;
@@ -257,9 +260,7 @@ impl ModelSource for Slow {
 
 #[tokio::test]
 async fn a_server_that_ends_waits_for_no_model() {
-    let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
-    let (go_on, wait) = std::sync::mpsc::channel();
-    let source = Slow { shelf: Shelf::new(2), began, go_on: Mutex::new(wait) };
+    let (source, mut begun, go_on) = slow();
     let models = Models::new(ServedModels::new(Vec::new(), source), &config());
     let code = async |models: &Arc<Models>| models.get("a:1b").await.map(|_| ()).map_err(|error| error.code);
     let waiting = tokio::spawn({
@@ -271,6 +272,61 @@ async fn a_server_that_ends_waits_for_no_model() {
     assert_eq!(soon(waiting).await.expect("no panic"), Err(Some("shutting_down")));
     assert_eq!(soon(code(&models)).await, Err(Some("shutting_down")));
     drop(go_on);
+}
+
+fn slow() -> (Slow, tokio::sync::mpsc::UnboundedReceiver<()>, std::sync::mpsc::Sender<()>) {
+    let (began, begun) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    (Slow { shelf: Shelf::new(2), began, go_on: Mutex::new(wait) }, begun, go_on)
+}
+
+#[tokio::test]
+async fn who_waits_too_long_for_a_model_is_told_and_all_wait_for_one_load() {
+    let (source, mut begun, go_on) = slow();
+    let shelf = source.shelf.clone();
+    let config = ServerConfig { load_timeout: Duration::from_millis(20), ..config() };
+    let models = Models::new(ServedModels::new(Vec::new(), source), &config);
+    let code = async |models: &Arc<Models>| models.get("a:1b").await.map(|_| ()).map_err(|error| error.code);
+    for _ in 0..3 {
+        assert_eq!(soon(code(&models)).await, Err(Some("load_timeout")));
+    }
+    soon(begun.recv()).await.expect("it loads");
+    assert_eq!(Arc::strong_count(&models), 2, "one task loads, whoever went away");
+    drop(go_on);
+    soon(async {
+        while models.find("a:1b").is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(soon(code(&models)).await, Ok(()));
+    assert_eq!(shelf.loads.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn so_many_wait_for_a_model_and_one_more_is_told() {
+    let (source, mut begun, go_on) = slow();
+    let config = ServerConfig { max_load_waiting: 2, ..config() };
+    let models = Models::new(ServedModels::new(Vec::new(), source), &config);
+    let code = async |models: &Arc<Models>| models.get("a:1b").await.map(|_| ()).map_err(|error| error.code);
+    let mut waiting: FuturesUnordered<_> = (0..3).map(|_| code(&models)).collect();
+    assert_eq!(soon(waiting.next()).await, Some(Err(Some("too_many_wait"))));
+    soon(begun.recv()).await.expect("it loads");
+    drop(go_on);
+    assert_eq!(soon(waiting.collect::<Vec<_>>()).await, [Ok(()), Ok(())]);
+    assert_eq!(code(&models).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_failed_load_is_told_to_all_and_tried_again() {
+    let shelf = Shelf::new(0);
+    let models = Models::new(ServedModels::new(Vec::new(), shelf.clone()), &config());
+    let code = async |models: &Arc<Models>| models.get("a:1b").await.map(|_| ()).map_err(|error| error.code);
+    let (first, second) = tokio::join!(code(&models), code(&models));
+    assert_eq!((first, second), (Err(Some("model_not_loaded")), Err(Some("model_not_loaded"))));
+    let tries = shelf.refusals.load(Ordering::SeqCst);
+    assert_eq!(code(&models).await, Err(Some("model_not_loaded")));
+    assert_eq!(shelf.refusals.load(Ordering::SeqCst), tries + 1);
 }
 
 #[tokio::test]
