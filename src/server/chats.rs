@@ -66,6 +66,14 @@ impl ToolChoice {
             (Some("none"), _) => Ok(Self::None),
             (Some("required" | "any"), _) => Ok(Self::Required),
             (None, Some("function")) if named().is_some() => Ok(Self::Named(named().unwrap_or_default().to_owned())),
+            (None, Some("allowed_tools")) => match allowed(choice).get("mode").and_then(Value::as_str) {
+                Some("auto") | None => Ok(Self::Auto),
+                Some("required") => Ok(Self::Required),
+                Some(other) => {
+                    let problem = format!("`{other}` is not known; `auto` and `required` are");
+                    Err(ApiError::invalid("tool_choice.mode", problem))
+                }
+            },
             _ if choice.is_null() => Ok(Self::Auto),
             _ => Err(ApiError::invalid("tool_choice", format!("{choice} is not known"))),
         }
@@ -83,6 +91,36 @@ impl ToolChoice {
     }
 }
 
+/// The fields of a choice of allowed tools, which a chat has one level deeper than a response.
+fn allowed(choice: &Value) -> &Value {
+    choice.get("allowed_tools").unwrap_or(choice)
+}
+
+/// Those of `tools` that `choice` allows: all, unless it lists some.
+///
+/// # Errors
+/// 400: a function that is listed is not there.
+pub(super) fn only_allowed(tools: Option<Value>, choice: Option<&Value>) -> Result<Option<Value>, ApiError> {
+    let Some(choice) = choice.filter(|choice| choice["type"] == "allowed_tools") else { return Ok(tools) };
+    let Some(listed) = allowed(choice)["tools"].as_array() else {
+        return Err(ApiError::invalid("tool_choice.tools", "a list of tools is needed"));
+    };
+    let mut tools = tools.and_then(|tools| if let Value::Array(tools) = tools { Some(tools) } else { None });
+    let mut names = Vec::new();
+    // What is no function is not shown to the model in any case.
+    for tool in listed.iter().filter(|tool| tool["type"] == "function") {
+        let name = &tool.get("function").unwrap_or(tool)["name"];
+        if !tools.iter().flatten().any(|tool| name.is_string() && tool["function"]["name"] == *name) {
+            return Err(ApiError::invalid("tool_choice", format!("no tool is called {name}")));
+        }
+        names.push(name);
+    }
+    if let Some(tools) = &mut tools {
+        tools.retain(|tool| names.contains(&&tool["function"]["name"]));
+    }
+    Ok(tools.filter(|tools| !tools.is_empty()).map(Value::Array))
+}
+
 /// Tells a template whether the model is to think first, unless it is told already. Qwen's templates and DeepSeek's
 /// call it differently.
 pub(super) fn set_thinking(variables: &mut Map<String, Value>, thinks: bool) {
@@ -96,6 +134,28 @@ pub(super) fn set_thinking(variables: &mut Map<String, Value>, thinks: bool) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn only_the_allowed_tools_are_left() {
+        let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+        let tools = Some(json!([tool("f"), tool("g"), tool("h")]));
+        let left = |choice: Value| only_allowed(tools.clone(), Some(&choice)).map_err(|error| error.param);
+        let of_chats =
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [tool("h"), tool("f")]}});
+        assert_eq!(left(of_chats.clone()), Ok(Some(json!([tool("f"), tool("h")]))));
+        assert_eq!(ToolChoice::read(&of_chats), Ok(ToolChoice::Auto));
+        let listed = json!([{"type": "function", "name": "g"}, {"type": "mcp", "server_label": "s"}]);
+        let of_responses = json!({"type": "allowed_tools", "mode": "required", "tools": listed});
+        assert_eq!(left(of_responses.clone()), Ok(Some(json!([tool("g")]))));
+        assert_eq!(ToolChoice::read(&of_responses), Ok(ToolChoice::Required));
+        assert_eq!(left(json!({"type": "allowed_tools", "mode": "auto", "tools": []})), Ok(None));
+        assert_eq!(left(json!("auto")), Ok(tools.clone()));
+        let param = |name: &str| Err(Some(name.to_owned()));
+        assert_eq!(left(json!({"type": "allowed_tools", "tools": [tool("x")]})), param("tool_choice"));
+        assert_eq!(left(json!({"type": "allowed_tools", "mode": "auto"})), param("tool_choice.tools"));
+        let mode = ToolChoice::read(&json!({"type": "allowed_tools", "mode": "x"})).map_err(|error| error.param);
+        assert_eq!(mode, Err(Some("tool_choice.mode".into())));
+    }
 
     #[test]
     fn what_is_told_under_one_name_holds_for_both() {

@@ -117,7 +117,7 @@ fn thinks(effort: Option<&str>, variables: &Map<String, Value>) -> Option<bool> 
 
 /// What the template may show of the tools, and which are to be called.
 fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<(Option<Value>, ToolChoice), ApiError> {
-    let tools = chats::functions(tools)?;
+    let tools = chats::only_allowed(chats::functions(tools)?, choice)?;
     let choice = choice.map_or(Ok(ToolChoice::Auto), ToolChoice::read)?;
     if let ToolChoice::Named(name) = &choice {
         let named = |tool: &&Value| tool["function"]["name"] == name.as_str();
@@ -157,6 +157,9 @@ mod tests {
         assert_eq!(chat(json!({"tools": tools, "tool_choice": null})).tools, Some(tools.clone()));
         assert_eq!(chat(json!({"tools": tools, "tool_choice": "none"})).tools, None);
         assert_eq!(chat(json!({"tools": []})).tools, None);
+        let two = json!([tools[0], {"type": "function", "function": {"name": "g"}}]);
+        let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools}});
+        assert_eq!(chat(json!({"tools": two, "tool_choice": allowed})).tools, Some(tools));
     }
 
     #[test]

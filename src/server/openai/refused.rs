@@ -18,10 +18,11 @@ const NOT_HERE: &str = "this server does not do that; leave it out";
 type Rule = (&'static str, fn(&Value) -> bool, &'static str);
 
 /// `null`, `false`, empty text, lists and objects ask for nothing anywhere and need no rule.
-const REFUSED: [Rule; 16] = [
+const REFUSED: [Rule; 17] = [
     ("grammar", never, STRUCTURED),
     ("json_schema", never, STRUCTURED),
     ("functions", never, "the older form of `tools`; send `tools` instead"),
+    ("function_call", |value| value == "auto" || value == "none", "the older form of `tool_choice`; send that instead"),
     ("modalities", |value| value.as_array().is_some_and(|list| list.iter().all(|one| one == "text")), TEXT_ONLY),
     ("audio", never, TEXT_ONLY),
     ("web_search_options", never, NOT_HERE),
@@ -110,6 +111,7 @@ mod tests {
             (r#"{"json_schema": {"type": "object"}}"#, "json_schema"),
             (r#"{"modalities": ["text", "audio"]}"#, "modalities"),
             (r#"{"suffix": "end"}"#, "suffix"),
+            (r#"{"function_call": {"name": "f"}}"#, "function_call"),
             (r#"{"use_beam_search": true}"#, "use_beam_search"),
             (r#"{"truncate_prompt_tokens": 10}"#, "truncate_prompt_tokens"),
         ];
@@ -124,7 +126,7 @@ mod tests {
         for json in [
             "{}",
             r#"{"suffix": "", "functions": [], "use_beam_search": false}"#,
-            r#"{"modalities": ["text"], "mirostat": 0}"#,
+            r#"{"modalities": ["text"], "mirostat": 0, "function_call": "auto"}"#,
             r#"{"store": true, "metadata": {"a": "b"}, "anything": [1, 2]}"#,
         ] {
             let found: Refused = serde_json::from_str(json).expect(json);

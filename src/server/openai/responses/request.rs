@@ -123,7 +123,8 @@ impl Body {
             tracing::info!(?passed_over, "tools that are no functions are not shown to the model");
         }
         let choice = self.tool_choice.as_ref().map_or(Ok(ToolChoice::Auto), ToolChoice::read)?;
-        let tools = chats::functions(Some(functions))?.filter(|_| choice != ToolChoice::None);
+        let tools = chats::only_allowed(chats::functions(Some(functions))?, self.tool_choice.as_ref())?;
+        let tools = tools.filter(|_| choice != ToolChoice::None);
         if matches!(choice, ToolChoice::Required | ToolChoice::Named(_)) && tools.is_none() {
             return Err(ApiError::invalid("tool_choice", "a call is required, and there are no functions"));
         }
@@ -258,6 +259,8 @@ mod tests {
         assert_eq!(found.tools, Some(json!([{"type": "function", "function": function}])));
         assert_eq!(found.passed_over, ["web_search", "local_shell"]);
         assert_eq!(asked(json!({"tools": tools, "tool_choice": "none"})).expect("valid").0.tools, None);
+        let allowed = json!({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]});
+        assert_eq!(asked(json!({"tools": tools, "tool_choice": allowed})).expect("valid").0.tools, None);
     }
 
     #[test]
