@@ -2,6 +2,8 @@
 //!
 //! Knows no engine: it makes the masks that the engine samples under. Parsing is `llguidance`'s.
 
+mod no_ops;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::request::{TokenId, TokenMask, TokenMasks};
 use crate::tokenizer::{CallFormat, Tokenizer};
+
+use no_ops::without_no_ops;
 
 /// Longest grammar that is taken, in bytes of its text; a schema's is its JSON.
 const MAX_GRAMMAR_BYTES: usize = 256 << 10;
@@ -51,7 +55,7 @@ impl Grammar {
     pub(super) fn calls(format: CallFormat, tools: &[Value], one: bool) -> Self {
         let parameters = |function: &Value| {
             let parameters = function.get("parameters").filter(|parameters| parameters.is_object());
-            parameters.cloned().unwrap_or_else(|| json!({ "type": "object" }))
+            parameters.cloned().map_or_else(|| json!({ "type": "object" }), without_no_ops)
         };
         let call = |function: &Value, arguments: &str| {
             json!({
@@ -104,7 +108,7 @@ impl Grammar {
     fn top_level(&self) -> TopLevelGrammar {
         match self {
             Self::JsonObject => TopLevelGrammar::from_json_schema(json!({ "type": "object" })),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(without_unused_names(schema)),
+            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(without_no_ops(without_unused_names(schema))),
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Choice(texts) => {
                 // JSON's strings are written as Lark's are.

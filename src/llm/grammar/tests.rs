@@ -75,6 +75,13 @@ fn what_is_wrong_is_said() {
     let wrong = |grammar| after(&grammar, "").expect_err("refused");
     assert!(wrong(Grammar::JsonSchema(json!({"type": "nonsense"}))).contains("nonsense"));
     let unknown = wrong(Grammar::JsonSchema(json!({"type": "array", "uniqueItems": true})));
+    let idle =
+        json!({"type": "array", "uniqueItems": false, "unevaluatedItems": true, "deprecated": true, "x-mine": 1});
+    assert!(compiler().compile(&Grammar::JsonSchema(idle.clone())).is_ok());
+    let tool = [json!({"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": idle}}}})];
+    for format in [CallFormat::Hermes, CallFormat::Json, CallFormat::DeepSeek] {
+        assert!(compiler().compile(&Grammar::calls(format, &tool, true)).is_ok(), "{format:?}");
+    }
     assert!(unknown.contains("uniqueItems"), "{unknown}");
     assert!(!wrong(Grammar::Regex("(".into())).is_empty());
     assert!(wrong(Grammar::Regex("a".repeat(MAX_GRAMMAR_BYTES + 1))).contains("limit"));
