@@ -21,6 +21,8 @@ pub struct EmbedRequest {
     pub normalize: bool,
     /// Leave out the end of what is too long, instead of refusing it.
     pub truncate: bool,
+    /// Most tokens, and one for what the engine draws; `None`: what the context holds.
+    pub max_context: Option<u32>,
     /// Whose request it is.
     pub tenant: Tenant,
 }
@@ -28,7 +30,15 @@ pub struct EmbedRequest {
 impl EmbedRequest {
     /// `prompt` as the model pools it, normed.
     pub fn new(prompt: Prompt) -> Self {
-        Self { prompt, pooling: None, dimensions: None, normalize: true, truncate: false, tenant: Tenant::default() }
+        Self {
+            prompt,
+            pooling: None,
+            dimensions: None,
+            normalize: true,
+            truncate: false,
+            max_context: None,
+            tenant: Tenant::default(),
+        }
     }
 
     /// A text.
@@ -53,9 +63,13 @@ impl Llm {
     /// As [`Llm::generate`].
     pub fn embed(&self, request: EmbedRequest) -> Result<Embedding, GenerateError> {
         let mut tokens = self.prompt_tokens(&request.prompt)?;
-        let most = self.engine().limits().max_context.saturating_sub(1) as usize;
+        let max_context = request.max_context.unwrap_or(u32::MAX).min(self.engine().limits().max_context);
+        let most = max_context.saturating_sub(1) as usize;
         if request.truncate {
             tokens.truncate(most);
+        }
+        if tokens.len() > most {
+            return Err(SubmitError::PromptTooLong { prompt_tokens: tokens.len(), max_context }.into());
         }
         if let Some(dimensions) = request.dimensions
             && !(1..=self.info().embedding_length).contains(&dimensions)

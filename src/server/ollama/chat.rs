@@ -23,7 +23,7 @@ use crate::server::state::App;
 use crate::server::{body, chats, stream};
 
 use super::answer::{Form, Lines, Place};
-use super::load::{LoadedFor, load, only_load};
+use super::load::{LoadedFor, load, only_load, tell_context};
 use super::messages::{ChatMessage, translate};
 use super::options::Fields;
 
@@ -73,7 +73,7 @@ pub(super) async fn create(
     if left_out > 0 {
         response.headers_mut().insert(LEFT_OUT, HeaderValue::from(left_out));
     }
-    Ok(response)
+    tell_context(&model, &fields, response)
 }
 
 /// The answer to a running request, line by line or whole.

@@ -19,7 +19,7 @@ use crate::server::state::App;
 
 use super::answer::{Form, Place};
 use super::chat::answer;
-use super::load::{LoadedFor, load, only_load};
+use super::load::{LoadedFor, load, only_load, tell_context};
 use super::messages::refuse_images;
 use super::options::Fields;
 
@@ -79,7 +79,12 @@ pub(super) async fn create(
         Prompt::Chat(Chat { messages, template_variables: fields.template_variables()?, ..Chat::default() })
     };
     let generate = fields.request(prompt, tenant)?;
-    let run = Run::start(&app, &model, record, vec![generate], true).await?;
+    let run = Run::start(&app, &model, record, vec![generate], true).await.map_err(|mut error| {
+        if fields.may_truncate() && error.code == Some("context_length_exceeded") {
+            error.message.push_str("; `truncate` leaves out the oldest messages of a chat, and one prompt has none");
+        }
+        error
+    })?;
     let form = Form {
         app: app.clone(),
         llm: model.llm.clone(),
@@ -90,5 +95,5 @@ pub(super) async fn create(
         load_ns,
         wants_logprobs: fields.logprobs.unwrap_or(false),
     };
-    answer(&app, run, form, fields.is_stream()).await
+    tell_context(&model, &fields, answer(&app, run, form, fields.is_stream()).await?)
 }

@@ -1,6 +1,7 @@
 //! The `options` of a request and the fields around them, and what they mean to the library.
 //!
-//! Knows no prompts. Options that change no answer here (`num_thread`, `num_gpu` ...) are passed over.
+//! Knows no prompts. Options that change no answer here (`num_thread`, `num_gpu` ...) are passed over; what would change it
+//! and is not done here is refused by name.
 
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
@@ -14,6 +15,10 @@ use crate::server::error::ApiError;
 
 /// Tokens of the prompt that a shifted context keeps where nobody says. Source: Ollama's default of `num_keep`.
 const KEPT: u32 = 4;
+
+/// How far back penalties look where nobody says. Source: Ollama's default of `repeat_last_n`. Here they look at all tokens,
+/// and who sends the default asks for nothing in particular.
+const REPEAT_LAST_N: i64 = 64;
 
 /// What chat and generate share.
 #[derive(Debug, Default, Deserialize)]
@@ -44,9 +49,46 @@ struct Options {
     top_p: Option<f32>,
     min_p: Option<f32>,
     repeat_penalty: Option<f32>,
+    repeat_last_n: Option<Number>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    mirostat: Option<f32>,
+    tfs_z: Option<f32>,
+    typical_p: Option<f32>,
     stop: Option<Value>,
+}
+
+impl Options {
+    /// Ways of sampling that are not here, unless they are off, as clients send them that send all they know. Of
+    /// `mirostat_eta` and `mirostat_tau` nobody asks: without `mirostat` they say nothing.
+    fn refuse(&self) -> Result<(), ApiError> {
+        // All of the distribution is left by 1 and above.
+        let cuts = |p: Option<f32>| p.is_some_and(|p| p < 1.0);
+        let refused = [
+            ("options.mirostat", self.mirostat.is_some_and(|version| version != 0.0)),
+            ("options.tfs_z", cuts(self.tfs_z)),
+            ("options.typical_p", cuts(self.typical_p)),
+        ];
+        match refused.into_iter().find(|(_, asked)| *asked) {
+            Some((name, _)) => Err(ApiError::unsupported(name, "this server does not sample so; leave it out")),
+            None => Ok(()),
+        }
+    }
+
+    /// The penalties of repetition, presence and frequency.
+    fn penalties(&self) -> Result<[Option<f32>; 3], ApiError> {
+        let penalties = [self.repeat_penalty, self.presence_penalty, self.frequency_penalty];
+        let [repeat, more @ ..] = penalties.map(|penalty| penalty.unwrap_or_default());
+        let asked = !matches!(repeat, 0.0 | 1.0) || more.iter().any(|penalty| *penalty != 0.0);
+        match self.repeat_last_n.as_ref().map(|number| whole("options.repeat_last_n", number)).transpose()? {
+            Some(0) => Ok([Some(1.0), Some(0.0), Some(0.0)]),
+            Some(count) if asked && count > 0 && count != REPEAT_LAST_N => {
+                let why = "penalties look at all tokens, as -1 asks; 0 takes them away";
+                Err(ApiError::unsupported("options.repeat_last_n", why))
+            }
+            _ => Ok(penalties),
+        }
+    }
 }
 
 impl Fields {
@@ -73,6 +115,15 @@ impl Fields {
             Some(other) => return Err(ApiError::invalid("keep_alive", format!("{other} is no duration"))),
         };
         text.parse().map(Some).map_err(|error| ApiError::invalid("keep_alive", error))
+    }
+
+    /// Most tokens of prompt and answer, if the request says.
+    ///
+    /// # Errors
+    /// 400: it is no whole number.
+    pub(super) fn max_context(&self) -> Result<Option<u32>, ApiError> {
+        let number = self.options.as_ref().and_then(|Object(options)| options.num_ctx.as_ref());
+        number.map_or(Ok(None), |number| positive("options.num_ctx", number))
     }
 
     fn asks_for_form(&self) -> bool {
@@ -122,19 +173,17 @@ impl Fields {
         };
         let none = Options::default();
         let options = self.options.as_ref().map_or(&none, |Object(options)| options);
+        options.refuse()?;
+        let [repetition_penalty, presence_penalty, frequency_penalty] = options.penalties()?;
         let whole = |name, number: &Option<Number>| number.as_ref().map(|number| whole(name, number)).transpose();
-        let positive = |name: &'static str, number| {
-            let positive = whole(name, number)?.filter(|number| *number > 0);
-            Ok::<_, ApiError>(positive.map(|number| u32::try_from(number).unwrap_or(u32::MAX)))
-        };
         let sampling = SamplingOptions {
             temperature: options.temperature,
             top_k: whole("options.top_k", &options.top_k)?.map(|k| u32::try_from(k).unwrap_or(0)),
             top_p: options.top_p,
             min_p: options.min_p,
-            repetition_penalty: options.repeat_penalty,
-            presence_penalty: options.presence_penalty,
-            frequency_penalty: options.frequency_penalty,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
             // -1 is any, as absent is.
             seed: whole("options.seed", &options.seed)?.filter(|seed| *seed != -1).map(i64::cast_unsigned),
             logprobs: self.logprobs.unwrap_or(false).then(|| self.top_logprobs.unwrap_or(0)),
@@ -146,8 +195,8 @@ impl Fields {
         Ok(GenerateRequest {
             sampling,
             // 0 and below: as much as the context holds.
-            max_tokens: positive("options.num_predict", &options.num_predict)?,
-            max_context: positive("options.num_ctx", &options.num_ctx)?,
+            max_tokens: options.num_predict.as_ref().map_or(Ok(None), |n| positive("options.num_predict", n))?,
+            max_context: self.max_context()?,
             // Only where it is asked for: nothing is lost silently.
             shift_keeping: self.shift.unwrap_or(false).then_some(keep),
             stop: chats::stop_strings(options.stop.as_ref(), "options.stop")?,
@@ -156,6 +205,12 @@ impl Fields {
             ..GenerateRequest::new(prompt)
         })
     }
+}
+
+/// `None` of 0 and below.
+fn positive(name: &str, number: &Number) -> Result<Option<u32>, ApiError> {
+    let number = Some(whole(name, number)?).filter(|number| *number > 0);
+    Ok(number.map(|number| u32::try_from(number).unwrap_or(u32::MAX)))
 }
 
 fn whole(name: &str, number: &Number) -> Result<i64, ApiError> {
@@ -218,6 +273,26 @@ mod tests {
     }
 
     #[test]
+    fn ways_of_sampling_that_are_off_pass() {
+        let neutral = json!({
+            "mirostat": 0, "mirostat_eta": 0.1, "mirostat_tau": 5.0, "tfs_z": 1, "typical_p": 1.0, "repeat_last_n": 64,
+            "repeat_penalty": 1.0
+        });
+        let mut expected = GenerateRequest::text("p");
+        expected.sampling.repetition_penalty = Some(1.0);
+        assert_eq!(request(json!({"options": neutral})), Ok(expected));
+        let penalties = |options: Value| {
+            let sampling = request(json!({"options": options})).expect("valid").sampling;
+            [sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty]
+        };
+        let asked = |last: i64| json!({"repeat_penalty": 1.5, "presence_penalty": 1, "repeat_last_n": last});
+        assert_eq!(penalties(asked(-1)), [Some(1.5), Some(1.0), None]);
+        assert_eq!(penalties(asked(64)), [Some(1.5), Some(1.0), None]);
+        assert_eq!(penalties(asked(0)), [Some(1.0), Some(0.0), Some(0.0)]);
+        assert_eq!(penalties(json!({"repeat_last_n": 33})), [None, None, None]);
+    }
+
+    #[test]
     fn a_context_is_shifted_only_where_it_is_asked_for() {
         let cases = [
             (json!({"options": {"num_keep": 9}}), None),
@@ -239,6 +314,12 @@ mod tests {
             (json!({"options": {"temperature": "hot"}}), "options.temperature"),
             (json!({"options": {"stop": 3}}), "options.stop"),
             (json!({"options": []}), "options"),
+            (json!({"options": {"mirostat": 2}}), "options.mirostat"),
+            (json!({"options": {"tfs_z": 0.5}}), "options.tfs_z"),
+            (json!({"options": {"typical_p": 0.7}}), "options.typical_p"),
+            (json!({"options": {"repeat_penalty": 1.1, "repeat_last_n": 33}}), "options.repeat_last_n"),
+            (json!({"options": {"frequency_penalty": 1, "repeat_last_n": 33}}), "options.repeat_last_n"),
+            (json!({"options": {"repeat_last_n": 0.5}}), "options.repeat_last_n"),
             (json!({"think": "hard"}), "think"),
             (json!({"format": "xml"}), "format"),
             (json!({"keep_alive": "soon"}), "keep_alive"),

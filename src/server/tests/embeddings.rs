@@ -81,4 +81,14 @@ async fn ollama_gives_vectors_of_length_one_and_the_older_route_the_model_s_own(
     assert_eq!(post(&router, "/api/embed", cut).await.json()["prompt_eval_count"], CONTEXT - 1);
     let refused = post(&router, "/api/embed", json!({"model": MODEL, "input": long})).await;
     assert!(refused.status == 400 && refused.text.contains("517 tokens"), "{}", refused.text);
+    let of = |input: &str, more: Value| json!({"model": MODEL, "input": input, "options": more, "truncate": false});
+    let fits = post(&router, "/api/embed", of("abcdefg", json!({"num_ctx": 8}))).await;
+    assert_eq!((fits.status.as_u16(), fits.headers.get("x-lantern-context-length")), (200, None), "{}", fits.text);
+    let refused = post(&router, "/api/embed", of("abcdefgh", json!({"num_ctx": 8}))).await;
+    assert!(refused.status == 400 && refused.text.contains("8 tokens"), "{}", refused.text);
+    let mut cut = of("abcdefgh", json!({"num_ctx": 8}));
+    cut["truncate"] = true.into();
+    assert_eq!(post(&router, "/api/embed", cut).await.json()["prompt_eval_count"], 7);
+    let more = post(&router, "/api/embed", of("a", json!({"num_ctx": 4096}))).await;
+    assert_eq!(more.headers["x-lantern-context-length"], "512");
 }

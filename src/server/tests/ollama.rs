@@ -120,6 +120,37 @@ async fn num_ctx_is_honoured_and_only_truncate_leaves_messages_out() {
 }
 
 #[tokio::test]
+async fn a_context_that_holds_less_than_is_asked_for_is_told() {
+    let (router, _requests) = saying("yes");
+    for (num_ctx, told) in [(512, None), (513, Some("512"))] {
+        let options = json!({"num_ctx": num_ctx});
+        for (path, body) in [
+            ("/api/chat", chat(json!({"options": options}))),
+            ("/api/chat", chat(json!({"options": options, "stream": false}))),
+            ("/api/generate", json!({"model": MODEL, "prompt": "hi", "options": options})),
+            ("/api/generate", json!({"model": MODEL, "options": options})),
+        ] {
+            let reply = post(&router, path, body).await;
+            let header = reply.headers.get("x-lantern-context-length").map(|value| value.to_str().expect("a number"));
+            assert_eq!((reply.status, header), (StatusCode::OK, told), "{path}: {}", reply.text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_prompt_that_is_too_long_is_refused_and_why_truncate_does_not_help() {
+    let (router, requests) = saying("yes");
+    for (truncate, why) in [(false, false), (true, true)] {
+        let body = json!({"model": MODEL, "prompt": "x".repeat(600), "truncate": truncate});
+        let reply = post(&router, "/api/generate", body).await;
+        let error = reply.json()["error"].as_str().expect("Ollama's form").to_owned();
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+        assert!(error.contains("512") && error.contains("`truncate`") == why, "{error}");
+    }
+    assert!(requests.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn an_answer_goes_on_past_its_context_where_shift_asks_for_it() {
     let (router, requests) = saying("yes");
     for stream in [false, true] {
