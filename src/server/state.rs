@@ -28,6 +28,8 @@ pub(super) struct AppState {
     pub(super) config: ServerConfig,
     /// Responses that later ones may refer to.
     pub(super) responses: ResponseStore,
+    /// Permits to bring a model.
+    pub(super) pulls: Arc<Semaphore>,
     encoding: Turns,
     compiling: Turns,
     /// Turns true when running requests must end at once.
@@ -56,6 +58,7 @@ impl AppState {
         Arc::new(Self {
             models: Models::new(models, &config),
             responses: ResponseStore::new(config.max_stored_responses, config.stored_response_bytes),
+            pulls: Arc::new(Semaphore::new(config.max_pulls.clamp(1, Semaphore::MAX_PERMITS))),
             encoding: Turns::new(&config),
             compiling: Turns::new(&config),
             cut: watch::Sender::new(false),

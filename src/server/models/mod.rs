@@ -195,11 +195,16 @@ impl Models {
         self.lock().iter().map(listed).collect()
     }
 
-    /// Models that are on this machine and not loaded.
-    pub(super) async fn available(&self) -> Vec<LocalModel> {
+    /// Models that are on this machine, loaded or not.
+    pub(super) async fn local(&self) -> Vec<LocalModel> {
         let Some(source) = self.source.clone() else { return Vec::new() };
         // A store that cannot be read has nothing to offer.
-        let mut all = tokio::task::spawn_blocking(move || source.list()).await.unwrap_or_default();
+        tokio::task::spawn_blocking(move || source.list()).await.unwrap_or_default()
+    }
+
+    /// Models that are on this machine and not loaded.
+    pub(super) async fn available(&self) -> Vec<LocalModel> {
+        let mut all = self.local().await;
         let loaded = self.lock();
         all.retain(|model| loaded.iter().all(|loaded| loaded.name() != model.name));
         all

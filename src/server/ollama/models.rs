@@ -63,7 +63,7 @@ fn rfc3339(unix_s: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix_s)).to_string()
 }
 
-/// Tells a loaded model from others; it is no checksum of the model's files.
+/// Tells a loaded model that is not of this machine's store from others; it is no checksum of the model's files.
 fn digest(info: &ModelInfo) -> String {
     let identity = format!("{} {} {} {}", info.name, info.format, info.parameters, info.weight_bytes);
     Sha256::digest(identity.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -90,14 +90,17 @@ fn parameter_size(parameters: u64) -> String {
     }
 }
 
-fn loaded(name: &str, listed: &Listed) -> Model {
+/// A loaded model of the list `local`, of which the same is told as before it was loaded, or of elsewhere.
+fn loaded(name: &str, listed: &Listed, local: &[LocalModel]) -> Model {
     let info = listed.llm.info();
+    let local = local.iter().find(|local| local.name == info.name);
+    let modified_at_unix_s = local.map_or(info.loaded_at_unix_s, |local| local.modified_at_unix_s);
     Model {
         name: name.to_owned(),
         model: name.to_owned(),
-        modified_at: Some(rfc3339(info.loaded_at_unix_s)),
-        size: info.weight_bytes,
-        digest: digest(info),
+        modified_at: Some(rfc3339(modified_at_unix_s)),
+        size: local.map_or(info.weight_bytes, |local| local.bytes),
+        digest: local.map_or_else(|| digest(info), |local| local.digest.clone()),
         details: details(&listed.llm.describe()),
         running: None,
     }
@@ -116,11 +119,11 @@ fn stored(model: LocalModel, described: Option<&ModelDescription>) -> Model {
 }
 
 pub(super) async fn tags(State(app): State<App>) -> Result<Json<ModelList>, ApiError> {
-    let mut models = Vec::new();
+    let (mut models, mut available) = (Vec::new(), app.models.local().await);
     for listed in app.models.loaded() {
-        models.extend(listed.names.iter().map(|name| loaded(name, &listed)));
+        models.extend(listed.names.iter().map(|name| loaded(name, &listed, &available)));
+        available.retain(|model| model.name != listed.llm.info().name);
     }
-    let available = app.models.available().await;
     if !available.is_empty() {
         let source = app.models.source()?;
         let describe = move || {
@@ -143,6 +146,7 @@ fn expires_at(left: Duration) -> Option<String> {
 }
 
 pub(super) async fn ps(State(app): State<App>) -> Json<ModelList> {
+    let local = app.models.local().await;
     let one = |listed: &Listed| {
         let info = listed.llm.info();
         let expires = listed.left.and_then(expires_at);
@@ -151,7 +155,12 @@ pub(super) async fn ps(State(app): State<App>) -> Json<ModelList> {
             size_vram: if info.is_on_gpu() { info.planned_bytes } else { 0 },
             context_length: info.context_length,
         };
-        Model { modified_at: None, size: info.planned_bytes, running: Some(running), ..loaded(&info.name, listed) }
+        Model {
+            modified_at: None,
+            size: info.planned_bytes,
+            running: Some(running),
+            ..loaded(&info.name, listed, &local)
+        }
     };
     Json(ModelList { models: app.models.loaded().iter().map(one).collect() })
 }
@@ -169,8 +178,10 @@ pub(super) async fn show(State(app): State<App>, request: Request) -> Result<Jso
     let ShowBody { model } = body::parse(&bytes)?;
     let (name, created_unix_s, described) = match app.models.find(&model) {
         Some(served) => {
-            let info = served.llm.info();
-            (info.name.clone(), info.loaded_at_unix_s, served.llm.describe())
+            let (info, local) = (served.llm.info(), app.models.local().await);
+            let local = local.iter().find(|local| local.name == info.name);
+            let created_unix_s = local.map_or(info.loaded_at_unix_s, |local| local.modified_at_unix_s);
+            (info.name.clone(), created_unix_s, served.llm.describe())
         }
         None => {
             let stored = app.models.find_available(&model).await?;

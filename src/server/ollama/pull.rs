@@ -24,6 +24,9 @@ const MAX_LINES: usize = 64;
 /// Bytes between two lines of progress.
 const LINE_BYTES: u64 = 4 << 20;
 
+/// When a client that was refused a pull may ask again: models take minutes.
+const PULL_RETRY_S: u32 = 30;
+
 #[derive(Deserialize)]
 struct NameBody {
     /// Older clients say `name`.
@@ -38,9 +41,13 @@ pub(super) async fn pull(State(app): State<App>, request: Request) -> Result<Res
     let NameBody { model, stream: streams } = body::parse(&bytes)?;
     let source = app.models.source()?;
     let (lines, received) = mpsc::channel(MAX_LINES);
-    let mut progress = Lines { lines: lines.clone(), status: String::new(), total: None, completed: 0, told: 0 };
+    let place = app.pulls.clone().try_acquire_owned().map_err(|_| too_many(app.config.max_pulls))?;
+    let mut progress = Lines::new(lines.clone());
     progress.say(json!({ "status": "pulling manifest" }));
-    let pulling = tokio::task::spawn_blocking(move || source.pull(&model, &mut progress));
+    let pulling = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        source.pull(&model, &mut progress)
+    });
     let end = async move {
         match pulling.await {
             Ok(Ok(())) => Ok(json!({ "status": "success" })),
@@ -64,6 +71,13 @@ pub(super) async fn pull(State(app): State<App>, request: Request) -> Result<Res
     let mut response = Response::new(Body::from_stream(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)
+}
+
+fn too_many(max_pulls: usize) -> ApiError {
+    let message = format!("{max_pulls} models are being brought already (max_pulls); try again later");
+    let kind = "rate_limit_error";
+    let error = ApiError::client(StatusCode::TOO_MANY_REQUESTS, Some("too_many_pulls"), message);
+    ApiError { kind, retry_after_s: Some(PULL_RETRY_S), ..error }
 }
 
 #[derive(Deserialize)]
@@ -116,12 +130,20 @@ fn failed(error: &HubError) -> ApiError {
 struct Lines {
     lines: mpsc::Sender<Value>,
     status: String,
+    /// Of what is brought, as Ollama writes it.
+    digest: Option<String>,
+    /// Of what begins next.
+    promised: Option<String>,
     total: Option<u64>,
     completed: u64,
     told: u64,
 }
 
 impl Lines {
+    fn new(lines: mpsc::Sender<Value>) -> Self {
+        Self { lines, status: String::new(), digest: None, promised: None, total: None, completed: 0, told: 0 }
+    }
+
     fn say(&self, line: Value) {
         // A line of progress that finds no room is followed by a later one.
         let _ = self.lines.try_send(line);
@@ -130,6 +152,9 @@ impl Lines {
     fn tell(&mut self) {
         self.told = self.completed;
         let mut line = json!({ "status": self.status, "completed": self.completed });
+        if let Some(digest) = &self.digest {
+            line["digest"] = digest.as_str().into();
+        }
         if let Some(total) = self.total {
             line["total"] = total.into();
         }
@@ -138,8 +163,13 @@ impl Lines {
 }
 
 impl Progress for Lines {
+    fn promise(&mut self, sha256: &str) {
+        self.promised = Some(format!("sha256:{sha256}"));
+    }
+
     fn start(&mut self, what: &str, total_bytes: Option<u64>) {
         (self.status, self.total) = (format!("pulling {what}"), total_bytes);
+        self.digest = self.promised.take();
         (self.completed, self.told) = (0, 0);
         self.tell();
     }

@@ -66,7 +66,7 @@ impl ModelSource for Shelf {
         let one = |name: &str| LocalModel {
             name: name.to_owned(),
             bytes: 5,
-            modified_at_unix_s: 1_700_000_000,
+            modified_at_unix_s: 1_600_000_000,
             digest: "d".into(),
         };
         ["a:1b", "b:1b", "c:1b"].map(one).into()
@@ -104,6 +104,8 @@ impl ModelSource for Shelf {
         if name == "nobody" {
             return Err(HubError::NotPresent { name: name.into() });
         }
+        progress.start("a package", None);
+        progress.promise("ab12");
         progress.start("weights", Some(8));
         progress.advance(8);
         progress.finish();
@@ -223,7 +225,7 @@ async fn a_model_in_use_does_not_leave_and_the_next_waits_for_it_while_others_lo
     assert_eq!(soon(waiting).await.expect("an answer"), "c");
 }
 
-/// Loads nothing before it is let.
+/// Loads and brings nothing before it is let.
 struct Slow {
     shelf: Shelf,
     began: tokio::sync::mpsc::UnboundedSender<()>,
@@ -246,6 +248,8 @@ impl ModelSource for Slow {
     }
 
     fn pull(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError> {
+        self.began.send(()).expect("the test waits for it");
+        let _ = self.go_on.lock().expect("one at a time").recv();
         self.shelf.pull(name, progress)
     }
 
@@ -367,7 +371,12 @@ async fn a_pull_tells_its_progress_and_its_end() {
     let router = Shelf::new(1).router(&["a:1b"], config());
     let lines = post(&router, "/api/pull", json!({"model": "qwen3:8b"})).await.lines();
     assert_eq!(lines[0], json!({"status": "pulling manifest"}));
-    assert!(lines.contains(&json!({"status": "pulling weights", "completed": 8, "total": 8})), "{lines:?}");
+    assert_eq!(lines[1], json!({"status": "pulling a package", "completed": 0}));
+    let digest = "sha256:ab12";
+    for completed in [0, 8] {
+        let line = json!({"status": "pulling weights", "digest": digest, "completed": completed, "total": 8});
+        assert!(lines.contains(&line), "{lines:?}");
+    }
     assert_eq!(lines.last(), Some(&json!({"status": "success"})));
     let whole = post(&router, "/api/pull", json!({"name": "qwen3:8b", "stream": false})).await.json();
     assert_eq!(whole, json!({"status": "success"}));
@@ -375,6 +384,48 @@ async fn a_pull_tells_its_progress_and_its_end() {
     assert!(failed.last().expect("a line")["error"].as_str().is_some_and(|text| text.contains("nobody")));
     let failed = post(&router, "/api/pull", json!({"model": "nobody", "stream": false})).await;
     assert_eq!(failed.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn so_many_models_are_brought_at_once_and_one_more_is_told() {
+    let (source, mut begun, go_on) = slow();
+    let config = ServerConfig { max_pulls: 1, ..config() };
+    let router = router(ServedModels::new(Vec::new(), source), config);
+    let pull = || {
+        let router = router.clone();
+        tokio::spawn(async move { post(&router, "/api/pull", json!({"model": "qwen3:8b"})).await })
+    };
+    let first = pull();
+    soon(begun.recv()).await.expect("it pulls");
+    let second = soon(pull()).await.expect("an answer");
+    assert_eq!(
+        (second.status, &second.headers["retry-after"]),
+        (StatusCode::TOO_MANY_REQUESTS, &"30".parse().unwrap())
+    );
+    assert!(second.json()["error"].as_str().is_some_and(|text| text.contains("max_pulls")), "{}", second.text);
+    drop(go_on);
+    assert_eq!(soon(first).await.expect("an answer").lines().last(), Some(&json!({"status": "success"})));
+    let third = soon(pull()).await.expect("an answer");
+    assert_eq!(third.lines().last(), Some(&json!({"status": "success"})));
+}
+
+#[tokio::test]
+async fn what_is_told_of_a_model_does_not_change_when_it_is_loaded() {
+    let router = Shelf::new(2).router(&[], config());
+    let told = async || {
+        let tags = get(&router, "/api/tags").await.json();
+        let models = tags["models"].as_array().expect("a list");
+        let model = models.iter().find(|model| model["name"] == "a:1b").expect("it is there").clone();
+        let show = post(&router, "/api/show", json!({"model": "a:1b"})).await.json();
+        (model, show["modified_at"].clone())
+    };
+    let before = told().await;
+    assert_eq!((&before.0["digest"], &before.0["size"]), (&json!("d"), &json!(5)));
+    assert_eq!(before.1, "2020-09-13T12:26:40Z");
+    says(&router, "a:1b").await;
+    assert_eq!(told().await, before);
+    let ps = get(&router, "/api/ps").await.json();
+    assert_eq!(ps["models"][0]["digest"], "d");
 }
 
 #[tokio::test]
