@@ -53,6 +53,11 @@ impl Out {
         self.piece("", value, "\n");
     }
 
+    /// What readers of events pass over.
+    fn comment(&mut self, text: &str) {
+        self.0.extend([": ", text, "\n\n"]);
+    }
+
     /// What ends OpenAI's streams.
     pub(super) fn done(&mut self) {
         self.0.push_str("data: [DONE]\n\n");
@@ -71,6 +76,11 @@ impl Out {
 pub(super) trait Chunks: Send + 'static {
     /// How its pieces are told apart.
     const FRAMING: Framing;
+
+    /// Writes that the client is to go on waiting, in a stream of events.
+    fn waiting(out: &mut Out) {
+        out.comment("waiting");
+    }
 
     /// Writes what `event` has to tell, if anything.
     fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut Out);
@@ -98,7 +108,7 @@ impl<C: Chunks> Streaming<C> {
             let run = self.run.as_mut()?;
             match tokio::time::timeout(self.keep_alive, run.next()).await {
                 Ok(event) => self.take(event, &mut out),
-                Err(_) if C::FRAMING == Framing::Events => return Some(Bytes::from_static(b": waiting\n\n")),
+                Err(_) if C::FRAMING == Framing::Events => C::waiting(&mut out),
                 Err(_) => {}
             }
         }

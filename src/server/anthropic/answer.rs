@@ -186,6 +186,10 @@ impl Events {
 impl Chunks for Events {
     const FRAMING: Framing = Framing::Events;
 
+    fn waiting(out: &mut Out) {
+        Self::event("ping", json!({}), out);
+    }
+
     fn chunks(&mut self, event: RunEvent, usage: &Usage, out: &mut Out) {
         match event {
             RunEvent::Started { .. } => {

@@ -99,7 +99,8 @@ impl Reading {
                 let content = block.get("content").map_or(Ok(String::new()), |content| {
                     if content.is_null() { Ok(String::new()) } else { text(content, &format!("{at}.content")) }
                 })?;
-                let mut result = Message::new("tool", content);
+                let failed = block.get("is_error").and_then(Value::as_bool).unwrap_or(false);
+                let mut result = Message::new("tool", if failed { as_error(content) } else { content });
                 result.extra.insert("tool_call_id".into(), string("tool_use_id")?.into());
                 self.results.push(result);
             }
@@ -110,6 +111,16 @@ impl Reading {
             }
         }
         Ok(())
+    }
+}
+
+/// What a tool said that failed, marked as that: templates have no field for it.
+fn as_error(content: String) -> String {
+    let says_so = content.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("error"));
+    match content.as_str() {
+        "" => "Error".into(),
+        _ if says_so => content,
+        _ => format!("Error: {content}"),
     }
 }
 
@@ -175,8 +186,22 @@ mod tests {
         assert_eq!((turn[3].role.as_str(), turn[3].content.as_deref()), ("tool", Some("42")));
         assert_eq!(turn[4], Message::user("so?"));
         assert_eq!((turn[5].role.as_str(), &turn[5].extra["tool_call_id"]), ("tool", &json!("toolu_2")));
+        assert_eq!(turn[5].content.as_deref(), Some("Error"));
         assert_eq!(turn[6], Message::system("later word"));
         assert_eq!(turn.len(), 7);
+    }
+
+    #[test]
+    fn a_failed_tool_s_result_says_so() {
+        let told = |is_error: Value, content: &str| {
+            let result = json!({"type": "tool_result", "tool_use_id": "t", "is_error": is_error, "content": content});
+            let turn = messages(Value::Null, json!([{"role": "user", "content": [result]}])).expect("valid");
+            turn[0].content.clone().expect("a text")
+        };
+        assert_eq!(told(json!(true), "no such file"), "Error: no such file");
+        assert_eq!(told(json!(true), "ERROR 2: no such file"), "ERROR 2: no such file");
+        assert_eq!(told(json!(true), "öäü"), "Error: öäü");
+        assert_eq!((told(json!(false), "42"), told(Value::Null, "42")), ("42".into(), "42".into()));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Body {
     tool_choice: Option<Object<Choice>>,
     thinking: Option<Object<Thinking>>,
     output_config: Option<Object<OutputConfig>>,
+    mcp_servers: Option<Vec<Value>>,
+    container: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +66,7 @@ impl Body {
     /// # Errors
     /// 400, naming the field that is wrong.
     pub(super) fn chat(&mut self) -> Result<Chat, ApiError> {
+        self.refuse()?;
         let tools = self.tools.take().unwrap_or_default();
         let tools = tools.into_iter().enumerate().map(|(index, tool)| function(tool, index));
         let tools = chats::functions(Some(tools.collect::<Result<_, _>>()?))?;
@@ -74,6 +77,20 @@ impl Body {
         chats::set_thinking(&mut template_variables, self.thinks()?);
         let tools = tools.filter(|_| self.choice() != Ok(ToolChoice::None));
         Ok(Chat { messages, tools, template_variables, continue_final_message, ..Chat::default() })
+    }
+
+    /// What would give another answer if it were passed over.
+    fn refuse(&self) -> Result<(), ApiError> {
+        if self.mcp_servers.as_ref().is_some_and(|servers| !servers.is_empty()) {
+            return Err(ApiError::unsupported(
+                "mcp_servers",
+                "this server calls no others; send their tools as `tools`",
+            ));
+        }
+        if self.container.is_some() {
+            return Err(ApiError::unsupported("container", "this server runs no code of the model's"));
+        }
+        Ok(())
     }
 
     fn choice(&self) -> Result<ToolChoice, ApiError> {
@@ -182,7 +199,7 @@ mod tests {
     fn every_field_arrives() {
         let request = read(json!({
             "stop_sequences": ["a"], "temperature": 0.5, "top_p": 0.25, "top_k": 7,
-            "metadata": {"user_id": "u"}, "service_tier": "auto"
+            "metadata": {"user_id": "u"}, "service_tier": "auto", "mcp_servers": [], "container": null
         }))
         .expect("valid");
         assert_eq!((request.max_tokens, request.stop), (Some(9), vec!["a".to_owned()]));
@@ -228,6 +245,8 @@ mod tests {
             (json!({"tool_choice": {"type": "tool"}}), "tool_choice.name"),
             (json!({"output_config": {"format": {"type": "xml"}}}), "output_config.format.type"),
             (json!({"tool_choice": {"type": "maybe"}}), "tool_choice.type"),
+            (json!({"mcp_servers": [{"type": "url", "url": "u", "name": "n"}]}), "mcp_servers"),
+            (json!({"container": "c"}), "container"),
             (json!({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}), "tools[0].type"),
             (json!({"tools": [{"description": "d"}]}), "tools[0].function"),
         ];

@@ -91,6 +91,19 @@ async fn silence_is_filled_with_comments() {
 }
 
 #[tokio::test]
+async fn silence_is_filled_with_pings_for_anthropic_s_clients() {
+    let mut served = served(ServerConfig { sse_keep_alive: Duration::from_millis(10), ..config() }).await;
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let body = json!({"model": MODEL, "max_tokens": 9, "messages": messages, "stream": true}).to_string();
+    let mut client = connect(served.address, "POST", "/v1/messages", &body).await;
+    let submission = served.submission().await;
+    let text = read_until(&mut client, "event: ping\ndata: {\"type\":\"ping\"}\n\n").await;
+    assert!(text.starts_with("HTTP/1.1 200") && !text.contains(": waiting"), "{text}");
+    say(&submission, "a");
+    read_until(&mut client, "message_stop").await;
+}
+
+#[tokio::test]
 async fn draining_lets_running_requests_finish_and_takes_no_new_ones() {
     let mut served = served(config()).await;
     let mut running = served.chat(true).await;
