@@ -59,19 +59,27 @@ impl Choice {
             return (String::new(), None);
         }
         let text = self.decoder.push(token);
-        let outcome = self.stops.push(&text);
+        self.search(&text)
+    }
+
+    /// What of `text` may be told, and the stop string that it completes. None is complete within the tokens that the
+    /// answer has at least.
+    fn search(&mut self, text: &str) -> (String, Option<usize>) {
+        if self.generated <= self.conditions.min_tokens {
+            return (self.stops.pass(text), None);
+        }
+        let outcome = self.stops.push(text);
         (outcome.emit, outcome.matched)
     }
 
     /// The text that was held back: incomplete characters and the beginning of a stop string.
     fn flush(&mut self) -> (String, Option<usize>) {
         let rest = self.decoder.clone().finish();
-        let outcome = self.stops.push(&rest);
-        let mut text = outcome.emit;
-        if outcome.matched.is_none() {
+        let (mut text, matched) = self.search(&rest);
+        if matched.is_none() {
             text.push_str(&self.stops.finish());
         }
-        (text, outcome.matched)
+        (text, matched)
     }
 }
 

@@ -41,7 +41,12 @@ impl FormFields {
                 asked.extend(constraint(kind, value, name)?.map(|grammar| (name.to_owned(), grammar)));
             }
         }
-        for (kind, value) in self.structured_outputs.iter().flat_map(Value::as_object).flatten() {
+        let structured = match &self.structured_outputs {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(fields)) => Some(fields),
+            Some(_) => return Err(ApiError::invalid("structured_outputs", "an object is needed")),
+        };
+        for (kind, value) in structured.into_iter().flatten() {
             let name = format!("structured_outputs.{kind}");
             asked.extend(constraint(kind, value, &name)?.map(|grammar| (name, grammar)));
         }
@@ -77,6 +82,20 @@ pub(super) fn response_format(value: &Value, at: &str) -> Result<Option<Grammar>
     }
 }
 
+/// What vLLM's constraints and settings are called.
+const SETTINGS: [&str; 9] = [
+    "json",
+    "json_object",
+    "regex",
+    "grammar",
+    "choice",
+    "structural_tag",
+    "disable_any_whitespace",
+    "disable_additional_properties",
+    "whitespace_pattern",
+];
+const KINDS: &str = "`json`, `regex`, `choice`, `grammar` and `json_object` are taken";
+
 /// One of vLLM's constraints; `None` where its value asks for nothing, or where it is no constraint but a setting.
 fn constraint(kind: &str, value: &Value, at: &str) -> Result<Option<Grammar>, ApiError> {
     let text = |value: &Value| {
@@ -84,7 +103,7 @@ fn constraint(kind: &str, value: &Value, at: &str) -> Result<Option<Grammar>, Ap
         text.ok_or_else(|| ApiError::invalid(at, format!("{value} is no string")))
     };
     Ok(match (kind, value) {
-        (_, Value::Null | Value::Bool(false)) => None,
+        (kind, Value::Null | Value::Bool(false)) if SETTINGS.contains(&kind) => None,
         ("json", Value::String(schema)) => {
             let schema = serde_json::from_str(schema).map_err(|error| ApiError::invalid(at, error))?;
             Some(Grammar::JsonSchema(schema))
@@ -95,10 +114,12 @@ fn constraint(kind: &str, value: &Value, at: &str) -> Result<Option<Grammar>, Ap
         ("grammar", grammar) => Some(Grammar::Lark(text(grammar)?)),
         ("choice", Value::Array(choices)) => Some(Grammar::Choice(choices.iter().map(text).collect::<Result<_, _>>()?)),
         ("choice", _) => return Err(ApiError::invalid(at, "a list of strings is needed")),
-        ("structural_tag", _) => {
-            return Err(ApiError::unsupported(at, "`json`, `regex`, `choice`, `grammar` and `json_object` are taken"));
+        // Of white space no value changes.
+        ("disable_any_whitespace", _) => None,
+        ("structural_tag" | "whitespace_pattern" | "disable_additional_properties", _) => {
+            return Err(ApiError::unsupported(at, KINDS));
         }
-        _ => None,
+        _ => return Err(ApiError::invalid(at, format!("it is not known; {KINDS}"))),
     })
 }
 
@@ -130,7 +151,8 @@ mod tests {
             (json!({"guided_grammar": "start: \"a\""}), Some(Grammar::Lark("start: \"a\"".into()))),
             (json!({"structured_outputs": {"json": schema}}), Some(Grammar::JsonSchema(schema))),
             (
-                json!({"structured_outputs": {"json_object": true, "disable_any_whitespace": true}}),
+                json!({"structured_outputs": {"json_object": true, "disable_any_whitespace": true, "regex": null,
+                    "whitespace_pattern": null, "disable_additional_properties": false}}),
                 Some(Grammar::JsonObject),
             ),
         ];
@@ -149,6 +171,15 @@ mod tests {
             (json!({"guided_json": "{"}), "guided_json"),
             (json!({"guided_regex": "a", "structured_outputs": {"regex": "b"}}), "structured_outputs.regex"),
             (json!({"structured_outputs": {"structural_tag": "x"}}), "structured_outputs.structural_tag"),
+            (json!({"structured_outputs": {"whitespace_pattern": " "}}), "structured_outputs.whitespace_pattern"),
+            (
+                json!({"structured_outputs": {"disable_additional_properties": true}}),
+                "structured_outputs.disable_additional_properties",
+            ),
+            (json!({"structured_outputs": {"jsn": {}}}), "structured_outputs.jsn"),
+            (json!({"structured_outputs": {"jsn": null}}), "structured_outputs.jsn"),
+            (json!({"structured_outputs": "json"}), "structured_outputs"),
+            (json!({"structured_outputs": [1]}), "structured_outputs"),
         ];
         for (fields, name) in cases {
             let error = grammar(fields.clone()).expect_err(name);

@@ -104,9 +104,28 @@ impl StopMatcher {
                 return self.stop_at(index, end, length);
             }
         }
+        StopOutcome { emit: self.release(), matched: None }
+    }
+
+    /// As [`Self::push`], of text in which no stop string counts. One that begins in it and is
+    /// completed by a later push does.
+    pub fn pass(&mut self, text: &str) -> String {
+        self.held.push_str(text);
+        for &byte in text.as_bytes() {
+            for needle in &mut self.needles {
+                if needle.step(byte) {
+                    needle.matched = needle.fallback[needle.matched - 1];
+                }
+            }
+        }
+        self.release()
+    }
+
+    /// The text that no stop string begins with any more.
+    fn release(&mut self) -> String {
         let keep = self.needles.iter().map(|needle| needle.matched).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        StopOutcome { emit: std::mem::replace(&mut self.held, rest), matched: None }
+        std::mem::replace(&mut self.held, rest)
     }
 
     /// Ends the text and returns what was held back; empty after a match.
@@ -181,6 +200,26 @@ mod tests {
             }
         }
         (text + &matcher.finish(), None)
+    }
+
+    #[test]
+    fn a_stop_that_is_complete_in_passed_text_does_not_count() {
+        // What is passed, what is pushed, all that is told, and the stop that is found.
+        let cases = [
+            ("xabab", "c", "xababc", None),
+            ("xab", "ab", "xab", Some(0)),
+            ("xa", "b", "x", Some(0)),
+            ("aa", "a", "a", Some(1)),
+            ("aaa", "c", "aaac", None),
+            ("", "xab", "x", Some(0)),
+        ];
+        for (passed, pushed, text, matched) in cases {
+            let mut matcher = matcher(&["ab", "aa"], false);
+            let told = matcher.pass(passed);
+            let outcome = matcher.push(pushed);
+            let all = told + &outcome.emit + &if matched.is_none() { matcher.finish() } else { String::new() };
+            assert_eq!((all.as_str(), outcome.matched), (text, matched), "{passed} {pushed}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) struct Fields {
     include_stop_str_in_output: Option<bool>,
     min_tokens: Option<u32>,
     ignore_eos: Option<bool>,
-    pub(super) prompt_logprobs: Option<u32>,
+    pub(super) prompt_logprobs: Option<i64>,
     cache_salt: Option<String>,
     allowed_token_ids: Option<Vec<TokenId>>,
     bad_words: Option<Vec<String>>,
@@ -143,9 +143,16 @@ impl Fields {
             logit_bias: self.logit_bias.as_ref().map(logit_bias).transpose()?.unwrap_or_default(),
             seed: self.seed.as_ref().map(seed).transpose()?,
             logprobs: None,
-            prompt_logprobs: self.prompt_logprobs,
+            prompt_logprobs: self.prompt_logprobs.map(prompt_logprobs).transpose()?,
         })
     }
+}
+
+/// -1 is vLLM's word for the whole vocabulary.
+fn prompt_logprobs(count: i64) -> Result<u32, ApiError> {
+    u32::try_from(count).map_err(|_| {
+        ApiError::invalid("prompt_logprobs", format!("{count} is outside 0 to 20: not all of the vocabulary is told"))
+    })
 }
 
 /// -1 and 0 keep all tokens, as clients of different servers mean it.
@@ -269,6 +276,8 @@ mod tests {
             (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]"),
             (json!({"cache_salt": ""}), "cache_salt"),
             (json!({"prompt_logprobs": 1, "stream": true}), "prompt_logprobs"),
+            (json!({"prompt_logprobs": -1}), "prompt_logprobs"),
+            (json!({"prompt_logprobs": 4_294_967_296_u64}), "prompt_logprobs"),
             (json!({"stream_options": {"include_usage": "yes"}}), "stream_options.include_usage"),
             (json!({"model": 5}), "model"),
         ];

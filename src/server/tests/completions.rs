@@ -124,3 +124,18 @@ async fn min_tokens_raise_the_default_length() {
     post(&router, "/v1/completions", completion_body(json!({"max_completion_tokens": 5}))).await;
     assert_eq!(requests.recv().expect("one").stop.max_tokens, 5);
 }
+
+#[tokio::test]
+async fn a_stop_string_ends_no_answer_before_its_least_tokens() {
+    let (router, _requests) = saying("one two three");
+    for (min_tokens, text) in [(0, "one"), (4, "one"), (5, "one t"), (6, "one t"), (7, "one two"), (9, "one two three")]
+    {
+        let more = json!({"stop": [" t", "wo"], "min_tokens": min_tokens, "max_tokens": 20});
+        let body = post(&router, "/v1/completions", completion_body(more)).await.json();
+        let choice = &body["choices"][0];
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(text), &json!("stop")), "{min_tokens}");
+    }
+    let more = json!({"stop": "three", "min_tokens": 13, "max_tokens": 20});
+    let body = post(&router, "/v1/completions", completion_body(more)).await.json();
+    assert_eq!(body["choices"][0]["text"], "one two three");
+}

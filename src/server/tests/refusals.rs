@@ -69,6 +69,8 @@ async fn what_this_server_does_not_do_is_refused_and_not_ignored() {
         let reply = post(&router, "/v1/completions", completion_body(more)).await;
         assert_eq!(reply.error(), named(400, "unsupported_parameter", name));
     }
+    let all = post(&router, "/v1/completions", completion_body(json!({"prompt_logprobs": -1}))).await;
+    assert!(all.status == 400 && all.message().contains("0 to 20"), "{}", all.text);
     let same = post(&router, "/v1/completions", completion_body(json!({"best_of": 2, "n": 2}))).await;
     assert_eq!(same.status, 200, "{}", same.text);
 }
