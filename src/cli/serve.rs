@@ -166,7 +166,12 @@ async fn bind(address: &Address) -> Result<TcpListener, CliError> {
 
 /// The greeting of whoever holds the address.
 fn who_answers(address: &Address) -> Option<String> {
-    Client::new(address).get("/").ok().map(|(_, text)| text)
+    let client = Client::new(address);
+    // A Lantern greets as Ollama does, and says here that it is one.
+    if client.get("/api/version").is_ok_and(|(_, version)| version.contains("\"lantern\"")) {
+        return Some("Lantern is running".into());
+    }
+    client.get("/").ok().map(|(_, text)| text)
 }
 
 fn why_not_bound(address: &Address, kind: io::ErrorKind, greeting: Option<&str>) -> String {
@@ -241,6 +246,31 @@ impl StopSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lantern_that_greets_as_an_ollama_is_told_from_one() {
+        use std::io::{Read as _, Write as _};
+        for (version, expected) in [
+            (r#"{"version":"0.12.0","lantern":"0.1.0"}"#, "Lantern is running"),
+            (r#"{"version":"0.12.0"}"#, "Ollama is running"),
+        ] {
+            let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let port = server.local_addr().expect("an address").port();
+            std::thread::spawn(move || {
+                for stream in server.incoming() {
+                    let (mut stream, mut head) = (stream.expect("a connection"), [0; 1024]);
+                    let read = stream.read(&mut head).expect("a request");
+                    let of_version = String::from_utf8_lossy(&head[..read]).starts_with("GET /api/version");
+                    let body = if of_version { version } else { "Ollama is running" };
+                    let length = body.len();
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+                    stream.write_all((head + body).as_bytes()).expect("to write");
+                }
+            });
+            let address = Address { host: "127.0.0.1".into(), port };
+            assert_eq!(who_answers(&address).as_deref(), Some(expected));
+        }
+    }
 
     #[test]
     fn an_address_that_cannot_be_had_says_what_to_do() {

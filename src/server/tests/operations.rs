@@ -128,7 +128,12 @@ async fn metrics_have_the_names_that_dashboards_read() {
 #[tokio::test]
 async fn small_things_answer() {
     let (router, _requests) = saying("a");
-    assert_eq!(get(&router, "/").await.text, "Lantern is running");
+    let greeting = get(&router, "/").await;
+    assert_eq!(greeting.text, "Ollama is running", "what Ollama's clients compare with");
+    assert!(greeting.headers["server"].to_str().is_ok_and(|server| server.starts_with("lantern/")));
+    let mut browser = request(Method::GET, "/", Body::empty());
+    browser.headers_mut().insert("accept", "text/html,application/xhtml+xml,*/*;q=0.8".parse().expect("a value"));
+    assert!(send_request(&router, browser).await.text.starts_with("Lantern is running"));
     let head = send_request(&router, request(Method::HEAD, "/", Body::empty())).await;
     assert_eq!((head.status.as_u16(), head.text.as_str()), (200, ""));
     assert_eq!(get(&router, "/version").await.json(), json!({"version": env!("CARGO_PKG_VERSION")}));
