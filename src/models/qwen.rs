@@ -15,7 +15,7 @@ use crate::weights::{LoadError, Metadata, Weights};
 /// `Qwen2ForCausalLM`: biases on q, k and v.
 pub fn qwen2_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
     let spec = dimensions::from_config(config, "Qwen2ForCausalLM", None)?;
-    Ok(DecoderSpec { qkv_bias: true, sliding_window: windows(config, spec.layers)?, ..spec })
+    Ok(DecoderSpec { qkv_bias: true, sliding_window: windows(config, spec.layers, from_max_window_layers)?, ..spec })
 }
 
 /// `Qwen3ForCausalLM`: norms over each head of q and k; heads of 128 where the file does not say.
@@ -26,7 +26,7 @@ pub fn qwen3_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
         qk_norm: true,
         qkv_bias: attention_bias,
         o_bias: attention_bias,
-        sliding_window: windows(config, spec.layers)?,
+        sliding_window: windows(config, spec.layers, from_max_window_layers)?,
         ..spec
     })
 }
@@ -37,7 +37,8 @@ pub fn qwen2_moe_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError
     let shared = config.size("shared_expert_intermediate_size", 1..=spec::MAX_FFN)?;
     let experts = ExpertsSpec { shared_ffn: Some(shared), shared_gate: true, ..experts(config, spec.layers)? };
     let qkv_bias = config.flag("qkv_bias")?.unwrap_or(true);
-    let spec = DecoderSpec { qkv_bias, experts: Some(experts), sliding_window: windows(config, spec.layers)?, ..spec };
+    let sliding_window = windows(config, spec.layers, even_below_max_window_layers)?;
+    let spec = DecoderSpec { qkv_bias, experts: Some(experts), sliding_window, ..spec };
     spec.check(config.file())
 }
 
@@ -116,9 +117,21 @@ pub fn qwen3_moe_from_gguf(weights: &Weights, metadata: &Metadata) -> Result<Dec
     DecoderSpec { qk_norm: true, experts: Some(experts), ..spec }.check(metadata.file())
 }
 
+/// Whether a layer of Qwen2 or Qwen3 has a window: the first `max_window_layers` have none.
+fn from_max_window_layers(layer: usize, max_window_layers: usize) -> bool {
+    layer >= max_window_layers
+}
+
+/// Whether a layer of Qwen2-MoE has one: of the first `max_window_layers` every other has, the first of all among them.
+///
+/// Source: `configuration_qwen2_moe.py` of transformers.
+fn even_below_max_window_layers(layer: usize, max_window_layers: usize) -> bool {
+    layer < max_window_layers && layer.is_multiple_of(2)
+}
+
 /// The window of each layer. `use_sliding_window` switches all of them; which layers have one stands in `layer_types`, or
-/// follows from `max_window_layers`: the first so many have none.
-fn windows(config: Fields, layers: usize) -> Result<Vec<Option<u32>>, LoadError> {
+/// follows from `max_window_layers` as `has_window` says.
+fn windows(config: Fields, layers: usize, has_window: fn(usize, usize) -> bool) -> Result<Vec<Option<u32>>, LoadError> {
     if !config.flag("use_sliding_window")?.unwrap_or(false) {
         return Ok(vec![None; layers]);
     }
@@ -127,8 +140,8 @@ fn windows(config: Fields, layers: usize) -> Result<Vec<Option<u32>>, LoadError>
         window => window.map(|window| window as u32),
     };
     let Some(types) = config.list("layer_types")? else {
-        let first = config.integer("max_window_layers", 0..=u64::from(u32::MAX))?.unwrap_or(28) as usize;
-        return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
+        let most = config.integer("max_window_layers", 0..=u64::from(u32::MAX))?.unwrap_or(28) as usize;
+        return Ok((0..layers).map(|layer| window.filter(|_| has_window(layer, most))).collect());
     };
     if types.len() != layers {
         return Err(config.unexpected("layer_types", format_args!("{layers} entries"), types.len()));

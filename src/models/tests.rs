@@ -102,13 +102,30 @@ fn windows_are_where_the_file_says() {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
             [Some(8), None, Some(8)],
         ),
+        (
+            "Qwen2MoeForCausalLM",
+            json!({"sliding_window": 16, "max_window_layers": 3, "use_sliding_window": true}),
+            [Some(16), None, Some(16)],
+        ),
+        (
+            "Qwen2MoeForCausalLM",
+            json!({"sliding_window": 16, "max_window_layers": 2, "use_sliding_window": true}),
+            [Some(16), None, None],
+        ),
+        ("Qwen2MoeForCausalLM", json!({"sliding_window": 16, "max_window_layers": 2}), [None; 3]),
         ("MistralForCausalLM", json!({"sliding_window": 16}), [Some(16); 3]),
         ("MistralForCausalLM", json!({"sliding_window": null}), [None; 3]),
         ("MistralForCausalLM", json!({}), [Some(4096); 3]),
         ("LlamaForCausalLM", json!({"sliding_window": 16}), [None; 3]),
     ];
     for (architecture, changes, expected) in cases {
-        let spec = spec(&config(architecture, changes.clone())).expect("it is right");
+        let mut config = config(architecture, changes.clone());
+        if architecture.contains("Moe") {
+            let sizes = [("num_experts", 4), ("num_experts_per_tok", 2), ("moe_intermediate_size", 32)];
+            sizes.into_iter().for_each(|(key, size)| config[key] = size.into());
+            config["shared_expert_intermediate_size"] = 32.into();
+        }
+        let spec = spec(&config).expect("it is right");
         assert_eq!(spec.sliding_window, expected, "{architecture} {changes}");
     }
 }
