@@ -27,6 +27,8 @@ LATENT = {
     "v_head_dim": 16,
     "max_position_embeddings": 256,
 }
+# The latent that GPU kernels are made for.
+WIDE_LATENT = {**LATENT, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
         "original_max_position_embeddings": 64}
 # What follows from the other fields is not in older files; what transformers does not read is.
@@ -146,6 +148,29 @@ FAMILIES = {
                    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
         "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None},
     },
+    "llama_heads256": {
+        "type": "llama",
+        "config": {"intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256,
+                   "max_position_embeddings": 256,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        "classic": {},
+    },
+    # Windows of 16 tokens: in all layers; in those from max_window_layers on, which older files leave to be concluded.
+    "mistral_window_heads64": {
+        "type": "mistral",
+        "config": {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+                   "max_position_embeddings": 256, "sliding_window": 16,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        "classic": {},
+    },
+    "qwen2_window_heads64": {
+        "type": "qwen2",
+        "config": {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 2,
+                   "num_key_value_heads": 1, "max_position_embeddings": 256, "tie_word_embeddings": True,
+                   "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"layer_types": None},
+    },
     # Layer 1 is dense; the others have a block that all tokens go through, behind a gate. Three experts of a token,
     # whose weights do not add up to 1.
     "qwen2_moe": {
@@ -168,6 +193,28 @@ FAMILIES = {
         "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None, "num_local_experts": None,
                     "num_experts": 8},
     },
+    # Experts behind heads of the sizes that GPU kernels are made for. Qwen2-MoE's windows are in even layers below
+    # max_window_layers: here in the first alone.
+    "qwen2_moe_heads64": {
+        "type": "qwen2_moe",
+        "config": {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 96, "moe_intermediate_size": 24,
+                   "shared_expert_intermediate_size": 40, "num_experts": 8, "num_experts_per_tok": 3,
+                   "norm_topk_prob": False, "mlp_only_layers": [1], "num_attention_heads": 2,
+                   "num_key_value_heads": 1, "max_position_embeddings": 256,
+                   "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"layer_types": None, "qkv_bias": None},
+    },
+    "qwen3_moe_heads64": {
+        "type": "qwen3_moe",
+        "config": {"num_hidden_layers": 2, "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 8,
+                   "num_experts_per_tok": 2, "norm_topk_prob": True, "decoder_sparse_step": 1,
+                   "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+                   "max_position_embeddings": 256,
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        "classic": {"sliding_window": 16, "max_window_layers": 2, "layer_types": None, "num_local_experts": None,
+                    "num_experts": 8},
+    },
     # As V2-Lite: q without a latent, the best of all experts, scores scaled as YaRN says for all dimensions.
     # The norms of latents have an epsilon of their own, whatever rms_norm_eps says.
     "deepseek_v2_lite": {
@@ -175,6 +222,14 @@ FAMILIES = {
         "config": {**LATENT, "num_hidden_layers": 3, "q_lora_rank": None, "n_routed_experts": 8, "n_shared_experts": 2,
                    "num_experts_per_tok": 3, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
                    "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "rms_norm_eps": 1e-3,
+                   "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}},
+        "classic": {**LATENT_CLASSIC, "scoring_func": "softmax"},
+    },
+    "deepseek_v2_lite_wide": {
+        "type": "deepseek_v2",
+        "config": {**WIDE_LATENT, "num_hidden_layers": 2, "q_lora_rank": None, "n_routed_experts": 8,
+                   "n_shared_experts": 2, "num_experts_per_tok": 3, "topk_method": "greedy", "n_group": 1,
+                   "topk_group": 1, "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "rms_norm_eps": 1e-6,
                    "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}},
         "classic": {**LATENT_CLASSIC, "scoring_func": "softmax"},
     },
@@ -196,6 +251,15 @@ FAMILIES = {
                    "moe_intermediate_size": 24, "num_experts_per_tok": 3, "n_group": 3, "topk_group": 2,
                    "norm_topk_prob": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1,
                    "num_nextn_predict_layers": 1,
+                   "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+        "classic": {**LATENT_CLASSIC, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    },
+    "deepseek_v3_wide": {
+        "type": "deepseek_v3",
+        "config": {**WIDE_LATENT, "num_hidden_layers": 2, "q_lora_rank": 48, "n_routed_experts": 12,
+                   "n_shared_experts": 1, "moe_intermediate_size": 24, "num_experts_per_tok": 4, "n_group": 3,
+                   "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1,
+                   "num_nextn_predict_layers": 0,
                    "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
         "classic": {**LATENT_CLASSIC, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     },

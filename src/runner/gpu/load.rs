@@ -108,7 +108,7 @@ pub(super) fn record(runner: &mut GpuRunner) -> Result<u64, RunnerError> {
 }
 
 /// Whether the kernels are made for a model's shapes.
-fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
+pub(super) fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
     let refuse = |what: String| Err(ModelError::NotForGpus(what));
     if let Some(experts) = &spec.experts {
         let (count, top_k) = (experts.count, experts.routing.top_k);

@@ -1,18 +1,19 @@
-//! The GPU beside the CPU on tiny models whose heads have the sizes that kernels are made for: the CPU's logits are those
-//! of transformers (`runner::golden`), and the GPU's must be near them. Needs an NVIDIA GPU.
+//! The GPU beside the CPU on all tiny models whose shapes have kernels: the CPU's logits are those of transformers
+//! (`runner::golden`), and the GPU's must be near them. Needs an NVIDIA GPU.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::config::{EngineConfig, KvDType, Lag, StepSizes};
-use crate::cuda::{Blas, DType, Gemm, Gpu};
+use crate::cuda::{Blas, BlasMissing, DType, Gemm, Gpu, HEAD_DIMS};
 use crate::kv_cache::BlockId;
-use crate::models::{Decoder, ModelSource};
+use crate::models::{Decoder, DecoderSpec, ModelSource};
 use crate::ops::{Compute, Cpu, RowIndices, StepInputs};
 use crate::request::{
     Pooling, Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs,
 };
 use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, pack, relative_error};
+use crate::runner::load::ModelError;
 use crate::runner::plan::{MemoryPlan, Placement, kv_dtypes, plan};
 use crate::runner::step::StepRunner;
 use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutput};
@@ -20,23 +21,59 @@ use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutp
 use super::GpuRunner;
 use super::buffers::Padding;
 use super::cpu_layers::CpuLayers;
-use super::load::{Layout, build, compute_for};
+use super::load::{Layout, build, check, compute_for};
 
-const CONTEXT: usize = 256;
+pub(super) const CONTEXT: usize = 256;
 const BLOCKS: u64 = 64;
 const SIZES: StepSizes = StepSizes { max_sequences: 32, max_step_tokens: 256, ..StepSizes::GPU };
 
 /// Largest relative error of logits: bf16 keeps 8 bits of a number, f16 11, and layers of 64 numbers average little out.
-fn tolerance(dtype: DType) -> f64 {
+pub(super) fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::Bf16 { 4e-2 } else { 6e-3 }
 }
 
-/// Fixtures whose head size has kernels: of safetensors, and a GGUF file in K formats, which stay as they are on the GPU.
+/// How many fixtures run here, and how many have heads that no kernel is made for.
+const WIDE_AND_NARROW: (usize, usize) = (12, 22);
+
+/// Fixtures that loading takes to a GPU: of dense safetensors, and of GGUF files, whose blocks stay as they are. Those that
+/// other programs have quantised have tests of their own.
 fn wide_fixtures() -> Vec<Fixture> {
-    let is_wide = |name: &str| name.contains("heads") || name == "llama_k";
-    let wide: Vec<_> = fixtures().into_iter().filter(|fixture| is_wide(fixture.family())).collect();
-    assert!(wide.len() >= 5, "fixtures are missing");
+    let (mut wide, mut narrow) = (Vec::new(), 0);
+    for fixture in fixtures().into_iter().filter(|fixture| fixture.kind() != "quantized") {
+        match check(&spec(&fixture)) {
+            Ok(()) => wide.push(fixture),
+            Err(ModelError::NotForGpus(what)) => {
+                assert!(what.contains("heads of") || what.contains("latents of"), "{}: {what}", fixture.family());
+                narrow += 1;
+            }
+            Err(error) => panic!("{}: {error}", fixture.family()),
+        }
+    }
+    assert_eq!((wide.len(), narrow), WIDE_AND_NARROW, "a fixture is lost, refused, or not counted here");
     wide
+}
+
+fn spec(fixture: &Fixture) -> DecoderSpec {
+    ModelSource::open(&fixture.folder).expect("the fixture loads").spec
+}
+
+/// Whether tokens go to experts.
+fn is_routed(fixture: &Fixture) -> bool {
+    spec(fixture).experts.is_some()
+}
+
+#[test]
+fn every_family_has_fixtures_with_kernels() {
+    let wide: Vec<DecoderSpec> = wide_fixtures().iter().map(spec).collect();
+    for family in ["Llama", "Mistral", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "DeepseekV2", "DeepseekV3"] {
+        let architecture = format!("{family}ForCausalLM");
+        assert!(wide.iter().any(|spec| spec.architecture == architecture), "{architecture}");
+    }
+    for head_dim in HEAD_DIMS {
+        assert!(wide.iter().any(|spec| spec.latent.is_none() && spec.head_dim == head_dim), "heads of {head_dim}");
+    }
+    let windows = wide.iter().flat_map(|spec| &spec.sliding_window).filter(|window| window.is_some());
+    assert_eq!(windows.count(), 4, "layers with windows");
 }
 
 fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
@@ -51,15 +88,35 @@ fn runner_with(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>) -> Gp
 /// With the layers before `first` on the CPU, whose keys and values are f32 there.
 fn runner_from(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>, first: usize) -> GpuRunner {
     let source = ModelSource::open(&fixture.folder).expect("the fixture loads");
-    let gpu = Gpu::open(0).expect("an NVIDIA GPU");
-    let gemm = Gemm::load(&gpu, Blas::open(&gpu, &[])).expect("kernels");
+    runner_of(source, dtype, kv_dtype, first, Blas::open(&gpu(), &[]))
+}
+
+/// The one GPU of these tests: to open it takes long where the driver compiles the kernels.
+pub(super) fn gpu() -> Arc<Gpu> {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+    let gpu = GPU.get_or_init(|| Gpu::open(0).expect("an NVIDIA GPU"));
+    gpu.bind().expect("the GPU was opened");
+    gpu.clone()
+}
+
+/// The same of a model, with cuBLASLt or without.
+pub(super) fn runner_of(
+    source: ModelSource,
+    dtype: DType,
+    kv_dtype: Option<KvDType>,
+    first: usize,
+    blas: Result<Blas, BlasMissing>,
+) -> GpuRunner {
+    let gpu = gpu();
+    let gemm = Gemm::load(&gpu, blas).expect("kernels");
     let layout = Layout::new(CONTEXT, SIZES);
     let compute = compute_for(gpu, dtype, gemm, &layout, &source).expect("memory");
     let handle = Compute::Gpu(compute.clone());
     let layers = first..source.spec.layers;
     let model = Decoder::load_layers(&handle, source.spec.clone(), &source.weights, CONTEXT as u32, layers);
     let model = model.expect("weights");
-    let block_bytes = 2 * 2 * 16 * (source.spec.layers * source.spec.kv_heads * source.spec.head_dim) as u64;
+    let kv = source.spec.kv_layout(KvDType::Bf16);
+    let block_bytes = (kv.planes.count() * source.spec.layers * kv.block_bytes()) as u64;
     let config = EngineConfig {
         kv_cache_bytes: Some(BLOCKS * block_bytes),
         context_length: Some(CONTEXT as u32),
@@ -103,7 +160,7 @@ impl GpuRunner {
         all
     }
 
-    fn chunked(&mut self, ids: &[u32], chunks: &[usize], blocks: &[BlockId]) -> Vec<Vec<f32>> {
+    pub(super) fn chunked(&mut self, ids: &[u32], chunks: &[usize], blocks: &[BlockId]) -> Vec<Vec<f32>> {
         let (mut start, mut all) = (0, Vec::new());
         for index in 0.. {
             let end = (start + chunks[index.min(chunks.len() - 1)]).min(ids.len());
@@ -117,32 +174,59 @@ impl GpuRunner {
     }
 }
 
-/// Compares row by row; the greedy choice must be the same wherever the CPU's lead is larger than the error.
-fn compare(place: &str, found: &[Vec<f32>], wanted: &[Vec<f32>], tolerance: f64) {
+/// Of so many tokens that go to experts one may be far off: where two experts are nearly equal for it, a GPU takes the other
+/// one. In transformers' own bf16 these fixtures have one such token in 100, and with a cache of fp8 one in 30.
+const STRAYS: usize = 10;
+
+/// The largest error; of tokens that go to experts the largest but for strays.
+fn worst(errors: impl Iterator<Item = f64>, is_routed: bool) -> f64 {
+    let mut errors: Vec<f64> = errors.collect();
+    errors.sort_by(f64::total_cmp);
+    let strays = if is_routed { errors.len() / STRAYS } else { 0 };
+    errors[errors.len() - 1 - strays]
+}
+
+/// What is wrong with `compared` tokens: nothing where they go to experts and no more are than may stray.
+fn but_strays(place: &str, faults: Vec<String>, compared: usize, is_routed: bool) -> Vec<String> {
+    if !is_routed {
+        return faults;
+    }
+    println!("{place}: {} of {compared} tokens are far off", faults.len());
+    let is_number = |fault: &String| !fault.contains("NaN");
+    if faults.len() <= compared / STRAYS && faults.iter().all(is_number) { Vec::new() } else { faults }
+}
+
+/// Compares row by row: what is wrong. The greedy choice must be the same wherever the CPU's lead is larger than the error.
+pub(super) fn faults(place: &str, found: &[Vec<f32>], wanted: &[Vec<f32>], tolerance: f64) -> Vec<String> {
     assert_eq!(found.len(), wanted.len(), "{place}");
+    let mut faults = Vec::new();
     for (position, (found, wanted)) in found.iter().zip(wanted).enumerate() {
         let error = relative_error(found, wanted);
-        assert!(error < tolerance, "{place} at {position}: relative error {error:e}");
+        if error.is_nan() || error >= tolerance {
+            faults.push(format!("{place} at {position}: relative error {error:e}"));
+            continue;
+        }
         let best = argmax(wanted);
         let second = wanted.iter().enumerate().filter(|(id, _)| *id as u32 != best).map(|(_, logit)| *logit);
         let margin = wanted[best as usize] - second.fold(f32::NEG_INFINITY, f32::max);
         let spread = (wanted.iter().map(|logit| logit * logit).sum::<f32>() / wanted.len() as f32).sqrt();
-        if f64::from(margin) > 6.0 * tolerance * f64::from(spread) {
-            assert_eq!(argmax(found), best, "{place} at {position}: the choice, with a lead of {margin}");
+        if f64::from(margin) > 6.0 * tolerance * f64::from(spread) && argmax(found) != best {
+            faults.push(format!("{place} at {position}: another choice, with a lead of {margin}"));
         }
     }
+    faults
 }
 
 /// How much more a GPU's step rounds than one whose keys and values alone are rounded: a layer rounds some twelve things
 /// to two (weights in blocks among them), whose errors add up by their squares, more where they meet. `llama_k` in bf16 was
 /// measured at 3.1 times what its keys and values alone do.
-const ROUNDINGS: f64 = 4.0;
+pub(super) const ROUNDINGS: f64 = 4.0;
 
 /// What rounding keys and values to `dtype`, and nothing else, does to the CPU's logits: how far tiny models carry it.
-fn sensitivity(fixture: &Fixture, dtype: DType, ids: &[u32], wanted: &[Vec<f32>]) -> f64 {
+pub(super) fn sensitivity(fixture: &Fixture, dtype: DType, ids: &[u32], wanted: &[Vec<f32>]) -> f64 {
     let kv_dtype = if dtype == DType::F16 { KvDType::F16 } else { KvDType::Bf16 };
     let rounded = Rig::with_kv(&fixture.folder, CONTEXT as u32, 2, kv_dtype).chunked(ids, &[ids.len()], &blocks(0..16));
-    rounded.iter().zip(wanted).map(|(found, wanted)| relative_error(found, wanted)).fold(0.0, f64::max)
+    worst(rounded.iter().zip(wanted).map(|(found, wanted)| relative_error(found, wanted)), is_routed(fixture))
 }
 
 #[test]
@@ -156,21 +240,37 @@ fn cuda_golden_logits_are_those_of_the_cpu() {
 }
 
 /// Holds logits to those of the CPU, whose step is that of transformers.
-fn check_golden(fixture: &Fixture, dtype: DType, mut gpu: GpuRunner) {
-    let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
+fn check_golden(fixture: &Fixture, dtype: DType, gpu: GpuRunner) {
+    let faults = golden_faults(fixture, dtype, gpu, (tolerance(dtype), ROUNDINGS));
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// What is wrong with the logits of prompts, whole and in chunks, beside the CPU's: beyond a tolerance, or so many times what
+/// rounding keys and values does where that is more.
+pub(super) fn golden_faults(
+    fixture: &Fixture,
+    dtype: DType,
+    mut gpu: GpuRunner,
+    (least, roundings): (f64, f64),
+) -> Vec<String> {
+    let (cpu, is_routed) = (Rig::new(&fixture.folder, CONTEXT as u32, 2), is_routed(fixture));
+    let (mut wrong, mut compared): ([Vec<String>; 3], usize) = Default::default();
     for prompt in &fixture.prompts {
         let ids: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().take(CONTEXT).collect();
         let wanted = cpu.chunked(&ids, &[ids.len()], &blocks(0..16));
-        let tolerance = tolerance(dtype).max(ROUNDINGS * sensitivity(fixture, dtype, &ids, &wanted));
-        for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
+        let tolerance = least.max(roundings * sensitivity(fixture, dtype, &ids, &wanted));
+        compared += ids.len();
+        for (chunks, wrong) in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]].iter().zip(&mut wrong) {
             let table = blocks((0..16).map(|block| 63 - 3 * block));
-            let found = gpu.chunked(&ids, &chunks, &table);
+            let found = gpu.chunked(&ids, chunks, &table);
             let place = format!("{} {dtype:?} {} in {chunks:?}", fixture.family(), prompt.name);
             let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
-            println!("{place}: relative error up to {:e} of {tolerance:e}", errors.fold(0.0, f64::max));
-            compare(&place, &found, &wanted, tolerance);
+            println!("{place}: relative error up to {:e} of {tolerance:e}", worst(errors, is_routed));
+            wrong.extend(faults(&place, &found, &wanted, tolerance));
         }
     }
+    let place = format!("{} {dtype:?}", fixture.family());
+    wrong.into_iter().flat_map(|wrong| but_strays(&place, wrong, compared, is_routed)).collect()
 }
 
 #[test]
@@ -185,32 +285,21 @@ fn cuda_golden_logits_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
 
 /// A cache of fp8 keeps four bits of a number, and in tiny models little averages out. Measured: up to 0.16 with Llama's
 /// keys, and 0.19 with Qwen2's, whose biases make them larger than what tells them apart.
-const FP8_TOLERANCE: f64 = 0.25;
+pub(super) const FP8_TOLERANCE: f64 = 0.25;
 
 /// How much coarser it is than one of bf16, which keeps eight.
-const FP8_COARSENESS: f64 = 16.0;
+pub(super) const FP8_COARSENESS: f64 = 16.0;
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_golden_logits_over_a_cache_of_fp8_are_near_those_of_the_cpu() {
     for fixture in wide_fixtures() {
-        if !kv_dtypes(&ModelSource::open(&fixture.folder).expect("it loads").spec, false).contains(&KvDType::Fp8) {
+        if !kv_dtypes(&spec(&fixture), false).contains(&KvDType::Fp8) {
             continue;
         }
-        let mut gpu = runner_with(&fixture, DType::Bf16, Some(KvDType::Fp8));
-        let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
-        for prompt in &fixture.prompts {
-            let ids: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().take(CONTEXT).collect();
-            let wanted = cpu.chunked(&ids, &[ids.len()], &blocks(0..16));
-            let tolerance = FP8_TOLERANCE.max(FP8_COARSENESS * sensitivity(&fixture, DType::Bf16, &ids, &wanted));
-            for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
-                let found = gpu.chunked(&ids, &chunks, &blocks((0..16).map(|block| 63 - 3 * block)));
-                let place = format!("{} fp8 {} in {chunks:?}", fixture.family(), prompt.name);
-                let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
-                println!("{place}: relative error up to {:e}", errors.fold(0.0, f64::max));
-                compare(&place, &found, &wanted, tolerance);
-            }
-        }
+        let gpu = runner_with(&fixture, DType::Bf16, Some(KvDType::Fp8));
+        let faults = golden_faults(&fixture, DType::Bf16, gpu, (FP8_TOLERANCE, FP8_COARSENESS));
+        assert!(faults.is_empty(), "with a cache of fp8: {}", faults.join("\n"));
     }
 }
 
@@ -229,20 +318,25 @@ fn cuda_golden_mixed_batches_are_as_each_row_alone() {
             vec![row(2, 40, last), row(1, 9, 10)],
             vec![row(1, 10, prompts[1].len())],
         ];
+        let (mut wrong, mut compared) = (Vec::new(), 0);
         for (number, step) in steps.iter().enumerate() {
             let (found, wanted) = (gpu.logits_of(step), cpu.step(step));
-            compare(&format!("{} step {number}", fixture.family()), &found, &wanted, tolerance(DType::Bf16));
+            let place = format!("{} step {number}", fixture.family());
+            wrong.extend(faults(&place, &found, &wanted, tolerance(DType::Bf16)));
+            compared += found.len();
         }
+        let wrong = but_strays(fixture.family(), wrong, compared, is_routed(&fixture));
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }
 
-type Answer = Vec<(TokenId, Option<TokenLogprobs>)>;
+pub(super) type Answer = Vec<(TokenId, Option<TokenLogprobs>)>;
 
 /// What prompts were pooled to, by request.
 type Pooled = std::collections::HashMap<usize, Vec<f32>>;
 
 /// Runs requests to their ends through a scheduler, one step ahead where all layers are on the GPU, as the engine does.
-fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Vec<Answer> {
+pub(super) fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Vec<Answer> {
     drive_pooling(runner, requests, prefix_cache).0
 }
 
@@ -303,7 +397,7 @@ fn drive_pooling(runner: &mut GpuRunner, requests: &[Request], prefix_cache: boo
     }
 }
 
-fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
+pub(super) fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
     Request {
         prompt: prompt.into(),
         n: 1,
@@ -352,7 +446,8 @@ fn cuda_graphs_change_no_bit() {
 }
 
 /// What is drawn greedily is what the CPU draws, as long as its lead is larger than the error: golden logits say so of a
-/// step; here the tokens go through the scheduler, the CPU's layers and the recorded graphs.
+/// step; here the tokens go through the scheduler, the CPU's layers and the recorded graphs. A token that goes to other
+/// experts may be another one whatever its lead.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_greedy_answers_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
@@ -368,7 +463,8 @@ fn cuda_greedy_answers_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
                 let top = &logprobs.as_ref().expect("asked for").top;
                 let (lead, place) = (top[0].1 - top[1].1, format!("{} {}", fixture.family(), prompt.name));
                 if token != wanted {
-                    assert!(lead < 0.1, "{place} at {position}: another choice, with a lead of {lead}");
+                    let is_near = lead < 0.1 || is_routed(&fixture);
+                    assert!(is_near, "{place} at {position}: another choice, with a lead of {lead}");
                     break;
                 }
                 agreed += 1;
@@ -407,6 +503,7 @@ fn cuda_pooled_prompts_are_near_those_of_the_cpu() {
                 }
             }
             let (_, pooled) = drive_pooling(&mut gpu, &asked, true);
+            let (mut strays, is_routed) = (0, is_routed(&fixture));
             for (index, wanted) in wanted.iter().enumerate() {
                 let place = format!("{} request {index}, graphs {graphs}", fixture.family());
                 let Some(found) = pooled.get(&index) else {
@@ -414,8 +511,11 @@ fn cuda_pooled_prompts_are_near_those_of_the_cpu() {
                     continue;
                 };
                 let error = relative_error(found, wanted);
-                assert!(error < 2.0 * tolerance(DType::F16), "{place}: {error:e}");
+                let is_near = error < 2.0 * tolerance(DType::F16);
+                assert!(is_near || is_routed && error.is_finite(), "{place}: {error:e}");
+                strays += usize::from(!is_near);
             }
+            assert!(strays <= pooled.len() / 4, "{}: {strays} of {} are far off", fixture.family(), pooled.len());
         }
     }
 }
@@ -429,20 +529,26 @@ fn cuda_batched_answers_are_near_those_alone() {
     for fixture in wide_fixtures() {
         let mut gpu = runner(&fixture, DType::Bf16);
         gpu.record_graphs().expect("graphs");
-        let requests = requests(&fixture, &greedy);
+        let (requests, is_routed) = (requests(&fixture, &greedy), is_routed(&fixture));
         let together = drive(&mut gpu, &requests, false);
+        let (mut strays, mut compared) = (Vec::new(), 0);
         for (request, together) in requests.iter().zip(&together) {
             let alone = drive(&mut gpu, std::slice::from_ref(request), false).remove(0);
             for (position, (alone, together)) in alone.iter().zip(together).enumerate() {
                 let (a, b) = (alone.1.as_ref().expect("asked for"), together.1.as_ref().expect("asked for"));
                 let (lead, place) = (a.top[0].1 - a.top[1].1, format!("{} at {position}", fixture.family()));
-                assert!((a.top[0].1 - b.top[0].1).abs() < 0.1, "{place}: {a:?} {b:?}");
+                compared += 1;
+                let is_near = (a.top[0].1 - b.top[0].1).abs() < 0.1 && (alone.0 == together.0 || lead < 0.1);
+                if !is_near {
+                    strays.push(format!("{place}, with a lead of {lead}: {a:?} {b:?}"));
+                }
                 if alone.0 != together.0 {
-                    assert!(lead < 0.1, "{place}: another choice, with a lead of {lead}");
                     break;
                 }
             }
         }
+        let strays = but_strays(fixture.family(), strays, compared, is_routed);
+        assert!(strays.is_empty(), "{}", strays.join("\n"));
     }
 }
 
