@@ -22,13 +22,21 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny_tokenizer
 import tiny_values
-from families import COMMON
+from families import COMMON, FAMILIES
 from make_golden import random_weights
 
-CONFIG = {
-    "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64,
-    "max_position_embeddings": 256, "tie_word_embeddings": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+LLAMA = {
+    "type": "llama",
+    "config": {
+        "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64,
+        "max_position_embeddings": 256, "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+# Heads of the up-projection, 40 rows each, lie across the squares of 128; rows are multiples of 32, as all real ones are.
+DEEPSEEK_V3 = {
+    "type": "deepseek_v3",
+    "config": {**FAMILIES["deepseek_v3_wide"]["config"], "q_lora_rank": 64, "moe_intermediate_size": 32},
 }
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
@@ -74,7 +82,7 @@ def gptq(bits, group, symmetric, act_order=False, version="gptq"):
         columns = weight.shape[1]
         order = None
         if act_order:
-            # Layers that read the same inputs are sorted alike.
+            # Matrices that read the same inputs are sorted alike.
             key = (name.split(".")[2], "down" if "down" in name else "o" if "o_proj" in name else "in")
             order = orders.setdefault(key, torch.randperm(columns, generator=generator))
         q, zero, scale, values, groups = integers(weight, bits, group, symmetric, generator, torch.float16, order)
@@ -146,43 +154,72 @@ def fp8_settings(form, strategy):
     return settings
 
 
+FP8_BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+# A layout, and the model that is laid out so.
 LAYOUTS = {
-    "gptq_sym": lambda: gptq(4, 32, True),
-    "gptq_asym_v2": lambda: gptq(4, 64, False, version="gptq_v2"),
-    "gptq_act_order": lambda: gptq(4, 32, False, act_order=True),
-    "gptq_8bit": lambda: gptq(8, -1, False),
-    "awq": lambda: awq(64),
-    "compressed_int4": lambda: compressed_integers(4, 32, False),
-    "compressed_int8": lambda: compressed_integers(8, -1, True),
-    "compressed_fp8": lambda: floats(fp8_settings("float-quantized", "channel"), (1, -1), "weight_scale", torch.bfloat16),
-    "fp8_tensor": lambda: floats({"quant_method": "fp8", "activation_scheme": "dynamic"}, (-1, -1), "weight_scale",
-                                 torch.float32),
-    "fp8_blocks": lambda: floats({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128],
-                                  "activation_scheme": "dynamic"}, (128, 128), "weight_scale_inv", torch.float32),
+    "gptq_sym": (lambda: gptq(4, 32, True), LLAMA),
+    "gptq_asym_v2": (lambda: gptq(4, 64, False, version="gptq_v2"), LLAMA),
+    "gptq_act_order": (lambda: gptq(4, 32, False, act_order=True), LLAMA),
+    "gptq_8bit": (lambda: gptq(8, -1, False), LLAMA),
+    "gptq_8bit_act_order": (lambda: gptq(8, 32, True, act_order=True), LLAMA),
+    "gptq_qwen3_moe": (lambda: gptq(4, 32, False), FAMILIES["qwen3_moe_heads64"]),
+    "awq": (lambda: awq(64), LLAMA),
+    "compressed_int4": (lambda: compressed_integers(4, 32, False), LLAMA),
+    "compressed_int8": (lambda: compressed_integers(8, -1, True), LLAMA),
+    "compressed_fp8": (lambda: floats(fp8_settings("float-quantized", "channel"), (1, -1), "weight_scale",
+                                      torch.bfloat16), LLAMA),
+    "fp8_tensor": (lambda: floats({"quant_method": "fp8", "activation_scheme": "dynamic"}, (-1, -1), "weight_scale",
+                                  torch.float32), LLAMA),
+    "fp8_blocks": (lambda: floats(FP8_BLOCKS, (128, 128), "weight_scale_inv", torch.float32), LLAMA),
+    "fp8_blocks_deepseek_v3": (lambda: floats(FP8_BLOCKS, (128, 128), "weight_scale_inv", torch.float32), DEEPSEEK_V3),
 }
+
+
+def matrices(model):
+    """(name in a checkpoint, matrix) of everything that is quantised: views into the weights of `model`."""
+    for key, parameter in model.named_parameters():
+        module, _, last = key.rpartition(".")
+        if last == "weight" and (module.endswith("_proj") or module.endswith("_proj_with_mqa")):
+            yield key, parameter.data
+        elif module.endswith(".experts"):
+            # transformers keeps the experts of a layer in one tensor, gate above up.
+            for expert, matrix in enumerate(parameter.data):
+                parts = {last: matrix}
+                if last == "gate_up_proj":
+                    parts = dict(zip(("gate_proj", "up_proj"), matrix.chunk(2)))
+                for part, view in parts.items():
+                    yield f"{module}.{expert}.{part}.weight", view
+
+
+def quantized_tensors(model, quantize, generator):
+    """The tensors of a checkpoint; the weights of `model` become what they mean."""
+    tensors, quantised = {}, list(matrices(model))
+    for name, matrix in quantised:
+        parts, values = quantize(name, matrix, generator)
+        module = name.removesuffix(".weight")
+        tensors.update({f"{module}.{part}": tensor.contiguous() for part, tensor in parts.items()})
+        matrix.copy_(values)
+    names = {name for name, _ in quantised}
+    for key, parameter in model.named_parameters():
+        if key not in names and ".experts." not in key:
+            tensors[key] = parameter.data.to(torch.bfloat16)
+    corrections = [entry for entry in model.named_buffers() if entry[0].endswith("e_score_correction_bias")]
+    return tensors | {name: buffer.float() for name, buffer in corrections}
 
 
 def make(root, name):
     """One layout's folder."""
     folder, reference = root / name, {}
+    layout, entry = LAYOUTS[name]
 
     def write(seed):
-        settings, quantize = LAYOUTS[name]()
-        config = AutoConfig.for_model("llama", **{**COMMON, **CONFIG})
+        settings, quantize = layout()
+        config = AutoConfig.for_model(entry["type"], **{**COMMON, **entry["config"]})
         model = AutoModelForCausalLM.from_config(config)
         random_weights(model, seed)
-        generator = torch.Generator().manual_seed(seed + 1)
-        tensors = {}
-        for key, parameter in model.named_parameters():
-            module = key.removesuffix(".weight")
-            if key.endswith("_proj.weight"):
-                parts, values = quantize(key, parameter.data, generator)
-                tensors.update({f"{module}.{part}": tensor.contiguous() for part, tensor in parts.items()})
-                parameter.data.copy_(values)
-            else:
-                tensors[key] = parameter.data.to(torch.bfloat16)
+        tensors = quantized_tensors(model, quantize, torch.Generator().manual_seed(seed + 1))
         shutil.rmtree(folder, ignore_errors=True)
-        config.architectures = ["LlamaForCausalLM"]
+        config.architectures = [type(model).__name__]
         config.save_pretrained(folder)
         written = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**written, "quantization_config": settings}, indent=2) + "\n")
