@@ -54,13 +54,21 @@ impl ExpertBuffers {
         inner: usize,
         dtype: DType,
     ) -> Result<Self, CudaError> {
-        let what = "the experts' buffers";
-        Ok(Self {
-            act: gpu.zeros(pairs, inner, dtype, what)?,
-            out: gpu.zeros(pairs, hidden, dtype, what)?,
-            sorted: gpu.zeros(1, pairs, DType::U32, what)?,
-            offsets: gpu.zeros(1, experts + 1, DType::U32, what)?,
-        })
+        let zeros = |(rows, columns, dtype)| gpu.zeros(rows, columns, dtype, "the experts' buffers");
+        let [act, out, sorted, offsets] = Self::shapes(pairs, experts, hidden, inner, dtype).map(zeros);
+        Ok(Self { act: act?, out: out?, sorted: sorted?, offsets: offsets? })
+    }
+
+    /// Bytes of the buffers for `pairs` pairs of token and expert, of a type of two bytes.
+    #[cfg(test)]
+    pub fn bytes(pairs: usize, experts: usize, hidden: usize, inner: usize) -> usize {
+        let shapes = Self::shapes(pairs, experts, hidden, inner, DType::Bf16);
+        shapes.into_iter().map(|(rows, columns, dtype)| rows * columns * dtype.size()).sum()
+    }
+
+    /// Rows, columns and types, in the order of the fields.
+    fn shapes(pairs: usize, experts: usize, hidden: usize, inner: usize, dtype: DType) -> [(usize, usize, DType); 4] {
+        [(pairs, inner, dtype), (pairs, hidden, dtype), (1, pairs, DType::U32), (1, experts + 1, DType::U32)]
     }
 }
 

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn the_plan_counts_what_kernels_allocate() {
         let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes");
-        for name in ["llama-3.1-8b", "qwen2.5-1.5b"] {
+        for name in ["llama-3.1-8b", "qwen2.5-1.5b", "qwen3-30b-a3b", "deepseek-v2-lite"] {
             let spec = ModelSource::random(&shapes.join(format!("{name}.json"))).expect("a shape").spec;
             for (sizes, context) in
                 [(StepSizes::GPU, 8192), (StepSizes::SMALL_GPU, 1000), (StepSizes::TINY_GPU, 40_000)]
@@ -254,7 +254,12 @@ mod tests {
                 let attention = AttentionScratch::bytes(limits.items, limits.sequences, &attention_shape(&spec));
                 let sampling = Sampling::bytes(limits.sequences, spec.vocab);
                 let rope = 4 * context * spec.rope.rotary_dim;
-                let all = (attention + sampling + rope + StepBuffers::bytes(limits)) as u64;
+                let experts = spec.experts.as_ref().map_or(0, |experts| {
+                    let pairs = limits.tokens * experts.routing.top_k;
+                    ExpertBuffers::bytes(pairs, experts.count, spec.hidden, experts.ffn)
+                });
+                assert_eq!(experts > 0, name.starts_with("qwen3") || name.starts_with("deepseek"), "{name}");
+                let all = (attention + sampling + rope + experts + StepBuffers::bytes(limits)) as u64;
                 assert_eq!(kernel_bytes(&spec, sizes, context), all, "{name} {sizes:?}");
             }
         }
