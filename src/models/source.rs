@@ -2,6 +2,7 @@
 //!
 //! Knows no tokenizer: it says where the tokenizer is or hands over its raw vocabulary.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::generation::{BoundaryTokens, GenerationDefaults};
 use super::registry;
-use super::spec::DecoderSpec;
+use super::spec::{DecoderSpec, LatentSpec};
 use super::vocab::{GgufVocab, SpecialTokens};
 use crate::config::{RandomFormat, WeightFormat};
 use crate::ops::Format;
@@ -98,6 +99,24 @@ impl ModelSource {
             held += bytes(self.weights.format(name, columns));
         }
         self.weights.total_bytes().saturating_sub(stored) + held
+    }
+
+    /// Bytes of all weights as a CPU holds them: what it has besides counted.
+    pub fn cpu_weight_bytes(&self) -> u64 {
+        self.weight_bytes() + self.transposed_bytes(0..self.spec.layers)
+    }
+
+    /// Bytes of the up-projections of a latent's keys in `layers` where they lie in one matrix with those of values: a CPU
+    /// has them transposed besides, in two bytes a weight where they are dense and in four where they are in blocks.
+    pub fn transposed_bytes(&self, layers: Range<usize>) -> u64 {
+        let Some(LatentSpec { shape, .. }) = &self.spec.latent else { return 0 };
+        let layer_bytes = |layer: u32| match self.weights.format(WeightName::LatentUp(layer), shape.rank) {
+            _ if self.weights.has(WeightName::LatentKeys(layer)) => 0,
+            None => 0,
+            Some(Format::Bf16 | Format::F16) => 2 * shape.heads * shape.nope * shape.rank,
+            Some(_) => 4 * shape.heads * shape.nope * shape.rank,
+        };
+        layers.map(|layer| layer_bytes(layer as u32) as u64).sum()
     }
 
     /// Names, rows and columns of all experts' matrices.

@@ -185,7 +185,7 @@ fn on_cpu(
     free_bytes: u64,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
     let sizes = config.step_sizes(StepSizes::CPU);
-    let plan = plan(&source.spec, source.weight_bytes(), config, sizes, Placement::CPU, free_bytes)?;
+    let plan = plan(&source.spec, source.cpu_weight_bytes(), config, sizes, Placement::CPU, free_bytes)?;
     let cpu = Arc::new(Cpu::new(config.threads));
     let files: Vec<_> = source.weights.files().collect();
     tracing::info!(model = source.name, ?files, blocks = plan.blocks, simd = %cpu.simd(), "loading");

@@ -6,11 +6,12 @@ use std::path::Path;
 use super::golden::{Fixture, KINDS, MAX_TOKENS, Rig, blocks, fixtures, relative_error};
 use crate::config::{AlreadyQuantized, EngineConfig, KvDType, WeightFormat};
 use crate::models::{DecoderSpec, ModelSource};
-use crate::ops::Format;
+use crate::ops::{Format, LatentShape, Matrix};
 #[cfg(feature = "cuda")]
 use crate::runner::gpu::GpuTarget;
 use crate::runner::load::{ModelFiles, Target, load};
 use crate::runner::plan::{MemoryToPlan, preview};
+use crate::weights::WeightName;
 
 /// The largest relative error of a prompt's logits, the median of its positions, in models of random weights with a few
 /// dozen numbers a row: by format. Rows that are no whole blocks of 256 have those of 32 instead.
@@ -86,6 +87,28 @@ fn a_plan_counts_the_formats_that_matrices_are_turned_into() {
         }
         assert_eq!(stored.weight_bytes(), stored.weights.total_bytes(), "{}", fixture.family());
     }
+}
+
+/// What the loader makes of the up-projections of latents, besides the weights as they are stored.
+#[test]
+fn a_plan_counts_what_a_cpu_has_transposed() {
+    let mut seen = 0;
+    for fixture in fixtures() {
+        let source = ModelSource::open(&fixture.folder).expect("the fixture loads");
+        let Some(latent) = &source.spec.latent else { continue };
+        let LatentShape { heads, rank, nope, value, .. } = latent.shape;
+        let up = |layer| source.weights.matrix(WeightName::LatentUp(layer), heads * (nope + value), rank).ok();
+        let bytes = |up: Matrix| -> usize {
+            (0..heads).map(|head| up.slice(head * (nope + value), nope).transposed().bytes().len()).sum()
+        };
+        let held: usize = (0..source.spec.layers as u32).filter_map(up).map(bytes).sum();
+        assert_eq!(held == 0, fixture.family() == "deepseek2_split", "{}", fixture.family());
+        let files = ModelFiles::Stored(&fixture.folder);
+        let (_, loaded) = load(files, &EngineConfig::default(), Target::Cpu { free_bytes: 1 << 30 }).expect("it loads");
+        assert_eq!(loaded.plan.weight_bytes, source.weight_bytes() + held as u64, "{}", fixture.family());
+        seen += 1;
+    }
+    assert_eq!(seen, 9, "models with latents");
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl PartWeights {
     pub(crate) fn of(source: &ModelSource, first: usize, takes_fp8: bool) -> Self {
         let (spec, weights) = (&source.spec, &source.weights);
         let share = cpu_parameters(spec, first) as f64 / weights.parameters().max(1) as f64;
-        let cpu_bytes = (source.weight_bytes() as f64 * share) as u64;
+        let cpu_bytes = (source.weight_bytes() as f64 * share) as u64 + source.transposed_bytes(0..first);
         Self { gpu: GpuWeights::of(source, first, takes_fp8), cpu_bytes }
     }
 }

@@ -95,12 +95,13 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     fn new(source: &'a ModelSource) -> Self {
         let (spec, parameters) = (&source.spec, source.weights.parameters());
-        Self { source, spec, parameters, weight_bytes: source.weight_bytes(), format: None }
+        Self { source, spec, parameters, weight_bytes: source.cpu_weight_bytes(), format: None }
     }
 
     /// The same with all weights in `format`.
     fn with_format(&self, format: WeightFormat) -> Self {
-        Self { weight_bytes: format.bytes(self.parameters), format: Some(format), ..*self }
+        let transposed = self.source.transposed_bytes(0..self.spec.layers);
+        Self { weight_bytes: format.bytes(self.parameters) + transposed, format: Some(format), ..*self }
     }
 
     /// What the weights take with the layers from `first` on a GPU.
@@ -116,7 +117,8 @@ impl<'a> Candidate<'a> {
         let dense_bytes = if format == WeightFormat::Bf16 { 0 } else { dense_room(self.spec) };
         let layers = DecoderSpec { layers: self.spec.layers - first, ..self.spec.clone() };
         let bytes = format.bytes(self.parameters.saturating_sub(elsewhere)) + pages(&layers);
-        PartWeights { gpu: GpuWeights { bytes, dense_bytes }, cpu_bytes: format.bytes(on_cpu) }
+        let cpu_bytes = format.bytes(on_cpu) + self.source.transposed_bytes(0..first);
+        PartWeights { gpu: GpuWeights { bytes, dense_bytes }, cpu_bytes }
     }
 
     fn plan(&self, config: &EngineConfig, memory: MemoryToPlan) -> Result<LayerPlan, PlanError> {

@@ -89,6 +89,35 @@ fn the_kv_cache_counts_its_type_and_one_that_is_not_there_is_refused_by_name() {
     assert_eq!(refused, "there is no KV cache of fp8 on the CPU; what can be had is f32, f16, bf16, int8");
 }
 
+/// The shape of DeepSeek-V2-Lite: 27 layers, 16 heads of 128 numbers made of a latent of 512, of which 64 more are rotated.
+fn v2_lite() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes/deepseek-v2-lite.json")
+}
+
+#[test]
+fn a_plan_for_the_cpu_counts_the_keys_of_latents_that_it_has_transposed() {
+    let config = EngineConfig { context_length: Some(4096), ..EngineConfig::default() };
+    let layer_weights = 16 * 128 * 512;
+    // In blocks they are widened to f32.
+    for (format, weight_bytes) in [(RandomFormat::Bf16, 2), (RandomFormat::Q4KM, 4)] {
+        let files = RandomModel { format, ..RandomModel::default() };
+        let planned = preview(ModelFiles::RandomWeights(&v2_lite(), files), &config, MemoryToPlan::Cpu(64 * GIB), None);
+        let source = ModelSource::random_in(&v2_lite(), format).expect("a shape");
+        let transposed = 27 * layer_weights * weight_bytes;
+        assert_eq!(planned.expect("a preview").weight_bytes, source.weight_bytes() + transposed, "{format:?}");
+        // Of layers that are divided those of the CPU.
+        let on_cpu = |first| PartWeights::of(&source, first, false).cpu_bytes;
+        let share = cpu_share(&source, 11) + 11 * layer_weights * weight_bytes;
+        assert_eq!(on_cpu(11), share, "{format:?}");
+    }
+}
+
+/// Bytes of the stored weights of the layers before `first`, and of the embedding, by their number.
+fn cpu_share(source: &ModelSource, first: usize) -> u64 {
+    let parameters = source.spec.vocabulary_parameters() + source.spec.layer_parameters(0..first);
+    (source.weight_bytes() as f64 * (parameters as f64 / source.weights.parameters() as f64)) as u64
+}
+
 #[test]
 fn a_preview_says_what_fits_or_what_would() {
     let file = config_file("qwen2.5-7b");
