@@ -95,6 +95,17 @@ fn v2_lite() -> std::path::PathBuf {
 }
 
 #[test]
+fn a_latent_is_576_values_of_a_token_and_layer_however_many_heads_there_are() {
+    let spec = ModelSource::random(&v2_lite()).expect("a shape").spec;
+    let weights = GpuWeights { bytes: 12 * GIB, dense_bytes: 0 };
+    let config = EngineConfig { context_length: Some(8192), ..EngineConfig::default() };
+    let memory = GpuMemory { free_bytes: 24 * GIB, is_f16: false };
+    let (plan, _) = plan_for_gpu(&spec, weights, &config, memory).expect("it fits");
+    assert_eq!((plan.kv_dtype, plan.kv_token_bytes()), (KvDType::Bf16, 31_104));
+    assert_eq!(plan.kv_token_bytes(), 27 * 576 * 2);
+}
+
+#[test]
 fn a_plan_for_the_cpu_counts_the_keys_of_latents_that_it_has_transposed() {
     let config = EngineConfig { context_length: Some(4096), ..EngineConfig::default() };
     let layer_weights = 16 * 128 * 512;
