@@ -1,4 +1,4 @@
-// Rows moved or changed element by element: embedding, gathering, the gated activation, bias.
+// Rows moved or changed element by element: embedding, the gated activation, bias.
 #include "fp8.cuh"
 #include "lantern.cuh"
 
@@ -29,25 +29,6 @@ __device__ void embed(
         }
     } else {
         for (int i = first; i < width; i += step) to[i] = to_float(from[i]);
-    }
-}
-
-// dst[i] = x[rows[i]] for rows of `bytes` (even): rows u32 [R]. A row that is not below `count` is read as row 0.
-// Grid: (R, blocks over the row's 16-byte packs). Moves twice the bytes of dst.
-extern "C" __global__ void gather_rows(char* dst, const char* x, const uint32_t* rows, int bytes, int count) {
-    after_previous();
-    uint32_t row = rows[blockIdx.x];
-    const char* from = x + size_t(row < uint32_t(count) ? row : 0) * bytes;
-    char* to = dst + size_t(blockIdx.x) * bytes;
-    int first = blockIdx.y * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.x;
-    if (bytes % 16 == 0) {
-        for (int i = first; i < bytes / 16; i += step) {
-            reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
-        }
-    } else {
-        for (int i = first; i < bytes / 2; i += step) {
-            reinterpret_cast<uint16_t*>(to)[i] = reinterpret_cast<const uint16_t*>(from)[i];
-        }
     }
 }
 

@@ -29,8 +29,6 @@ pub struct ElementwiseKernels {
     quantize_rows: Typed,
     fill_random: Typed,
     fill_random_f32: Kernel,
-    #[cfg(test)]
-    gather_rows: Kernel,
     copy_blocks: Kernel,
 }
 
@@ -82,8 +80,6 @@ impl ElementwiseKernels {
             quantize_rows: Typed::load(gpu, "rows", "quantize_rows")?,
             fill_random: Typed::load(gpu, "random", "fill_random")?,
             fill_random_f32: gpu.kernel("random", "fill_random_f32")?,
-            #[cfg(test)]
-            gather_rows: gpu.kernel("rows", "gather_rows")?,
             copy_blocks: gpu.kernel("blocks", "copy_blocks")?,
         })
     }
@@ -274,29 +270,6 @@ impl ElementwiseKernels {
         let grid = Grid::linear(x.columns().div_ceil(THREADS as usize), THREADS);
         // SAFETY: shapes were checked.
         unsafe { gpu.launch(self.sum_rows.of(OP, x.dtype())?, grid, arguments) }
-    }
-
-    /// `dst[i] = x[rows[i]]`: `x [t, h]` and `dst [r, h]` of one dtype (f32, bf16, f16), `rows` u32 with `r` elements.
-    /// A row outside `x` counts as 0.
-    ///
-    /// # Errors
-    /// If shapes or dtypes do not fit.
-    #[cfg(test)]
-    pub fn gather_rows(
-        &self,
-        gpu: &Gpu,
-        x: &DeviceTensor,
-        rows: &DeviceTensor,
-        dst: &DeviceTensor,
-    ) -> Result<(), CudaError> {
-        const OP: &str = "gather_rows";
-        expect(OP, "x", x, dst.dtype(), x.rows(), dst.columns())?;
-        expect_at_least(OP, "rows", rows, DType::U32, dst.rows())?;
-        let bytes = dst.columns() * dst.dtype().size();
-        require(OP, x.rows() > 0 && bytes.is_multiple_of(2), || format!("{x:?} into {dst:?}"))?;
-        let arguments = Arguments::new().tensor(dst).tensor(x).tensor(rows).size(bytes).size(x.rows());
-        // SAFETY: shapes were checked; the kernel bounds the rows.
-        unsafe { gpu.launch(self.gather_rows, row_grid(dst.rows(), bytes.div_ceil(16)), arguments) }
     }
 
     /// Fills `dst` (T or f32) with bell-shaped random numbers of the standard deviation `deviation` around 0. An element
