@@ -323,6 +323,54 @@ fn cuda_penalties_bias_and_bans_follow_the_history() {
     assert!(alive.iter().filter(|alive| **alive).count() >= rows - 1, "{alive:?}");
 }
 
+/// Small enough for the race checker: rows of one slice and of several, every other one under a mask, drawn in each way.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_draws_by_masks() {
+    let base = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
+    let settings = [
+        SamplingParams { temperature: 0.0, ..base.clone() },
+        SamplingParams { temperature: 0.9, ..base.clone() },
+        SamplingParams { top_k: Some(40), ..base.clone() },
+        SamplingParams { top_p: 0.9, min_p: 0.01, ..base.clone() },
+        SamplingParams { top_k: Some(700), top_p: 0.999, ..base },
+    ];
+    for (rows, vocab) in [(4, 4099), (3, 1000)] {
+        let mut logits = bells(rows * vocab, 31, 2.0);
+        let batch = Batch::new(rows, vocab, &logits);
+        for (slot, row) in logits.chunks_mut(vocab).enumerate().skip(1).step_by(2) {
+            let is_allowed = |token: usize| (token * 7 + slot) % 3 == 0;
+            let mask = (0..vocab.div_ceil(32)).map(|word| {
+                let bits = (0..32).filter(|bit| 32 * word + bit < vocab && is_allowed(32 * word + bit));
+                bits.fold(0_u32, |mask, bit| mask | 1 << bit)
+            });
+            let mask: Vec<u8> = mask.flat_map(u32::to_ne_bytes).collect();
+            gpu().upload(&batch.sampling.mask(slot as u32), &mask).expect("it fits");
+            row.iter_mut().enumerate().filter(|(token, _)| !is_allowed(*token)).for_each(|(_, logit)| {
+                *logit = f32::NEG_INFINITY;
+            });
+        }
+        for params in &settings {
+            let request = request(params.clone(), &[1], 0);
+            for step in 0..4 {
+                let flags = |slot: u32| if slot.is_multiple_of(2) { 0 } else { SampleRow::MASK };
+                let asked = |slot: u32| SampleRow { flags: flags(slot), ..row(params, slot, 5, step) };
+                let found = batch.sample(&(0..rows as u32).map(asked).collect::<Vec<_>>());
+                for (slot, (found, logits)) in found.iter().zip(logits.chunks(vocab)).enumerate() {
+                    let mut sampler = Sampler::default();
+                    sampler.start(SeqId(0), request.clone(), slot as u32, 5);
+                    let drawn = (0..=step).map(|_| sampler.sample(SeqId(0), logits).expect("finite").token);
+                    let token = drawn.last().expect("one at least");
+                    assert!(logits[found.token as usize].is_finite(), "{params:?}: {} is masked", found.token);
+                    let same = found.token == token
+                        || params.temperature > 0.0 && gap(logits, params, token, found.token) < 1e-5;
+                    assert!(same, "{params:?} row {slot} step {step}: {} is not {token}", found.token);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_logprobs_are_those_of_the_cpu() {

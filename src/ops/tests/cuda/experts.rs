@@ -252,6 +252,22 @@ fn cuda_experts_are_the_sum_of_their_mlps() -> Result<(), CudaError> {
     Ok(())
 }
 
+/// Small enough for the race checker: one token, and some to most experts.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_experts() -> Result<(), CudaError> {
+    let kernels = kernels();
+    for tokens in [1, 21] {
+        let layer = DenseLayer::new(5, [72, 24], 2, tokens, DType::Bf16);
+        for way in ExpertsWay::ALL {
+            let error =
+                relative_error(&floats(&layer.run(&kernels, way, 0, tokens)?, DType::Bf16), &layer.layer.expected());
+            assert!(error < 8e-3, "{way:?}, {tokens} tokens: {error}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_a_tokens_experts_do_not_depend_on_the_batch() -> Result<(), CudaError> {

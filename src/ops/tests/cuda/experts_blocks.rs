@@ -153,6 +153,22 @@ fn cuda_experts_in_blocks_are_the_sum_of_their_mlps() -> Result<(), CudaError> {
     Ok(())
 }
 
+/// Small enough for the race checker: a format of each kind, one token, and enough for experts to be made dense.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_experts_in_blocks() -> Result<(), CudaError> {
+    let kernels = kernels();
+    let mut wrong = Vec::new();
+    for (gate, down, sizes) in [(Format::Q4K, Format::Q6K, [256, 256]), (Format::Q8_0, Format::Q5_0, [96, 160])] {
+        for count in [1, 33] {
+            let to = Tokens { count, top_k: 2, dtype: DType::Bf16 };
+            wrong.extend(compare(&kernels, [stored(gate), stored(down)], (4, sizes), to)?);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_a_tokens_experts_in_blocks_do_not_depend_on_the_batch() -> Result<(), CudaError> {

@@ -159,6 +159,18 @@ fn cuda_latent_attention_is_the_definitions() -> Result<(), CudaError> {
     Ok(())
 }
 
+/// Small enough for the race checker: a tail, a merge of chunks, and a chunk of a prompt in tiles of both sizes.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_latent_attention() -> Result<(), CudaError> {
+    let rows = Rows::new(4, &[(17, 1), (300, 1), (70, 33)], DType::Bf16);
+    for tile_queries in [64, 128] {
+        let error = relative_error(&floats(&rows.run(&[0, 1, 2], tile_queries)?, DType::Bf16), &rows.expected());
+        assert!(error < 6e-3, "tiles of {tile_queries}: {error}");
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_latent_attention_of_a_row_does_not_depend_on_the_batch() -> Result<(), CudaError> {
