@@ -115,14 +115,20 @@ fn the_gguf_answers_as_transformers() {
     compare(&default_model(), "chats.json");
 }
 
+#[cfg(feature = "cuda")]
+fn default_model_on_the_gpu() -> Llm {
+    let engine = EngineConfig { device: DeviceWish::Cuda(None), ..EngineConfig::default() };
+    let llm = Llm::builder().hub_config(store()).engine_config(engine).load_blocking().expect("it loads to the GPU");
+    assert!(llm.info().device.contains("cuda:"), "{}", llm.info().device);
+    llm
+}
+
 /// On a GPU, in bf16: given the reference's answer so far, its next token is the likeliest wherever it is sure.
 #[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_the_gguf_answers_as_transformers() {
-    let engine = EngineConfig { device: DeviceWish::Cuda(None), ..EngineConfig::default() };
-    let llm = Llm::builder().hub_config(store()).engine_config(engine).load_blocking().expect("it loads to the GPU");
-    assert!(llm.info().device.contains("cuda:"), "{}", llm.info().device);
+    let llm = default_model_on_the_gpu();
     let mut compared = 0;
     for chat in reference("chats.json").chats {
         let ids: Vec<u32> = chat.prompt_ids.iter().chain(&chat.tokens).copied().collect();
@@ -141,6 +147,50 @@ fn cuda_the_gguf_answers_as_transformers() {
         }
     }
     assert!(compared > 100, "{compared} tokens were compared");
+}
+
+/// On a GPU, in bf16, all chats at once and greedy, so by recorded steps and draws on the GPU: every token that the reference
+/// is sure of is the same. Past one that it is not sure of, where answers part, the next request goes on from the reference's.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_greedy_chats_are_those_of_transformers() {
+    let llm = default_model_on_the_gpu();
+    let chats = reference("chats.json").chats;
+    let sure: usize = chats.iter().map(|chat| chat.margins.iter().filter(|margin| **margin > SURE_BF16).count()).sum();
+    let mut reached = vec![0; chats.len()];
+    let (mut decoded, mut parted) = (0, 0);
+    loop {
+        let open: Vec<usize> = (0..chats.len()).filter(|index| reached[*index] < chats[*index].tokens.len()).collect();
+        if open.is_empty() {
+            break;
+        }
+        let generate = |index: &usize| {
+            let (chat, from) = (&chats[*index], reached[*index]);
+            let ids = [&chat.prompt_ids[..], &chat.tokens[..from]].concat();
+            let most = (chat.tokens.len() - from) as u32;
+            llm.generate(GenerateRequest::new(Prompt::Tokens(ids)).max_tokens(most).temperature(0.0)).expect("taken")
+        };
+        let running: Vec<_> = open.iter().map(generate).collect();
+        for (index, generation) in open.into_iter().zip(running) {
+            let (chat, from) = (&chats[index], reached[index]);
+            let answer = generation.collect_blocking().expect("answered").remove(0);
+            for (at, wanted) in chat.tokens.iter().enumerate().skip(from) {
+                reached[index] = at + 1;
+                let (found, margin) = (answer.tokens.get(at - from).map(|token| token.token), chat.margins[at]);
+                if margin > SURE_BF16 {
+                    assert_eq!(found, Some(*wanted), "{} at {at}, where the reference leads by {margin}", chat.name);
+                    // The first token of a request is its prompt's.
+                    decoded += usize::from(at > from);
+                } else if found != Some(*wanted) {
+                    parted += 1;
+                    break;
+                }
+            }
+        }
+    }
+    println!("{decoded} of {sure} sure tokens were decoded; {parted} others parted");
+    assert!(10 * decoded >= 8 * sure, "{decoded} of {sure} sure tokens were decoded");
 }
 
 /// Needs the folder that `tests/scripts/make_smollm2_folder.py` makes of the GGUF, named by LANTERN_TEST_FOLDER.
