@@ -14,10 +14,14 @@ use super::error::HubError;
 const KV_BYTES_PER_ELEMENT: u64 = 4;
 /// What a process needs beside weights and KV blocks.
 const OVERHEAD_BYTES: u64 = 150 << 20;
-/// Bytes of a weight, and of a cached key or value element, on a GPU: bf16.
-const GPU_BYTES_PER_ELEMENT: u64 = 2;
-/// What a GPU holds beside weights and KV blocks: the driver's context, kernels, workspace and graphs.
-const GPU_OVERHEAD_BYTES: u64 = 1 << 30;
+/// Bytes of a cached key or value element on a GPU: bf16.
+const GPU_KV_BYTES_PER_ELEMENT: u64 = 2;
+/// What a GPU holds of any model beside weights and KV blocks: buffers of the smallest steps, graphs, cuBLAS's workspace.
+const GPU_OVERHEAD_BYTES: u64 = 200 << 20;
+/// What weights lose to pages of 2 MiB that are not full, a layer: half of one for each of four matrices.
+const GPU_PAGE_BYTES: u64 = 4 << 20;
+/// What a GPU's driver takes for a process before a model is there.
+const GPU_DRIVER_BYTES: u64 = 384 << 20;
 /// The part of free memory that a model may take, in percent.
 const USABLE_PERCENT: u64 = 92;
 /// A file may differ from the catalog's size by this part of it, in percent, before the check complains.
@@ -122,10 +126,14 @@ impl Entry {
         self.bytes.saturating_add(kv).saturating_add(OVERHEAD_BYTES)
     }
 
-    /// Memory of a GPU that serving this model takes, with weights and `context_tokens` of cached context in bf16.
+    /// Memory of a GPU that serving this model takes with `context_tokens` of cached context, beside what the driver takes by
+    /// itself: weights as they are stored, room to make the largest of them dense, KV blocks in bf16, and the steps.
     pub fn gpu_memory_bytes(&self, context_tokens: u32) -> u64 {
-        let elements = self.parameters.saturating_add(self.kv_elements(context_tokens));
-        elements.saturating_mul(GPU_BYTES_PER_ELEMENT).saturating_add(GPU_OVERHEAD_BYTES)
+        let kv = self.kv_elements(context_tokens).saturating_mul(GPU_KV_BYTES_PER_ELEMENT);
+        // Gate and up, the largest, have half of a layer's weights; dense, each takes two bytes.
+        let dense = self.parameters / u64::from(self.layers);
+        let pages = u64::from(self.layers) * GPU_PAGE_BYTES;
+        [kv, dense, pages, GPU_OVERHEAD_BYTES].into_iter().fold(self.bytes, u64::saturating_add)
     }
 
     /// Elements of all keys and values.
@@ -133,6 +141,16 @@ impl Entry {
         let per_token = 2 * u64::from(self.layers) * u64::from(self.kv_heads) * u64::from(self.head_dim);
         per_token.saturating_mul(u64::from(context_tokens))
     }
+}
+
+/// Whether what takes `needed_bytes` may be put where `free_bytes` are free: other programs want some as well.
+pub fn fits_memory(needed_bytes: u64, free_bytes: u64) -> bool {
+    u128::from(needed_bytes) * 100 <= u128::from(free_bytes) * u128::from(USABLE_PERCENT)
+}
+
+/// What is left of a GPU's memory once its driver has taken its own.
+pub fn gpu_free_bytes(total_bytes: u64) -> u64 {
+    total_bytes.saturating_sub(GPU_DRIVER_BYTES)
 }
 
 impl Catalog {
@@ -176,13 +194,21 @@ impl Catalog {
         })
     }
 
-    /// The model with the most parameters that fits into `free_bytes` of memory with `context_tokens` of context, or with
-    /// its own longest context where that is shorter.
+    /// The model with the most parameters that fits into `free_bytes` of main memory with `context_tokens` of context, or
+    /// with its own longest context where that is shorter.
     pub fn largest_that_fits(&self, free_bytes: u64, context_tokens: u32) -> Option<&Entry> {
-        let usable = (u128::from(free_bytes) * u128::from(USABLE_PERCENT) / 100) as u64;
+        self.largest_where(context_tokens, |entry, context| fits_memory(entry.memory_bytes(context), free_bytes))
+    }
+
+    /// The same of a GPU of which `free_bytes` are free once the driver has taken its own.
+    pub fn largest_that_fits_gpu(&self, free_bytes: u64, context_tokens: u32) -> Option<&Entry> {
+        self.largest_where(context_tokens, |entry, context| fits_memory(entry.gpu_memory_bytes(context), free_bytes))
+    }
+
+    fn largest_where(&self, context_tokens: u32, fits: impl Fn(&Entry, u32) -> bool) -> Option<&Entry> {
         self.entries
             .iter()
-            .filter(|entry| entry.memory_bytes(context_tokens.min(entry.context_tokens)) <= usable)
+            .filter(|entry| fits(entry, context_tokens.min(entry.context_tokens)))
             // The first of equals: the file lists the better known one first.
             .rev()
             .max_by_key(|entry| entry.parameters)
@@ -361,7 +387,33 @@ mod tests {
         let entry = catalog.find("llama3.1:8b").unwrap();
         // 2 x 32 layers x 8 heads x 128 elements x 4 bytes = 256 KiB a token.
         assert_eq!(entry.memory_bytes(4_096), entry.bytes + (1 << 30) + OVERHEAD_BYTES);
-        assert_eq!(entry.gpu_memory_bytes(4_096), 2 * entry.parameters + (1 << 29) + GPU_OVERHEAD_BYTES);
+        // On a GPU half of that a token, whole pages for 32 layers, and a matrix of 2 x 14336 x 4096 made dense.
+        let dense = entry.gpu_memory_bytes(4_096) - entry.bytes - (1 << 29) - (128 << 20) - GPU_OVERHEAD_BYTES;
+        assert!(dense.abs_diff(2 * 2 * 14_336 * 4096) < dense / 10, "{dense}");
+        assert!((6_200_000_000..6_700_000_000).contains(&entry.gpu_memory_bytes(8_192)));
+    }
+
+    #[test]
+    fn the_cards_that_people_have_hold_the_models_that_they_are_told_of() {
+        let catalog = Catalog::embedded();
+        let fits_card = |name: &str, gib: u64, context| {
+            fits_memory(catalog.find(name).unwrap().gpu_memory_bytes(context), gpu_free_bytes(gib << 30))
+        };
+        for (name, gib) in [
+            ("qwen2.5:1.5b", 3),
+            ("qwen2.5:7b", 8),
+            ("llama3.1:8b", 8),
+            ("qwen2.5:14b", 16),
+            ("qwen2.5:32b", 24),
+            ("qwen3:32b", 24),
+        ] {
+            assert!(fits_card(name, gib, 8_192), "{name} in {gib} GiB");
+        }
+        assert!(!fits_card("llama3.1:8b", 6, 8_192) && !fits_card("qwen2.5:32b", 16, 2_048));
+        assert!(!fits_card("llama3.3:70b", 40, 2_048) && !fits_card("qwen2.5:7b", 8, 131_072));
+        let largest = |gib: u64| catalog.largest_that_fits_gpu(gpu_free_bytes(gib << 30), 8_192).unwrap().name.as_str();
+        assert_eq!((largest(8), largest(24)), ("qwen3:8b", "qwen2.5:32b"));
+        assert_eq!(gpu_free_bytes(0), 0);
     }
 
     #[test]

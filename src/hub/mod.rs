@@ -34,7 +34,7 @@ mod test_server;
 #[cfg(test)]
 mod tests;
 
-pub use catalog::{Catalog, CheckOutcome, CheckResult, Entry, Package};
+pub use catalog::{Catalog, CheckOutcome, CheckResult, Entry, Package, fits_memory, gpu_free_bytes};
 pub use error::{HubError, Service};
 pub use library::{Library, install, install_with};
 pub use name::{ModelName, NameError};
