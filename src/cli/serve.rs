@@ -13,10 +13,12 @@ use super::flags::{AddressFlags, EngineFlags, StoreFlags};
 use super::load::{self, BUILT_IN_CONTEXT};
 use super::startup::Startup;
 use super::{CliError, Session};
-use crate::config::{Address, AlreadyQuantized, ByteSize, Config, EngineConfig, KeepAlive, Origins, Settings};
-use crate::device::Hardware;
-use crate::hub::Catalog;
-use crate::llm::{Llm, ModelLibrary};
+use crate::config::{
+    Address, AlreadyQuantized, ByteSize, Config, DeviceWish, EngineConfig, KeepAlive, Origins, Settings,
+};
+use crate::device::{self, Device, Hardware, Probing};
+use crate::hub::{Catalog, gpu_free_bytes};
+use crate::llm::{Llm, ModelInfo, ModelLibrary};
 use crate::server::{self, ServeError, ServedModels, ServerConfig};
 
 /// Arguments of `lantern serve`.
@@ -117,14 +119,9 @@ async fn serve(
     };
     let loaded = loaded.map_err(|error| CliError::Refused(error.to_string()))?;
     let stop = StopSignals::listen()?;
-    let catalog = Catalog::embedded();
-    let largest = hardware
-        .memory
-        .and_then(|memory| catalog.largest_that_fits(memory.available_bytes, BUILT_IN_CONTEXT))
-        .filter(|entry| loaded.iter().all(|llm| entry.parameters > llm.info().parameters))
-        .filter(|entry| loaded.iter().all(|llm| entry.name != llm.info().name));
     let infos: Vec<_> = loaded.iter().map(Llm::info).collect();
-    let startup = Startup { models: &infos, address: &address, largest: largest.map(|entry| entry.name.as_str()) };
+    let largest = room_for_models(hardware, &config.engine, &infos).and_then(|room| largest(room, &infos));
+    let startup = Startup { models: &infos, address: &address, largest };
     session.print(&format!("{startup}\n"))?;
     let engine = EngineConfig { already_quantized: AlreadyQuantized::Keep, ..config.engine.clone() };
     let library = ModelLibrary::new(config.hub.clone(), load::hub_options(&config.hub), engine);
@@ -134,6 +131,39 @@ async fn serve(
         ServeError::Address(source) => CliError::Io { doing: "serving ended", source },
         ServeError::EngineDied(reason) => CliError::EngineDied(reason),
     })
+}
+
+/// Memory that models could be put into, and how much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// Main memory, as it was before these models were loaded.
+    Main(u64),
+    /// The GPU that serves, if nobody else held any of it.
+    Gpu(u64),
+}
+
+/// Where other models would run, if it is known how much there is.
+fn room_for_models(mut hardware: Hardware, engine: &EngineConfig, models: &[&ModelInfo]) -> Option<Room> {
+    let on_gpu = models.iter().find_map(|model| match model.runs_on {
+        Device::Cuda { ordinal } => Some(ordinal),
+        Device::Cpu => None,
+    });
+    let Some(ordinal) = on_gpu else { return hardware.memory.map(|memory| Room::Main(memory.available_bytes)) };
+    hardware.ask_driver(Probing::None, None);
+    let climb = device::choose(&hardware, DeviceWish::Cpu).ok()?.climb;
+    let total_bytes = climb.gpus.iter().find(|gpu| gpu.ordinal == ordinal)?.total_bytes;
+    Some(Room::Gpu(engine.gpu_memory_limit_bytes.map_or(total_bytes, |limit| limit.min(total_bytes))))
+}
+
+/// The largest model of the catalog that would run there and is larger than `models`, and where that is.
+fn largest(room: Room, models: &[&ModelInfo]) -> Option<(String, &'static str)> {
+    let catalog = Catalog::embedded();
+    let (entry, place) = match room {
+        Room::Main(bytes) => (catalog.largest_that_fits(bytes, BUILT_IN_CONTEXT)?, "in memory"),
+        Room::Gpu(bytes) => (catalog.largest_that_fits_gpu(gpu_free_bytes(bytes), BUILT_IN_CONTEXT)?, "on the GPU"),
+    };
+    let is_larger = models.iter().all(|model| entry.parameters > model.parameters && entry.name != model.name);
+    is_larger.then(|| (entry.name.clone(), place))
 }
 
 /// The server's own defaults, and what was set.
@@ -306,6 +336,20 @@ mod tests {
         for (kind, greeting, expected) in cases {
             assert_eq!(why_not_bound(&address, kind, greeting), expected);
         }
+    }
+
+    #[test]
+    fn the_largest_model_is_that_of_the_place_that_serves() {
+        let name = |room, parameters| {
+            let model = ModelInfo { parameters, ..crate::cli::startup::tests::model() };
+            largest(room, &[&model])
+        };
+        let (gib, small) = (1 << 30, 100_000_000);
+        assert_eq!(name(Room::Gpu(8 * gib), small), Some(("qwen3:8b".to_owned(), "on the GPU")));
+        assert_eq!(name(Room::Gpu(24 * gib), small), Some(("qwen2.5:32b".to_owned(), "on the GPU")));
+        assert_eq!(name(Room::Main(gib), small), Some(("qwen2.5:0.5b".to_owned(), "in memory")));
+        assert_eq!(name(Room::Gpu(8 * gib), 9_000_000_000), None, "a smaller one is no news");
+        assert_eq!(name(Room::Gpu(gib / 2), small), None);
     }
 
     #[tokio::test]

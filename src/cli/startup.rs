@@ -14,8 +14,9 @@ pub struct Startup<'a> {
     pub models: &'a [&'a ModelInfo],
     /// Where the server listens.
     pub address: &'a Address,
-    /// Name of the largest model of the catalog that this machine could run, if it is another.
-    pub largest: Option<&'a str>,
+    /// Name of the largest model of the catalog that would run in the same place, if it is another, and where:
+    /// `in memory` or `on the GPU`.
+    pub largest: Option<(String, &'static str)>,
 }
 
 impl std::fmt::Display for Startup<'_> {
@@ -33,8 +34,8 @@ impl std::fmt::Display for Startup<'_> {
             }
             writeln!(f, "  room     {}", room(model))?;
         }
-        if let Some(largest) = self.largest {
-            writeln!(f, "  largest  {largest} would fit in memory, too: lantern serve {largest}")?;
+        if let Some((largest, place)) = &self.largest {
+            writeln!(f, "  largest  {largest} would fit {place}, too: lantern serve {largest}")?;
         }
         writeln!(f, "  address  http://{}{}", self.address.to_connect(), reach(self.address))?;
         let Some(first) = self.models.first() else { return Ok(()) };
@@ -75,10 +76,10 @@ pub fn count(parameters: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn model() -> ModelInfo {
+    pub(in crate::cli) fn model() -> ModelInfo {
         ModelInfo {
             name: "smollm2:135m".into(),
             architecture: "llama".into(),
@@ -106,7 +107,8 @@ mod tests {
     fn everything_that_a_person_wants_to_know_is_there() {
         let model = model();
         let address = Address::default();
-        let startup = Startup { models: &[&model], address: &address, largest: Some("qwen3:8b") };
+        let startup =
+            Startup { models: &[&model], address: &address, largest: Some(("qwen3:8b".to_owned(), "in memory")) };
         let expected = format!(
             r#"Lantern {} is ready.
   model    smollm2:135m (135 million parameters, Q4_1, 98.0 MB)

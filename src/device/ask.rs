@@ -26,6 +26,7 @@ pub(super) fn ask(probing: Probing, libraries: Option<&Path>, nvidia: &NvidiaFac
         let waits = climb(&facts, nvidia).gpus.get(at).is_some_and(|gpu| gpu.waits_for_probe());
         let is_wanted = match probing {
             Probing::Wished(DeviceWish::Cuda(Some(ordinal))) => ordinal as usize == at,
+            Probing::None => false,
             _ => true,
         };
         if let (true, true, Ok(gpus)) = (waits, is_wanted, &mut facts.gpus) {

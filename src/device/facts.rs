@@ -23,6 +23,8 @@ pub enum Probing {
     Wished(DeviceWish),
     /// Every one.
     All,
+    /// None: what the driver says of them is enough.
+    None,
 }
 
 /// The driver's answers. Each is asked for only where those before it are good.
