@@ -290,6 +290,30 @@ impl ElementwiseKernels {
         unsafe { gpu.launch(kernel, grid, arguments) }
     }
 
+    /// [`Self::copy_blocks`] of `pairs`, each copy as if those before it were done: pairs of which one touches what the other
+    /// writes come to launches of their own. `device_pairs` holds the same pairs.
+    ///
+    /// # Errors
+    /// If the cache is smaller than `planes` says, or shapes do not fit.
+    pub fn copy_blocks_in_order(
+        &self,
+        gpu: &Gpu,
+        cache: &DeviceTensor,
+        planes: CachePlanes,
+        pairs: &[(u32, u32)],
+        device_pairs: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        expect_at_least("copy_blocks", "pairs", device_pairs, DType::U32, 2 * pairs.len())?;
+        let mut from = 0;
+        while from < pairs.len() {
+            let count = copies_at_once(&pairs[from..]);
+            let own = device_pairs.view(8 * from, 1, 2 * count, DType::U32);
+            self.copy_blocks(gpu, cache, planes, &own, count)?;
+            from += count;
+        }
+        Ok(())
+    }
+
     /// Copies block `from` to block `to` in every plane of `cache`, for each of the first `count` pairs: `pairs` u32
     /// `[count or more, 2]`. No block is both source and target, or a target twice, in one call; a pair with a block
     /// outside is passed over.
@@ -314,5 +338,34 @@ impl ElementwiseKernels {
         grid.blocks[1] = planes as u32;
         // SAFETY: checked above; the kernel bounds the blocks.
         unsafe { gpu.launch(self.copy_blocks, grid, arguments) }
+    }
+}
+
+/// How many of the first `pairs`, of which there are some, may be copied at the same time.
+fn copies_at_once(pairs: &[(u32, u32)]) -> usize {
+    let depends = |at: usize| {
+        let (source, target) = pairs[at];
+        pairs[..at].iter().any(|(from, to)| source == *to || target == *from || target == *to)
+    };
+    (1..pairs.len()).find(|at| depends(*at)).unwrap_or(pairs.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::copies_at_once;
+
+    #[test]
+    fn copies_that_touch_what_another_writes_are_not_made_at_once() {
+        let cases: [(&[(u32, u32)], usize); 6] = [
+            (&[(1, 2)], 1),
+            (&[(1, 2), (1, 3), (4, 5)], 3),
+            (&[(1, 2), (2, 3)], 1),
+            (&[(1, 2), (7, 8), (3, 1), (5, 6)], 2),
+            (&[(1, 2), (3, 2)], 1),
+            (&[(4, 5), (6, 7), (8, 9), (7, 1)], 3),
+        ];
+        for (pairs, expected) in cases {
+            assert_eq!(copies_at_once(pairs), expected, "{pairs:?}");
+        }
     }
 }

@@ -155,13 +155,19 @@ impl GpuCompute {
         Ok((whole, layers))
     }
 
-    /// Queues the copies of whole blocks, `[1, 2 count]` of from and to, in every layer.
-    pub fn copy_blocks(&self, kv: &KvCache, copies: &DeviceTensor) -> std::result::Result<(), CudaError> {
+    /// Queues the copies of whole blocks in every layer, (from, to), each as if those before it were done; `device_pairs`
+    /// holds the same.
+    pub fn copy_blocks(
+        &self,
+        kv: &KvCache,
+        pairs: &[(u32, u32)],
+        device_pairs: &DeviceTensor,
+    ) -> std::result::Result<(), CudaError> {
         let Some(whole) = kv.gpu() else { return Ok(()) };
         let planes = kv.planes();
         let block_bytes = whole.columns() * whole.dtype().size();
         let planes = CachePlanes { planes, blocks: whole.rows() / planes, block_bytes };
-        self.elementwise.copy_blocks(&self.gpu, whole, planes, copies, copies.columns() / 2)
+        self.elementwise.copy_blocks_in_order(&self.gpu, whole, planes, pairs, device_pairs)
     }
 
     /// Queues the sum of the rows of `x [t, h]`, added to what `sum`, f32 `[1, h]`, holds where it `goes_on`.

@@ -13,6 +13,8 @@ mod memory_tests;
 mod record;
 mod sequences;
 #[cfg(test)]
+mod step_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
@@ -135,7 +137,8 @@ impl StepRunner for GpuRunner {
         let way = self.choose(planned.samples.len());
         self.upload(side, self.padding(way))?;
         if !self.packed.copies.is_empty() {
-            self.gpu.copy_blocks(&self.kv, &self.buffers.copies(self.packed.copies.len()))?;
+            let (pairs, device_pairs) = (&self.packed.copies, self.buffers.copies(self.packed.copies.len()));
+            self.gpu.copy_blocks(&self.kv, pairs, &device_pairs)?;
         }
         let cpu_time = self.run_cpu_layers()?;
         self.run(way, planned.samples.len())?;

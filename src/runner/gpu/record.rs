@@ -72,7 +72,7 @@ impl GpuRunner {
     }
 
     /// Queues the forward pass of a padded step: with as many work items as it may ever have.
-    fn run_padded(&self, padding: Padding) -> Result<(), RunnerError> {
+    pub(super) fn run_padded(&self, padding: Padding) -> Result<(), RunnerError> {
         let rows = padding.tokens.min(self.logit_rows);
         let inputs = self.inputs(padding, AttentionPlan::max_items(rows, self.context));
         Ok(self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?)

@@ -25,7 +25,7 @@ use super::load::{Layout, build, check, compute_for};
 
 pub(super) const CONTEXT: usize = 256;
 const BLOCKS: u64 = 64;
-const SIZES: StepSizes = StepSizes { max_sequences: 32, max_step_tokens: 256, ..StepSizes::GPU };
+pub(super) const SIZES: StepSizes = StepSizes { max_sequences: 32, max_step_tokens: 256, ..StepSizes::GPU };
 
 /// Largest relative error of logits: bf16 keeps 8 bits of a number, f16 11, and layers of 64 numbers average little out.
 pub(super) fn tolerance(dtype: DType) -> f64 {
@@ -57,6 +57,11 @@ fn spec(fixture: &Fixture) -> DecoderSpec {
     ModelSource::open(&fixture.folder).expect("the fixture loads").spec
 }
 
+/// Those without experts: a hair's breadth may give a token others.
+pub(super) fn dense_fixtures() -> Vec<Fixture> {
+    wide_fixtures().into_iter().filter(|fixture| !is_routed(fixture)).collect()
+}
+
 /// Whether tokens go to experts.
 fn is_routed(fixture: &Fixture) -> bool {
     spec(fixture).experts.is_some()
@@ -76,7 +81,7 @@ fn every_family_has_fixtures_with_kernels() {
     assert_eq!(windows.count(), 4, "layers with windows");
 }
 
-fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
+pub(super) fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
     runner_with(fixture, dtype, None)
 }
 
@@ -87,8 +92,7 @@ fn runner_with(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>) -> Gp
 
 /// With the layers before `first` on the CPU, whose keys and values are f32 there.
 fn runner_from(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>, first: usize) -> GpuRunner {
-    let source = ModelSource::open(&fixture.folder).expect("the fixture loads");
-    runner_of(source, dtype, kv_dtype, first, Blas::open(&gpu(), &[]))
+    Making { kv_dtype, first, ..Making::of(dtype) }.runner(fixture)
 }
 
 /// The one GPU of these tests: to open it takes long where the driver compiles the kernels.
@@ -99,55 +103,83 @@ pub(super) fn gpu() -> Arc<Gpu> {
     gpu.clone()
 }
 
-/// The same of a model, with cuBLASLt or without.
-pub(super) fn runner_of(
-    source: ModelSource,
-    dtype: DType,
-    kv_dtype: Option<KvDType>,
-    first: usize,
-    blas: Result<Blas, BlasMissing>,
-) -> GpuRunner {
-    let gpu = gpu();
-    let gemm = Gemm::load(&gpu, blas).expect("kernels");
-    let layout = Layout::new(CONTEXT, SIZES);
-    let compute = compute_for(gpu, dtype, gemm, &layout, &source).expect("memory");
-    let handle = Compute::Gpu(compute.clone());
-    let layers = first..source.spec.layers;
-    let model = Decoder::load_layers(&handle, source.spec.clone(), &source.weights, CONTEXT as u32, layers);
-    let model = model.expect("weights");
-    let kv = source.spec.kv_layout(KvDType::Bf16);
-    let block_bytes = (kv.planes.count() * source.spec.layers * kv.block_bytes()) as u64;
-    let config = EngineConfig {
-        kv_cache_bytes: Some(BLOCKS * block_bytes),
-        context_length: Some(CONTEXT as u32),
-        kv_dtype,
-        ..EngineConfig::default()
-    };
-    let placement = Placement { kv_dtypes: kv_dtypes(&source.spec, dtype == DType::F16), ..Placement::CPU };
-    let plan = plan(&source.spec, 0, &config, SIZES, placement, 1 << 30).expect("it fits");
-    let mut runner = build(compute, handle, model, &plan, &layout).expect("memory");
-    if first > 0 {
-        let plan = MemoryPlan { kv_dtype: KvDType::F32, ..plan };
-        let (cpu, tokens) = (Arc::new(Cpu::new(NonZeroUsize::new(2))), SIZES.max_step_tokens as usize);
-        let layers = CpuLayers::load(runner.gpu.gpu(), cpu, &source, first, &plan, tokens);
-        runner.cpu_layers = Some(layers.expect("memory"));
+/// How a test's runner is made.
+#[derive(Clone, Copy)]
+pub(super) struct Making {
+    pub(super) dtype: DType,
+    pub(super) kv_dtype: Option<KvDType>,
+    /// The first layer on the GPU.
+    pub(super) first: usize,
+    pub(super) sizes: StepSizes,
+    pub(super) blocks: u64,
+}
+
+impl Making {
+    pub(super) fn of(dtype: DType) -> Self {
+        Self { dtype, kv_dtype: None, first: 0, sizes: SIZES, blocks: BLOCKS }
     }
-    runner
+
+    pub(super) fn runner(self, fixture: &Fixture) -> GpuRunner {
+        let source = ModelSource::open(&fixture.folder).expect("the fixture loads");
+        self.runner_of(source, Blas::open(&gpu(), &[]))
+    }
+
+    /// The same of a model, with cuBLASLt or without.
+    pub(super) fn runner_of(self, source: ModelSource, blas: Result<Blas, BlasMissing>) -> GpuRunner {
+        let Self { dtype, kv_dtype, first, sizes, blocks } = self;
+        let gpu = gpu();
+        let gemm = Gemm::load(&gpu, blas).expect("kernels");
+        let layout = Layout::new(CONTEXT, sizes);
+        let compute = compute_for(gpu, dtype, gemm, &layout, &source).expect("memory");
+        let handle = Compute::Gpu(compute.clone());
+        let layers = first..source.spec.layers;
+        let model = Decoder::load_layers(&handle, source.spec.clone(), &source.weights, CONTEXT as u32, layers);
+        let model = model.expect("weights");
+        let kv = source.spec.kv_layout(KvDType::Bf16);
+        let block_bytes = (kv.planes.count() * source.spec.layers * kv.block_bytes()) as u64;
+        let config = EngineConfig {
+            kv_cache_bytes: Some(blocks * block_bytes),
+            context_length: Some(CONTEXT as u32),
+            kv_dtype,
+            ..EngineConfig::default()
+        };
+        let placement = Placement { kv_dtypes: kv_dtypes(&source.spec, dtype == DType::F16), ..Placement::CPU };
+        let plan = plan(&source.spec, 0, &config, sizes, placement, 1 << 30).expect("it fits");
+        let mut runner = build(compute, handle, model, &plan, &layout).expect("memory");
+        if first > 0 {
+            let plan = MemoryPlan { kv_dtype: KvDType::F32, ..plan };
+            let (cpu, tokens) = (Arc::new(Cpu::new(NonZeroUsize::new(2))), sizes.max_step_tokens as usize);
+            let layers = CpuLayers::load(runner.gpu.gpu(), cpu, &source, first, &plan, tokens);
+            runner.cpu_layers = Some(layers.expect("memory"));
+        }
+        runner
+    }
 }
 
 impl GpuRunner {
     /// The logits of every token of a step of `rows`.
-    fn logits_of(&mut self, rows: &[Row<'_>]) -> Vec<Vec<f32>> {
-        pack(rows, &mut self.batch);
-        let tokens = self.batch.tokens.len();
-        self.packed.prompt_tokens = (0..tokens as u32).collect();
-        self.packed.prompt_targets = vec![0; tokens];
-        self.plan_attention();
+    pub(super) fn logits_of(&mut self, rows: &[Row<'_>]) -> Vec<Vec<f32>> {
+        let tokens = self.put(rows);
         let padding = Padding { tokens, tiles: self.plan.tiles.len() };
         self.upload(0, padding).expect("a step");
         self.run_cpu_layers().expect("a step");
         let inputs = self.inputs(padding, self.plan.items.len());
         self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace).expect("a step");
+        self.all_logits(tokens)
+    }
+
+    /// Packs `rows` into a step of which the logits of all tokens will be asked for; its number of tokens.
+    pub(super) fn put(&mut self, rows: &[Row<'_>]) -> usize {
+        pack(rows, &mut self.batch);
+        let tokens = self.batch.tokens.len();
+        self.packed.prompt_tokens = (0..tokens as u32).collect();
+        self.packed.prompt_targets = vec![0; tokens];
+        self.plan_attention();
+        tokens
+    }
+
+    /// The logits of the first `tokens` tokens of the step that ran last.
+    pub(super) fn all_logits(&self, tokens: usize) -> Vec<Vec<f32>> {
         let mut all = Vec::new();
         for from in (0..tokens).step_by(self.logit_rows) {
             let (indices, _) = self.buffers.prompt_tokens(from, self.logit_rows.min(tokens - from));
@@ -215,6 +247,12 @@ pub(super) fn faults(place: &str, found: &[Vec<f32>], wanted: &[Vec<f32>], toler
         }
     }
     faults
+}
+
+/// [`faults`], of which there are none.
+pub(super) fn compare(place: &str, found: &[Vec<f32>], wanted: &[Vec<f32>], tolerance: f64) {
+    let faults = faults(place, found, wanted, tolerance);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 /// How much more a GPU's step rounds than one whose keys and values alone are rounded: a layer rounds some twelve things
@@ -332,8 +370,8 @@ fn cuda_golden_mixed_batches_are_as_each_row_alone() {
 
 pub(super) type Answer = Vec<(TokenId, Option<TokenLogprobs>)>;
 
-/// What prompts were pooled to, by request.
-type Pooled = std::collections::HashMap<usize, Vec<f32>>;
+/// What prompts were pooled to, by answer.
+pub(super) type Pooled = std::collections::HashMap<usize, Vec<f32>>;
 
 /// Runs requests to their ends through a scheduler, one step ahead where all layers are on the GPU, as the engine does.
 pub(super) fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> Vec<Answer> {
@@ -343,7 +381,12 @@ pub(super) fn drive(runner: &mut GpuRunner, requests: &[Request], prefix_cache: 
 /// The same, with what prompts were pooled to.
 fn drive_pooling(runner: &mut GpuRunner, requests: &[Request], prefix_cache: bool) -> (Vec<Answer>, Pooled) {
     let lag = if runner.cpu_layers.is_some() { Lag::Zero } else { SIZES.lag };
-    let config = SchedulerConfig {
+    drive_by(runner, SchedulerConfig { lag, prefix_cache, ..limits() }, requests)
+}
+
+/// Those of the scheduler of a runner made by default.
+pub(super) fn limits() -> SchedulerConfig {
+    SchedulerConfig {
         block_size: 16,
         num_blocks: BLOCKS as u32,
         max_sequences: SIZES.max_sequences,
@@ -355,19 +398,30 @@ fn drive_pooling(runner: &mut GpuRunner, requests: &[Request], prefix_cache: boo
         max_model_len: CONTEXT as u32,
         max_waiting: 64,
         max_waiting_per_tenant: 64,
-        lag,
-        prefix_cache,
-    };
+        lag: SIZES.lag,
+        prefix_cache: false,
+    }
+}
+
+/// Runs requests to their ends; the answers of each request's choices follow each other.
+pub(super) fn drive_by(
+    runner: &mut dyn StepRunner,
+    config: SchedulerConfig,
+    requests: &[Request],
+) -> (Vec<Answer>, Pooled) {
+    let lag = config.lag;
     let mut scheduler = Scheduler::new(config, [7; 16]).expect("a valid configuration");
     let mut owner = std::collections::HashMap::<SeqId, usize>::new();
+    let mut count = 0;
     for (index, request) in requests.iter().enumerate() {
         let sequences = scheduler.add(RequestId(index as u64), request).expect("there is room");
         for (choice, seq) in sequences.iter().enumerate() {
             runner.start(*seq, Arc::new(request.clone()), choice as u32, request.sampling.seed.unwrap_or(3));
-            owner.insert(*seq, index);
+            owner.insert(*seq, count + choice);
         }
+        count += sequences.len();
     }
-    let (mut answers, mut pooled) = (vec![Answer::new(); requests.len()], Pooled::new());
+    let (mut answers, mut pooled) = (vec![Answer::new(); count], Pooled::new());
     let mut begun = std::collections::VecDeque::new();
     loop {
         let mut planned = SchedulerOutput::default();
@@ -418,7 +472,7 @@ pub(super) fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
     }
 }
 
-fn requests(fixture: &Fixture, sampling: &SamplingParams) -> Vec<Request> {
+pub(super) fn requests(fixture: &Fixture, sampling: &SamplingParams) -> Vec<Request> {
     let prompts = fixture.prompts.iter().filter(|prompt| prompt.ids.len() < 150);
     let mut requests: Vec<_> = prompts.map(|prompt| request(&prompt.ids, sampling.clone())).collect();
     for (index, request) in (0..).zip(&mut requests) {
@@ -518,6 +572,22 @@ fn cuda_pooled_prompts_are_near_those_of_the_cpu() {
             assert!(strays <= pooled.len() / 4, "{}: {strays} of {} are far off", fixture.family(), pooled.len());
         }
     }
+}
+
+/// Greedy answers are the same as long as the best token's lead is larger than what two ways to compute differ by; their
+/// log-probabilities are near each other until they part. How many tokens are the same.
+pub(super) fn assert_near(place: &str, one: &Answer, other: &Answer) -> usize {
+    assert_eq!(one.len(), other.len(), "{place}");
+    for (position, (one, other)) in one.iter().zip(other).enumerate() {
+        let (a, b) = (one.1.as_ref().expect("asked for"), other.1.as_ref().expect("asked for"));
+        let lead = a.top[0].1 - a.top[1].1;
+        assert!((a.top[0].1 - b.top[0].1).abs() < 0.1, "{place} at {position}: {a:?} {b:?}");
+        if one.0 != other.0 {
+            assert!(lead < 0.1, "{place} at {position}: another choice, with a lead of {lead}");
+            return position;
+        }
+    }
+    one.len()
 }
 
 /// Alone and in a batch the matrix products differ in their last bits, so choices are compared while they agree, and

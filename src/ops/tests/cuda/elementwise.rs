@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::gpu;
 use crate::config::KvDType;
 use crate::cpu::{Cpu, HeadShape, KvLayerMut, KvLayout, QkNorms, RopeLayout, RopeTable};
-use crate::cuda::{DType, DeviceTensor, ElementwiseKernels, RopeKernels, RopeShape, RopeWeights};
+use crate::cuda::{CachePlanes, DType, DeviceTensor, ElementwiseKernels, RopeKernels, RopeShape, RopeWeights};
 
 const TYPES: [DType; 2] = [DType::Bf16, DType::F16];
 
@@ -297,5 +297,44 @@ fn cuda_rows_are_summed_in_order_after_what_is_there() {
             }
             assert_eq!(found, wanted, "{dtype:?} [{rows}, {columns}]");
         }
+    }
+}
+
+/// Small enough for the race checker. Blocks of one pack to more than a block of threads copies at once, in caches of one
+/// plane to many; pairs of which some follow from others, and some that name blocks outside.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_copies_of_blocks_are_those_of_the_host() {
+    let kernels = kernels();
+    for (planes, blocks, packs, count) in
+        [(1, 2, 1, 3), (2, 7, 3, 9), (3, 16, 257, 20), (56, 5, 31, 6), (4, 40, 1024, 40)]
+    {
+        let block_bytes = 16 * packs;
+        let bytes = |values: Vec<f32>| values.iter().map(|value| (value * 127.0) as i8 as u8).collect::<Vec<u8>>();
+        // One row more than the planes have: nobody writes it.
+        let mut wanted = bytes(random((planes * blocks + 1) * block_bytes, 41));
+        let cache = gpu().empty(planes * blocks + 1, block_bytes, DType::U8, "a test").expect("room");
+        gpu().upload(&cache, &wanted).expect("it fits");
+        let at = |value: f32| ((value + 1.0) / 2.0 * blocks as f32) as u32;
+        let drawn: Vec<u32> = random(2 * count, 42 + blocks as u64).into_iter().map(at).collect();
+        let mut pairs: Vec<(u32, u32)> = drawn.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+        let outside = blocks as u32;
+        pairs.extend([(0, 1), (1, 0), (outside, 0), (0, outside), (u32::MAX, 1), (1, u32::MAX)]);
+        pairs.retain(|(from, to)| from != to);
+        let device_pairs = put_ids(&pairs.iter().flat_map(|(from, to)| [*from, *to]).collect::<Vec<u32>>());
+        let shape = CachePlanes { planes, blocks, block_bytes };
+        kernels.copy_blocks_in_order(gpu(), &cache, shape, &pairs, &device_pairs).expect("launched");
+        for (from, to) in pairs.iter().filter(|(from, to)| *from < outside && *to < outside) {
+            for plane in 0..planes {
+                let block = |index: u32| (plane * blocks + index as usize) * block_bytes;
+                wanted.copy_within(block(*from)..block(*from) + block_bytes, block(*to));
+            }
+        }
+        let found = gpu().download(&cache).expect("kernels ran");
+        assert!(found == wanted, "{planes} planes of {blocks} blocks of {block_bytes} bytes, {pairs:?}");
+        let too_many = CachePlanes { blocks: blocks + planes.max(2), ..shape };
+        assert!(kernels.copy_blocks(gpu(), &cache, too_many, &device_pairs, 1).is_err(), "beyond the cache");
+        let odd = CachePlanes { block_bytes: block_bytes - 8, ..shape };
+        assert!(kernels.copy_blocks(gpu(), &cache, odd, &device_pairs, 1).is_err(), "no multiple of 16");
     }
 }
