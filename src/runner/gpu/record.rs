@@ -16,6 +16,13 @@ use crate::runner::plan::{decode_sizes, mixed_sizes};
 /// Rows for which the ways to multiply are timed; others take what is best for the next of these.
 const TIMED_ROWS: [usize; 6] = [8, 16, 32, 64, 128, 256];
 
+/// Steps that run once before anything is recorded, of those that are too long to be: the longest, and one of half as many
+/// tokens. Libraries choose and load their kernels for such sizes then, and not for somebody's first prompt.
+fn warmed_sizes(most: usize) -> impl Iterator<Item = usize> {
+    let recorded = mixed_sizes(most).last().copied().unwrap_or(0);
+    [most, most / 2].into_iter().filter(move |tokens| *tokens > recorded)
+}
+
 /// Longest time for one product.
 const TIMING_BUDGET: Duration = Duration::from_millis(40);
 
@@ -35,7 +42,8 @@ impl GpuRunner {
         Ok(())
     }
 
-    /// Records a graph for each size. Each is run once before, so that whatever is set up at first use is there.
+    /// Records a graph for each size. Each is run once before, as are longer steps, so that whatever is set up at first use is
+    /// there.
     ///
     /// # Errors
     /// What the GPU says.
@@ -46,7 +54,9 @@ impl GpuRunner {
         let mixed: Vec<_> = mixed_sizes(self.max_step_tokens).into_iter().map(mixed_padding).collect();
         self.batch.clear();
         self.plan_attention();
-        for padding in &mixed {
+        let long = |tokens: usize| Padding { tokens, tiles: tokens.div_ceil(64) };
+        let warmed: Vec<_> = warmed_sizes(self.max_step_tokens).map(long).collect();
+        for padding in warmed.iter().chain(&mixed) {
             self.upload(0, *padding)?;
             self.run_padded(*padding)?;
             self.gpu.gpu().synchronize()?;
@@ -83,5 +93,21 @@ impl GpuRunner {
         let samples = self.buffers.sample_tokens(padding.tokens);
         self.model.logits(&self.compute, RowIndices::Gpu(&samples), &self.workspace)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_steps_and_those_of_half_run_once_where_they_are_not_recorded() {
+        let sizes = |most| warmed_sizes(most).collect::<Vec<_>>();
+        assert_eq!(sizes(8192), [8192, 4096]);
+        assert_eq!(sizes(3000), [3000]);
+        assert_eq!(sizes(1100), [1100]);
+        assert_eq!(sizes(2048), [0; 0]);
+        assert_eq!(sizes(100), [100]);
+        assert_eq!(sizes(16), [0; 0]);
     }
 }

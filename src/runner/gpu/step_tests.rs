@@ -1,9 +1,11 @@
-//! Steps of the GPU beside themselves: mixed or each row alone, recorded or not, copied blocks. Needs an NVIDIA GPU.
+//! Steps of the GPU beside themselves: mixed or each row alone, recorded or not, copied blocks; and what they leave of the
+//! memory. Needs an NVIDIA GPU.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use crate::config::{EngineConfig, Lag, StepSizes};
-use crate::cuda::DType;
+use crate::cuda::{DType, Gpu};
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, ModelSource};
 use crate::ops::Compute;
@@ -13,6 +15,7 @@ use crate::runner::model_runner::ModelRunner;
 use crate::runner::plan::{Placement, plan};
 use crate::scheduler::SchedulerConfig;
 
+use super::load::{GpuTarget, load, record};
 use super::tests::{
     CONTEXT, Making, SIZES, assert_near, compare, dense_fixtures, drive_by, limits, request, requests, runner, tolerance,
 };
@@ -181,5 +184,78 @@ fn cuda_long_steps_are_the_same_by_graphs() {
         let near = |(found, wanted)| assert_near(fixture.family(), found, wanted);
         let same: usize = by_graphs.iter().zip(&eager).map(near).sum();
         assert!(2 * same >= 40 * asked.len(), "{}: {same} tokens before answers part", fixture.family());
+    }
+}
+
+/// Nothing is allocated after start, by us or by a library: not for the first long prompt either.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_memory_does_not_change_once_a_model_is_ready() {
+    let sizes = StepSizes { max_step_tokens: 2600, ..SIZES };
+    let fixture = wide_fixtures().remove(0);
+    let mut gpu = Making { sizes, blocks: MANY_BLOCKS, ..Making::of(DType::Bf16) }.runner(&fixture);
+    record(&mut gpu).expect("graphs");
+    let state = |gpu: &GpuRunner| {
+        let gpu = gpu.gpu.gpu();
+        gpu.synchronize().expect("it runs");
+        (gpu.allocated(), gpu.memory().expect("an answer"))
+    };
+    let before = state(&gpu);
+    let config = SchedulerConfig {
+        num_blocks: MANY_BLOCKS as u32,
+        max_step_tokens: sizes.max_step_tokens,
+        max_prompt_chunk_while_decoding: 300,
+        ..limits()
+    };
+    let warm = SamplingParams { top_p: 0.9, top_k: Some(40), logprobs: Some(20), ..SamplingParams::default() };
+    let longest = fixture.prompts.iter().max_by_key(|prompt| prompt.ids.len()).expect("prompts");
+    assert!(13 * longest.ids.len() >= 2600, "a first step that no graph is for");
+    for params in [greedy(), warm] {
+        let prompts = std::iter::repeat_n(longest, 13).chain(&fixture.prompts);
+        let asked: Vec<Request> = prompts.map(|prompt| request(&prompt.ids, params.clone())).collect();
+        drive_by(&mut gpu, config.clone(), &asked);
+    }
+    // Longer than what is recorded.
+    for tokens in [2600, 2411] {
+        gpu.logits_of(&LongStep::new(&fixture, tokens, 0).rows());
+    }
+    assert_eq!(state(&gpu), before);
+}
+
+/// The same of a model whose longest steps have 8,192 tokens, by the driver's count alone.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_memory_does_not_change_by_long_prompts() {
+    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes");
+    let source = ModelSource::random(&shapes.join("qwen2.5-1.5b.json")).expect("a shape");
+    let vocab = source.spec.vocab as u32;
+    let config = EngineConfig { context_length: Some(8192), kv_cache_bytes: Some(2 << 30), ..EngineConfig::default() };
+    let gpu = Gpu::open(0).expect("an NVIDIA GPU");
+    let target = GpuTarget { ordinal: 0, library_folders: Vec::new(), main_bytes: 0 };
+    let (mut runner, loaded) = load(source, &config, &target).expect("it fits");
+    let sizes = loaded.sizes;
+    assert_eq!(sizes.max_step_tokens, StepSizes::GPU.max_step_tokens, "a card of 24 GB or more");
+    let (before, _) = gpu.memory().expect("an answer");
+    let config = SchedulerConfig {
+        num_blocks: loaded.plan.blocks,
+        max_sequences: sizes.max_sequences,
+        max_step_tokens: sizes.max_step_tokens,
+        max_prompt_chunk_while_decoding: sizes.max_prompt_chunk_while_decoding,
+        prompt_tokens_per_decode: sizes.prompt_tokens_per_decode,
+        prompt_tokens_per_waiting: sizes.prompt_tokens_per_waiting,
+        max_model_len: loaded.plan.context_length,
+        ..limits()
+    };
+    for lens in [vec![400; 30], vec![8000], vec![5000], vec![3001], vec![2500, 700, 90, 16]] {
+        let prompt = |(index, len): (usize, &usize)| {
+            let ids = (0..*len as u32).map(|at| (at * 7919 + 131 * index as u32) % vocab);
+            let mut request = request(&ids.collect::<Vec<_>>(), SamplingParams::default());
+            (request.stop.max_tokens, request.stop.min_tokens) = (8, 8);
+            request
+        };
+        let asked: Vec<Request> = lens.iter().enumerate().map(prompt).collect();
+        drive_by(&mut *runner, config.clone(), &asked);
+        let (after, _) = gpu.memory().expect("an answer");
+        assert_eq!(after, before, "bytes free after prompts of {lens:?} tokens");
     }
 }
