@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::time::Instant;
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -28,8 +29,16 @@ unsafe impl Send for Modules {}
 unsafe impl Sync for Modules {}
 
 impl Modules {
-    /// Loads every embedded module that is for this compute capability (90 is 9.0); the context must be bound.
+    /// Loads every embedded module that is for this compute capability (90 is 9.0); the context must be bound. Where this
+    /// build has no machine code for it the driver makes some of the PTX, and keeps it for the next time where it can.
     pub(super) fn load(compute_capability: u32) -> Result<Self, DriverError> {
+        let (compiles, started) = (!has_machine_code(MACHINE_CODE, compute_capability), Instant::now());
+        if compiles {
+            tracing::info!(
+                compute_capability,
+                "the driver compiles the kernels for this card, which takes a while once"
+            );
+        }
         let mut modules = HashMap::new();
         for (name, image) in FATBINS {
             if is_for_hopper(name) && compute_capability != 90 {
@@ -37,6 +46,9 @@ impl Modules {
             }
             // SAFETY: the image is a whole fatbin, as nvcc wrote it.
             modules.insert(*name, unsafe { result::module::load_data(image.as_ptr().cast()) }?);
+        }
+        if compiles {
+            tracing::info!(modules = modules.len(), seconds = started.elapsed().as_secs_f32(), "compiled the kernels");
         }
         Ok(Self { modules })
     }
@@ -55,6 +67,16 @@ impl Modules {
             let _ = unsafe { result::module::unload(module) };
         }
     }
+}
+
+/// Whether code for one of `archs` (`86`; `90a` runs on 9.0 alone) runs on a compute capability as it is: that of the same
+/// major and no later minor one does.
+/// Source: CUDA C++ Programming Guide, binary compatibility.
+fn has_machine_code(archs: &[&str], compute_capability: u32) -> bool {
+    archs.iter().any(|arch| match arch.parse::<u32>() {
+        Ok(arch) => arch / 10 == compute_capability / 10 && arch <= compute_capability,
+        Err(_) => arch.trim_end_matches(char::is_alphabetic).parse() == Ok(compute_capability),
+    })
 }
 
 /// Whether a module holds Hopper's own instructions, and machine code for nothing else.
@@ -260,6 +282,28 @@ fn attribute(function: sys::CUfunction, which: sys::CUfunction_attribute) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machine_code_serves_its_own_major_from_its_minor_on() {
+        let all = ["80", "86", "89", "90a", "100", "120"];
+        for (capability, expected) in [
+            (80, true),
+            (86, true),
+            (87, true),
+            (89, true),
+            (90, true),
+            (100, true),
+            (103, true),
+            (110, false),
+            (120, true),
+            (121, true),
+            (75, false),
+        ] {
+            assert_eq!(has_machine_code(&all, capability), expected, "{capability}");
+        }
+        assert!(!has_machine_code(&["90a"], 91) && !has_machine_code(&["86"], 80) && !has_machine_code(&[], 80));
+        assert!(!has_machine_code(&["120"], 90));
+    }
 
     /// Dynamic shared memory is held by `Gpu::allow_shared_memory`; this is the static part, which the compiler tells.
     #[test]
