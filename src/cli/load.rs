@@ -7,7 +7,8 @@ use super::progress::Bar;
 use super::{CliError, Session};
 use crate::config::{ByteSize, Config, EngineConfig, GpuLayers, HubConfig, environment};
 use crate::hub::{self, Catalog, HubError, HubOptions, Located, ModelName, Store};
-use crate::llm::{DEFAULT_MODEL, Llm, configured, plan_preview};
+use crate::llm::{DEFAULT_MODEL, Llm, LlmBuilder, configured, plan_preview};
+use crate::server::Loading;
 
 /// Context, in tokens, that the catalog's models are measured with when it is said what fits.
 pub const BUILT_IN_CONTEXT: u32 = 8192;
@@ -34,25 +35,34 @@ pub fn understand(text: &str, store: &Store, options: &HubOptions) -> Result<Mod
 }
 
 /// Loads several models, which share the memory: what their weights and steps leave of it, each gets an equal part of for
-/// its KV cache, unless that was set.
+/// its KV cache, unless that was set. How far it is goes to `loading`.
 ///
 /// # Errors
 /// [`CliError`]: one of them cannot be had, or they do not fit together.
-pub fn load_all(config: &Config, models: &[String], session: &Session) -> Result<Vec<Llm>, CliError> {
+pub fn load_all(
+    config: &Config,
+    models: &[String],
+    session: &Session,
+    loading: &Loading,
+) -> Result<Vec<Llm>, CliError> {
+    loading.begin("loading the model", None);
+    let bar = || Bar::new(session.terminal).telling(loading);
     if models.len() <= 1 {
-        return Ok(vec![load(config, models.first().map(String::as_str), session)?]);
+        return Ok(vec![builder(config, models.first().map(String::as_str)).progress(bar()).load_blocking()?]);
     }
     let (store, options) = (store(&config.hub)?, hub_options(&config.hub));
     let bring = |model: &String| -> Result<Located, CliError> {
-        Ok(hub::pull(&understand(model, &store, &options)?, &store, &options, &mut Bar::new(session.terminal))?)
+        Ok(hub::pull(&understand(model, &store, &options)?, &store, &options, &mut bar())?)
     };
     let located = models.iter().map(bring).collect::<Result<Vec<_>, _>>()?;
     let engine = share(config, &located)?;
-    let load = |located: Located| {
+    let count = located.len();
+    let load = |(index, located): (usize, Located)| {
+        loading.begin(format!("loading model {} of {count}", index + 1), None);
         let builder = Llm::builder().hub_config(config.hub.clone()).engine_config(engine.clone());
         Ok(builder.located(located).load_blocking()?)
     };
-    located.into_iter().map(load).collect()
+    located.into_iter().enumerate().map(load).collect()
 }
 
 /// The engine's settings for each of several models.
@@ -85,11 +95,13 @@ fn share(config: &Config, models: &[Located]) -> Result<EngineConfig, CliError> 
 /// # Errors
 /// [`CliError::Load`].
 pub fn load(config: &Config, model: Option<&str>, session: &Session) -> Result<Llm, CliError> {
-    let builder = Llm::builder()
+    Ok(builder(config, model).progress(Bar::new(session.terminal)).load_blocking()?)
+}
+
+fn builder(config: &Config, model: Option<&str>) -> LlmBuilder {
+    Llm::builder()
         .model(model.unwrap_or(DEFAULT_MODEL))
         .hub_config(config.hub.clone())
         .hub_options(hub_options(&config.hub))
         .engine_config(config.engine.clone())
-        .progress(Bar::new(session.terminal));
-    Ok(builder.load_blocking()?)
 }

@@ -7,17 +7,25 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::terminal::Terminal;
 use crate::config::ByteSize;
 use crate::hub::Progress;
+use crate::server::Loading;
 
 /// Shows a pull on standard error.
 pub struct Bar {
     terminal: Terminal,
     shown: Option<ProgressBar>,
+    told: Option<Loading>,
 }
 
 impl Bar {
     /// Shows nothing until something starts.
     pub fn new(terminal: Terminal) -> Self {
-        Self { terminal, shown: None }
+        Self { terminal, shown: None, told: None }
+    }
+
+    /// Tells the clients of a server that is not ready, too.
+    pub fn telling(mut self, loading: &Loading) -> Self {
+        self.told = Some(loading.clone());
+        self
     }
 }
 
@@ -34,6 +42,9 @@ fn style(total_bytes: Option<u64>) -> ProgressStyle {
 impl Progress for Bar {
     fn start(&mut self, what: &str, total_bytes: Option<u64>) {
         self.finish();
+        if let Some(told) = &self.told {
+            told.begin(format!("fetching {what}"), total_bytes);
+        }
         if !self.terminal.stderr {
             match total_bytes {
                 Some(bytes) => eprintln!("fetching {what} ({})", ByteSize(bytes)),
@@ -47,12 +58,18 @@ impl Progress for Bar {
     }
 
     fn advance(&mut self, bytes: u64) {
+        if let Some(told) = &self.told {
+            told.advance(bytes);
+        }
         if let Some(bar) = &self.shown {
             bar.inc(bytes);
         }
     }
 
     fn finish(&mut self) {
+        if let Some(told) = &self.told {
+            told.begin("loading the model", None);
+        }
         if let Some(bar) = self.shown.take() {
             bar.finish_and_clear();
         }

@@ -1,4 +1,4 @@
-//! `lantern serve`: binds, loads, says what runs, and serves until it is told to stop.
+//! `lantern serve`: binds, loads while it says so, says what runs, and serves until it is told to stop.
 //!
 //! Knows no routes.
 
@@ -19,7 +19,7 @@ use crate::config::{
 use crate::device::{self, Device, Hardware, Probing};
 use crate::hub::{Catalog, gpu_free_bytes};
 use crate::llm::{Llm, ModelInfo, ModelLibrary};
-use crate::server::{self, ServeError, ServedModels, ServerConfig};
+use crate::server::{self, Loading, ServeError, ServedModels, ServerConfig};
 
 /// Arguments of `lantern serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -107,12 +107,14 @@ async fn serve(
     let address = Address { port, ..config.server.address.clone() };
     // What fits is asked before this model takes its part.
     let hardware = Hardware::detect();
+    let progress = Loading::default();
     let loading = {
-        let (config, session) = (config.clone(), *session);
-        tokio::task::spawn_blocking(move || load::load_all(&config, &models, &session))
+        let (config, session, progress) = (config.clone(), *session, progress.clone());
+        tokio::task::spawn_blocking(move || load::load_all(&config, &models, &session, &progress))
     };
-    let loaded =
-        loading.await.map_err(|error| CliError::Refused(format!("loading the model broke off: {error}")))??;
+    let loaded = server::answer_while_loading(&listener, &progress, loading)
+        .await
+        .map_err(|error| CliError::Refused(format!("loading the model broke off: {error}")))??;
     let loaded = match script {
         Some(script) => loaded.iter().map(|llm| llm.with_script(&script)).collect::<Result<Vec<_>, _>>(),
         None => Ok(loaded),

@@ -82,10 +82,14 @@ pub(super) async fn version() -> Json<Value> {
 
 /// The greeting of Ollama's API, which its clients compare with exactly this; `server` says who speaks it. Browsers are
 /// told in words.
-pub(super) async fn root(headers: HeaderMap) -> Response {
+pub(super) fn greeting(headers: &HeaderMap) -> Response {
     let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
     let is_browser = accepted.is_some_and(|accepted| accepted.contains("text/html"));
     let greeting =
         if is_browser { "Lantern is running; /openapi.json says what it takes" } else { "Ollama is running" };
     ([(header::SERVER, concat!("lantern/", env!("CARGO_PKG_VERSION")))], greeting).into_response()
+}
+
+pub(super) async fn root(headers: HeaderMap) -> Response {
+    greeting(&headers)
 }

@@ -19,6 +19,7 @@ mod grammars;
 mod guard;
 mod health;
 mod limits;
+mod loading;
 mod metrics;
 mod models;
 mod ollama;
@@ -42,6 +43,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 
 pub use limits::{Origins, ServerConfig};
+pub use loading::{Loading, answer_while_loading};
 pub use models::{ModelSource, ServedModels};
 pub use serve::{ServeError, serve};
 

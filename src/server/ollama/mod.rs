@@ -18,6 +18,8 @@ use axum::routing::{delete, get, post};
 
 use super::state::App;
 
+pub(super) use models::version_told;
+
 /// The routes below `/api`.
 pub(super) fn routes() -> Router<App> {
     Router::new()

@@ -222,5 +222,10 @@ fn capabilities(described: &ModelDescription) -> Vec<&'static str> {
 }
 
 pub(super) async fn version() -> Json<Value> {
+    version_told()
+}
+
+/// By `lantern` a Lantern is known.
+pub(in crate::server) fn version_told() -> Json<Value> {
     Json(json!({ "version": API_VERSION, "lantern": env!("CARGO_PKG_VERSION") }))
 }

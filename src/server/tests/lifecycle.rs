@@ -14,7 +14,7 @@ use crate::engine::Submission;
 use crate::engine::tests::{BREAK, breakable};
 use crate::llm::{GenerateRequest, Llm, Prompt};
 use crate::request::{FinishReason, Tenant};
-use crate::server::{ServeError, ServerConfig, serve};
+use crate::server::{Loading, ServeError, ServerConfig, answer_while_loading, serve};
 
 struct Served {
     address: SocketAddr,
@@ -235,4 +235,45 @@ async fn a_server_outlives_its_engine_no_longer_than_the_notice() {
     let (_address, _shutdown, server) = serving(llm.clone(), config).await;
     break_it(&llm, &gate);
     assert_died(soon(server).await.expect("no panic"));
+}
+
+#[tokio::test]
+async fn while_models_are_loaded_health_says_how_far_and_requests_are_told_to_come_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (done, work) = oneshot::channel::<u32>();
+    let loading = Loading::default();
+    loading.begin("fetching a.gguf", Some(1000));
+    loading.advance(300);
+    loading.advance(100);
+    let told = loading.clone();
+    let server = tokio::spawn(async move {
+        let value = answer_while_loading(&listener, &told, work).await.expect("it is sent");
+        (listener, value)
+    });
+    let ask = async |method: &str, path: &str| {
+        let mut answer = String::new();
+        let mut stream = connect(address, method, path, "{}").await;
+        soon(stream.read_to_string(&mut answer)).await.expect("an answer and its end");
+        answer
+    };
+    let health = ask("GET", "/health").await;
+    assert!(health.starts_with("HTTP/1.1 503 "), "{health}");
+    let body: serde_json::Value = serde_json::from_str(health.split_once("\r\n\r\n").expect("a body").1).expect("JSON");
+    assert_eq!((&body["status"], &body["reason"]), (&json!("loading"), &json!("fetching a.gguf")));
+    assert_eq!((&body["done_bytes"], &body["total_bytes"]), (&json!(400), &json!(1000)));
+    let chat = ask("POST", "/v1/chat/completions").await;
+    assert!(chat.starts_with("HTTP/1.1 503 ") && chat.contains("retry-after: 2"), "{chat}");
+    assert!(chat.contains(r#""code":"loading""#) && chat.contains("fetching a.gguf"), "{chat}");
+    let ollama = ask("POST", "/api/chat").await;
+    assert!(ollama.starts_with("HTTP/1.1 503 ") && ollama.contains(r#"{"error":"the server is not ready"#), "{ollama}");
+    // Whoever finds the port taken learns by whom.
+    let greeting = ask("GET", "/").await;
+    assert!(greeting.contains("server: lantern/") && greeting.ends_with("Ollama is running"), "{greeting}");
+    // One who says nothing holds nobody up.
+    let silent = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    done.send(7).expect("it is waited for");
+    let (listener, value) = soon(server).await.expect("no panic");
+    assert_eq!(value, 7);
+    drop((listener, silent));
 }
