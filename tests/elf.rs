@@ -2,6 +2,7 @@
 //! Source: the ELF-64 object file format; elf(5).
 
 use std::fs;
+use std::path::Path;
 
 /// What every Linux of the last ten years has.
 const ALLOWED: [&str; 4] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"];
@@ -54,11 +55,27 @@ fn needed(file: &[u8]) -> Vec<String> {
     names.map(|name| String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into()).collect()
 }
 
+fn check(program: &Path) {
+    let needed = needed(&fs::read(program).expect("a built program"));
+    let place = program.display();
+    assert!(needed.iter().any(|name| name == "libc.so.6"), "{place}: the list is read wrongly: {needed:?}");
+    let others: Vec<&String> = needed.iter().filter(|name| !ALLOWED.contains(&name.as_str())).collect();
+    assert!(others.is_empty(), "{place} does not start where these are missing: {others:?}");
+}
+
 #[test]
 fn the_program_needs_the_c_library_and_nothing_of_cuda() {
-    let file = fs::read(env!("CARGO_BIN_EXE_lantern")).expect("the built program");
-    let needed = needed(&file);
-    assert!(needed.iter().any(|name| name == "libc.so.6"), "the list is read wrongly: {needed:?}");
-    let others: Vec<&String> = needed.iter().filter(|name| !ALLOWED.contains(&name.as_str())).collect();
-    assert!(others.is_empty(), "the program does not start where these are missing: {others:?}");
+    check(Path::new(env!("CARGO_BIN_EXE_lantern")));
+}
+
+/// These tests are a program that depends on the library; an example is another, where one is built.
+#[test]
+fn programs_that_depend_on_the_library_need_no_more() {
+    let tests = std::env::current_exe().expect("this program");
+    check(&tests);
+    let folder = tests.ancestors().nth(2).expect("it lies in the folder `deps` of a profile's");
+    let example = folder.join("examples/quickstart");
+    if example.is_file() {
+        check(&example);
+    }
 }

@@ -248,6 +248,18 @@ fn the_default_build_compiles_no_c_but_what_is_listed() {
     assert!(users.contains("ring"), "the walk over the tree finds nobody: {users:?}");
 }
 
+/// Candle's own kernels come with its feature `cuda`, and link libraries that a machine without a GPU lacks.
+#[test]
+fn the_cuda_build_holds_none_of_candles_kernels() {
+    let names = |tree: &str| -> BTreeSet<String> {
+        tree.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    };
+    let tree = names(&cargo(&["tree", "--offline", "--features", "cuda", "-e", "normal,build", "--prefix", "none"]));
+    let found: Vec<&String> = tree.iter().filter(|name| name.starts_with("candle-kernels")).collect();
+    assert!(found.is_empty(), "{found:?}");
+    assert!(tree.contains("candle-core") && tree.contains("cudarc"), "the tree is read wrongly: {tree:?}");
+}
+
 #[test]
 fn the_library_alone_has_no_server_in_its_tree() {
     let tree = cargo(&["tree", "--offline", "--no-default-features", "-e", "normal", "--prefix", "none"]);
