@@ -45,10 +45,10 @@ pub struct BenchArgs {
     #[arg(long, requires = "serving")]
     http: bool,
     /// With --serving: GB/s that a large copy in the device's memory reads and writes [default: measured on a GPU]
-    #[arg(long, value_name = "GB/S", requires_all = ["serving", "matmul_tflops"], value_parser = rate, hide_short_help = true)]
+    #[arg(long, value_name = "GB/S", requires = "serving", value_parser = rate, hide_short_help = true)]
     copy_gbps: Option<f64>,
     /// With --serving: TFLOP/s of a large bf16 matrix product [default: measured on a GPU]
-    #[arg(long, value_name = "TFLOP/S", requires_all = ["serving", "copy_gbps"], value_parser = rate, hide_short_help = true)]
+    #[arg(long, value_name = "TFLOP/S", requires = "serving", value_parser = rate, hide_short_help = true)]
     matmul_tflops: Option<f64>,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -80,8 +80,8 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
     let config = session.resolve(settings)?;
     session.log(&config, "warn")?;
     let hardware = Hardware::detect();
-    let ceilings = ceilings(&args, &config);
-    let driver_was_started = ceilings.is_some() && args.copy_gbps.is_none();
+    let measured_ceilings = measured_ceilings(&args, &config);
+    let driver_was_started = measured_ceilings.is_some();
     let started = Instant::now();
     let llm = match &args.random_weights {
         Some(shapes) => Llm::builder()
@@ -95,7 +95,8 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
     };
     let start_seconds = started.elapsed().as_secs_f64();
     // A model that a GPU was measured for may still have gone to the CPU.
-    let ceilings = ceilings.filter(|_| args.copy_gbps.is_some() || llm.info().runs_on != Device::Cpu);
+    let on_gpu = measured_ceilings.filter(|_| llm.info().runs_on != Device::Cpu).unwrap_or_default();
+    let ceilings = told_ceilings(&args, on_gpu);
     let runtime = super::runtime()?;
     let door = if args.http { Door::Http(runtime.block_on(HttpDoor::open(&llm))?) } else { Door::InProcess };
     let mut bench = Bench::new(&llm, door, ceilings, args.repeat);
@@ -107,7 +108,9 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
         for sequences in [1, serving::LONG_PROMPT.1] {
             serving.push(runtime.block_on(bench.prompts(sequences))?);
         }
-        serving.push(runtime.block_on(bench.intrusion(32))?);
+        // As many as can run beside what intrudes.
+        let sequences = bench.sequences_beside_one().min(32);
+        serving.push(runtime.block_on(bench.intrusion(sequences))?);
     } else {
         results.push(runtime.block_on(bench.prompt(args.prompt))?);
         for sequences in &args.sequences {
@@ -121,12 +124,9 @@ pub fn run(args: BenchArgs, session: &Session) -> Result<(), CliError> {
     session.print(&if args.json { report.to_json() } else { report.to_string() })
 }
 
-/// What floors are worked out from: as it was told, or as the GPU that the model will go to shows while it is empty.
-fn ceilings(args: &BenchArgs, config: &Config) -> Option<Ceilings> {
-    if let (Some(copy), Some(products)) = (args.copy_gbps, args.matmul_tflops) {
-        return Some(Ceilings { copy_bytes_per_second: copy * 1e9, flops_per_second: products * 1e12 });
-    }
-    if !args.serving {
+/// What the GPU that the model will go to shows while it is empty, where there is one and not all was told.
+fn measured_ceilings(args: &BenchArgs, config: &Config) -> Option<Ceilings> {
+    if !args.serving || (args.copy_gbps.is_some() && args.matmul_tflops.is_some()) {
         return None;
     }
     let libraries = Store::libraries_below(&config.hub.models_dir);
@@ -137,6 +137,14 @@ fn ceilings(args: &BenchArgs, config: &Config) -> Option<Ceilings> {
     Ceilings::measure(ordinal, Some(&libraries))
         .inspect_err(|reason| tracing::warn!(%reason, "floors are not known"))
         .ok()
+}
+
+/// What was told, over what was measured.
+fn told_ceilings(args: &BenchArgs, measured: Ceilings) -> Ceilings {
+    Ceilings {
+        copy_bytes_per_second: args.copy_gbps.map(|rate| rate * 1e9).or(measured.copy_bytes_per_second),
+        flops_per_second: args.matmul_tflops.map(|rate| rate * 1e12).or(measured.flops_per_second),
+    }
 }
 
 /// A rate above 0.

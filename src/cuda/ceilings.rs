@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Blas, CachePlanes, CudaError, DType, ElementwiseKernels, Gemm, Gpu, Product};
+use super::{Blas, BlasMissing, CachePlanes, CudaError, DType, ElementwiseKernels, Gemm, Gpu, Product};
 
 /// Bytes that a timed copy reads, where a quarter of the free memory holds as much.
 const COPIED_BYTES: usize = 1 << 30;
@@ -19,19 +19,20 @@ const REPEATS: usize = 10;
 const TUNING_BUDGET: Duration = Duration::from_millis(300);
 
 /// What a card reaches.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CardRates {
     /// Bytes read and written each second by a copy from the card's memory to itself.
     pub copy_bytes_per_second: f64,
-    /// Floating-point operations each second of a bf16 product of 8192 x 8192 matrices by cuBLASLt.
-    pub flops_per_second: f64,
+    /// Floating-point operations each second of a bf16 product of 8192 x 8192 matrices by cuBLASLt. Where it is missing
+    /// nobody knows: our own products are no ceiling.
+    pub flops_per_second: Result<f64, BlasMissing>,
 }
 
 /// Measures card `ordinal`, which takes about a second and 2 GiB for as long. cuBLASLt may lie in one of
 /// `library_folders`.
 ///
 /// # Errors
-/// If cuBLASLt is missing, since our own products are no ceiling; what the driver says.
+/// What the driver says.
 pub fn card_rates(ordinal: usize, library_folders: &[PathBuf]) -> Result<CardRates, CudaError> {
     let gpu = Gpu::open(ordinal)?;
     // The context stays for the rest of the program: cuBLASLt keeps its kernels in it, and would look for them in vain
@@ -39,7 +40,10 @@ pub fn card_rates(ordinal: usize, library_folders: &[PathBuf]) -> Result<CardRat
     std::mem::forget(gpu.context().clone());
     let data = random_bytes(PRODUCT_SIZE * PRODUCT_SIZE);
     let copy_bytes_per_second = copy_rate_of(&gpu, &data)?;
-    let flops_per_second = product_rate(&gpu, library_folders, &data)?;
+    let flops_per_second = match Blas::open(&gpu, library_folders) {
+        Ok(blas) => Ok(product_rate(&gpu, blas, &data)?),
+        Err(missing) => Err(missing),
+    };
     Ok(CardRates { copy_bytes_per_second, flops_per_second })
 }
 
@@ -70,9 +74,8 @@ fn copy_rate_of(gpu: &Gpu, data: &[u8]) -> Result<f64, CudaError> {
     Ok(both.bytes() as f64 / microseconds * 1e6)
 }
 
-fn product_rate(gpu: &Gpu, library_folders: &[PathBuf], data: &[u8]) -> Result<f64, CudaError> {
-    let missing = |missing: super::BlasMissing| CudaError::argument("measuring products", missing.to_string());
-    let gemm = Gemm::load(gpu, Ok(Blas::open(gpu, library_folders).map_err(missing)?))?;
+fn product_rate(gpu: &Gpu, blas: Blas, data: &[u8]) -> Result<f64, CudaError> {
+    let gemm = Gemm::load(gpu, Ok(blas))?;
     let matrix = || gpu.empty(PRODUCT_SIZE, PRODUCT_SIZE, DType::Bf16, "a product");
     let (x, w, y) = (matrix()?, matrix()?, matrix()?);
     for half in 0..2 {

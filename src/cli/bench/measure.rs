@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 
-use super::floor::Workload;
+use super::floor::{Floor, Workload};
 use super::http::HttpDoor;
 use super::report::{Row, Spread};
 use crate::cli::CliError;
@@ -40,7 +40,7 @@ pub(super) enum Prepared {
 pub struct Bench<'a> {
     llm: &'a Llm,
     door: Door,
-    ceilings: Option<Ceilings>,
+    ceilings: Ceilings,
     repeat: u32,
     random: SplitMix64,
 }
@@ -48,7 +48,7 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// Measures `llm` through `door`, each figure `repeat` times after a warm-up, beside the floors that follow from
     /// `ceilings`.
-    pub fn new(llm: &'a Llm, door: Door, ceilings: Option<Ceilings>, repeat: u32) -> Self {
+    pub fn new(llm: &'a Llm, door: Door, ceilings: Ceilings, repeat: u32) -> Self {
         Self { llm, door, ceilings, repeat, random: SplitMix64(0x1a27_e12e) }
     }
 
@@ -100,9 +100,14 @@ impl<'a> Bench<'a> {
         Row { name, sequences, tokens_per_second: Spread::of(&rates[1..]), outside_model_percent }
     }
 
-    /// The most tokens per second that `workload` could run at, where that is known.
-    pub(super) fn floor_rate(&self, workload: Workload) -> Option<f64> {
-        self.ceilings.map(|ceilings| workload.floor_rate(&self.llm.info().token_cost, &ceilings))
+    /// The fastest that `workload` could run, where that is known.
+    pub(super) fn floor(&self, workload: Workload) -> Option<Floor> {
+        workload.floor(&self.llm.info().token_cost, &self.ceilings)
+    }
+
+    /// How many sequences may run beside one more.
+    pub(super) fn sequences_beside_one(&self) -> u32 {
+        self.llm.engine().limits().max_sequences.saturating_sub(1).max(1)
     }
 
     /// Waits until the engine has no request left.

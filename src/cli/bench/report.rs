@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::floor::Floor;
 use crate::cli::table::{Align, Table};
 use crate::config::ByteSize;
 use crate::device::{Ceilings, Device, Hardware};
@@ -64,9 +65,10 @@ pub struct ServingRow {
     pub host_us_per_step: f64,
     /// Share of the fastest that the machine could be, where that is known.
     pub percent_of_floor: Option<f64>,
-    /// Tokens per second at that floor.
+    /// Whether the time of prompts is in that floor: without it the share is so much at least.
+    pub floor_has_prompts: bool,
     #[serde(skip)]
-    pub(super) floor_rate: Option<f64>,
+    pub(super) floor: Option<Floor>,
     #[serde(skip)]
     pub(super) rates: Vec<f64>,
     #[serde(skip)]
@@ -86,7 +88,7 @@ pub struct Report {
     /// How the requests of `serving` came.
     over: &'static str,
     /// What floors are worked out from, where it is known.
-    ceilings: Option<Ceilings>,
+    ceilings: Ceilings,
     /// Seconds from the first look at the model to its being ready.
     start_seconds: f64,
     /// Whether the GPU's driver ran before that, to measure the card.
@@ -187,10 +189,7 @@ impl std::fmt::Display for Report {
         }
         if !self.serving.is_empty() {
             writeln!(f, "requests {}", self.over)?;
-            if let Some(Ceilings { copy_bytes_per_second, flops_per_second }) = self.ceilings {
-                let (copy, products) = (copy_bytes_per_second / 1e9, flops_per_second / 1e12);
-                writeln!(f, "floors from copies of {copy:.0} GB/s and matrix products of {products:.0} TFLOP/s")?;
-            }
+            write!(f, "{}", floor_line(&self.ceilings))?;
             write!(f, "{}", serving_table(&self.serving))?;
         }
         if let Some(memory) = &self.memory {
@@ -216,11 +215,23 @@ pub struct Measured {
     /// How those came: `in process` or `over HTTP`.
     pub over: &'static str,
     /// What floors are worked out from, where it is known.
-    pub ceilings: Option<Ceilings>,
+    pub ceilings: Ceilings,
     /// Seconds from the first look at the model to its being ready.
     pub start_seconds: f64,
     /// Whether the GPU's driver ran before that, to measure the card.
     pub driver_was_started: bool,
+}
+
+/// What the floors are worked out from.
+fn floor_line(ceilings: &Ceilings) -> String {
+    let copies = ceilings.copy_bytes_per_second.map(|rate| format!("copies of {:.0} GB/s", rate / 1e9));
+    let products = ceilings.flops_per_second.map(|rate| format!("matrix products of {:.0} TFLOP/s", rate / 1e12));
+    match (copies, products) {
+        (Some(copies), Some(products)) => format!("floors from {copies} and {products}\n"),
+        (Some(copies), None) => format!("floors from {copies} alone, so that answers reach more of the true one\n"),
+        (None, Some(products)) => format!("floors from {products}, of prompts alone\n"),
+        (None, None) => String::new(),
+    }
 }
 
 fn serving_table(rows: &[ServingRow]) -> Table<11> {
@@ -251,7 +262,11 @@ fn serving_table(rows: &[ServingRow]) -> Table<11> {
             p99,
             most,
             format!("{:.0}", row.host_us_per_step),
-            row.percent_of_floor.map_or_else(|| "?".to_owned(), |percent| format!("{percent:.0} %")),
+            match row.percent_of_floor {
+                None => "?".to_owned(),
+                Some(percent) if row.floor_has_prompts => format!("{percent:.0} %"),
+                Some(percent) => format!(">{percent:.0} %"),
+            },
         ]);
     }
     table
@@ -289,6 +304,22 @@ mod tests {
         assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
         assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0]).median, 2.5);
         assert_eq!(Spread::of(&[7.0]), Spread { median: 7.0, min: 7.0, max: 7.0 });
+    }
+
+    #[test]
+    fn a_floor_without_prompts_is_told_as_one() {
+        let row = |percent_of_floor, floor_has_prompts| ServingRow {
+            name: "512+256".into(),
+            percent_of_floor,
+            floor_has_prompts,
+            ..ServingRow::default()
+        };
+        let table = serving_table(&[row(Some(74.6), true), row(Some(74.6), false), row(None, false)]).to_string();
+        let ends: Vec<&str> = table.lines().skip(1).map(|line| &line[line.len() - 6..]).collect();
+        assert_eq!(ends, ["  75 %", " >75 %", "     ?"]);
+        let ceilings = Ceilings { copy_bytes_per_second: Some(2979e9), flops_per_second: None };
+        assert!(floor_line(&ceilings).starts_with("floors from copies of 2979 GB/s alone"));
+        assert_eq!(floor_line(&Ceilings::default()), "");
     }
 
     #[test]

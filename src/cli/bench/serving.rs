@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::select_all;
 
-use super::floor::Workload;
+use super::floor::{Floor, Workload};
 use super::measure::{Bench, TokenStream};
 use super::report::{ServingRow, Spread};
 use crate::cli::CliError;
@@ -69,12 +69,8 @@ impl Bench<'_> {
     }
 
     async fn serve(&mut self, name: String, workload: Workload) -> Result<ServingRow, CliError> {
-        let mut row = ServingRow {
-            name,
-            sequences: workload.sequences,
-            floor_rate: self.floor_rate(workload),
-            ..ServingRow::default()
-        };
+        let mut row =
+            ServingRow { name, sequences: workload.sequences, floor: self.floor(workload), ..ServingRow::default() };
         self.run_at_once(workload, None).await?;
         let before = self.snapshot();
         for _ in 0..self.repeat() {
@@ -145,7 +141,9 @@ impl ServingRow {
     /// Works the percentiles out, once all runs are in.
     fn finish(&mut self, before: &crate::engine::MetricsSnapshot, after: &crate::engine::MetricsSnapshot) {
         self.tokens_per_second = Spread::of(&self.rates);
-        self.percent_of_floor = self.floor_rate.map(|floor| 100.0 * self.tokens_per_second.median / floor);
+        let percent = |floor: Floor| 100.0 * self.tokens_per_second.median / floor.tokens_per_second;
+        self.percent_of_floor = self.floor.map(percent);
+        self.floor_has_prompts = self.floor.is_some_and(|floor| floor.has_prompts);
         self.first_token_ms = Spread::of(&self.first).median * 1e3;
         self.gap_ms = [50.0, 99.0, 100.0].map(|percent| percentile(&self.gaps, percent) * 1e3);
         let steps = after.steps.saturating_sub(before.steps).max(1);

@@ -83,7 +83,7 @@ fn previewed(flags: &PlanFlags, config: &Config) -> Result<PlanPreview, CliError
             Some(ordinal) => {
                 let libraries = Store::libraries_below(&config.hub.models_dir);
                 let ceilings = Ceilings::measure(ordinal, Some(&libraries));
-                ceilings.ok().map(|ceilings| ceilings.copy_bytes_per_second)
+                ceilings.ok().and_then(|ceilings| ceilings.copy_bytes_per_second)
             }
         };
     }
