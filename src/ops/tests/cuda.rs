@@ -10,6 +10,7 @@ mod fp8;
 mod gemm;
 mod gemm_bench;
 mod latent;
+mod memory;
 mod quant;
 
 use std::sync::{Arc, OnceLock};
