@@ -13,7 +13,7 @@ use crate::models::{DecoderSpec, StepPlace, Workspace};
 use crate::ops::KvLayout;
 
 #[cfg(feature = "cuda")]
-pub(crate) use gpu::{GpuMemory, GpuWeights, StepLimits, decode_sizes, mixed_sizes, usable_bytes};
+pub(crate) use gpu::{GpuMemory, GpuWeights, SPARE_TILES, StepLimits, decode_sizes, mixed_sizes, usable_bytes};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gpu::{kernel_bytes, kv_dtypes};
 pub use offload::Offload;

@@ -7,9 +7,7 @@
 use crate::cuda::{CudaError, Graph};
 
 use super::buffers::Padding;
-
-/// Tiles of prompts in a recorded step beyond those that its tokens fill: rows whose last tile is short.
-const SPARE_TILES: usize = 16;
+use crate::runner::plan::SPARE_TILES;
 
 /// Tiles that a recorded step of `tokens` tokens has room for.
 pub(super) fn mixed_padding(tokens: usize) -> Padding {
@@ -59,5 +57,26 @@ impl StepGraphs {
     pub(super) fn for_mixed(&self, tokens: usize, tiles: usize) -> Option<&Recorded> {
         let smallest = self.mixed.get(self.mixed.partition_point(|recorded| recorded.padding.tokens < tokens));
         smallest.filter(|recorded| recorded.padding.tiles >= tiles)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::StepSizes;
+    use crate::runner::plan::{StepLimits, mixed_sizes};
+
+    #[test]
+    fn every_recorded_step_fits_the_buffers_however_few_sequences_there_may_be() {
+        for (max_sequences, max_step_tokens) in [(1, 16), (4, 64), (4, 512), (8, 2048), (64, 2048), (256, 8192)] {
+            let limits = StepLimits::new(StepSizes { max_sequences, max_step_tokens, ..StepSizes::GPU }, 4096);
+            for tokens in mixed_sizes(max_step_tokens as usize) {
+                let tiles = mixed_padding(tokens).tiles;
+                assert!(
+                    tiles <= limits.tiles,
+                    "{max_sequences} sequences: {tiles} tiles of {tokens} tokens, {limits:?}"
+                );
+            }
+        }
     }
 }

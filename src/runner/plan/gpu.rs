@@ -223,6 +223,9 @@ pub(crate) fn kv_dtypes(spec: &DecoderSpec, is_f16: bool) -> &'static [KvDType] 
 /// Head sizes whose attention reads fp8; as `cuda` says.
 const FP8_HEAD_DIMS: [usize; 2] = [64, 128];
 
+/// Tiles of prompts in a recorded step beyond those that its tokens fill: rows whose last tile is short.
+pub(crate) const SPARE_TILES: usize = 16;
+
 /// What belongs to the largest step besides its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StepLimits {
@@ -248,8 +251,9 @@ impl StepLimits {
             table_entries: sequences * context.div_ceil(KvLayout::BLOCK_SIZE),
             // Chunks of 256 tokens, at most 32 of a row.
             items: sequences * context.div_ceil(256).min(32),
-            // A row's last tile may be short, and none has fewer queries than the smallest kernel's tile.
-            tiles: sequences + tokens.div_ceil(64),
+            // A row's last tile may be short, and none has fewer queries than the smallest kernel's tile. Recorded steps are
+            // filled up to spare ones, however few sequences there may be.
+            tiles: sequences.max(SPARE_TILES) + tokens.div_ceil(64),
         }
     }
 }
