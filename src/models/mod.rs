@@ -6,6 +6,8 @@ mod decoder;
 mod deepseek;
 mod dimensions;
 mod fields;
+#[cfg(test)]
+mod format_tests;
 mod generation;
 mod keys;
 mod llama;

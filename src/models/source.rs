@@ -69,11 +69,27 @@ impl ModelSource {
             None => None,
         };
         let weights = Weights::open(path)?;
-        match (weights.metadata().is_some(), json, spec) {
-            (true, ..) => Self::from_gguf(weights),
-            (false, Some(json), Some(spec)) => Self::from_folder(path, spec, weights, &config, &json),
-            (false, ..) => Err(missing(config, "config.json beside the weights")),
-        }
+        let source = match (weights.metadata().is_some(), json, spec) {
+            (true, ..) => Self::from_gguf(weights)?,
+            (false, Some(json), Some(spec)) => Self::from_folder(path, spec, weights, &config, &json)?,
+            (false, ..) => return Err(missing(config, "config.json beside the weights")),
+        };
+        source.check_formats()?;
+        Ok(source)
+    }
+
+    /// Refuses formats that we do not compute with, before anything is planned or read.
+    fn check_formats(&self) -> Result<(), LoadError> {
+        let layers = (0..self.spec.layers as u32).flat_map(WeightName::of_layer);
+        // A GGUF file has those of a layer in one tensor.
+        let are_stacked = self.weights.metadata().is_some();
+        let experts = self.expert_matrices().map(|(name, _, _)| name);
+        let experts = experts.filter(|name| !are_stacked || name.expert() == Some(0));
+        WeightName::OUTSIDE_LAYERS
+            .into_iter()
+            .chain(layers)
+            .chain(experts)
+            .try_for_each(|name| self.weights.check_format(name))
     }
 
     /// The same model, whose weights become `format` when they are read.

@@ -98,6 +98,48 @@ pub enum Naming {
 }
 
 impl WeightName {
+    /// The weights that are no layer's.
+    pub const OUTSIDE_LAYERS: [Self; 4] = [Self::TokenEmbedding, Self::OutputNorm, Self::Output, Self::RopeFactors];
+
+    /// All that a layer may have but its experts.
+    pub fn of_layer(layer: u32) -> impl Iterator<Item = Self> {
+        const KINDS: [fn(u32) -> WeightName; 32] = [
+            WeightName::AttentionNorm,
+            WeightName::Q,
+            WeightName::K,
+            WeightName::V,
+            WeightName::O,
+            WeightName::QBias,
+            WeightName::KBias,
+            WeightName::VBias,
+            WeightName::OBias,
+            WeightName::QNorm,
+            WeightName::KNorm,
+            WeightName::FfnNorm,
+            WeightName::Gate,
+            WeightName::Up,
+            WeightName::Down,
+            WeightName::GateBias,
+            WeightName::UpBias,
+            WeightName::DownBias,
+            WeightName::Router,
+            WeightName::RouterCorrection,
+            WeightName::SharedGate,
+            WeightName::SharedUp,
+            WeightName::SharedDown,
+            WeightName::SharedWeight,
+            WeightName::QueryDown,
+            WeightName::QueryNorm,
+            WeightName::QueryUp,
+            WeightName::LatentDown,
+            WeightName::LatentNorm,
+            WeightName::LatentUp,
+            WeightName::LatentKeys,
+            WeightName::LatentValues,
+        ];
+        KINDS.into_iter().map(move |kind| kind(layer))
+    }
+
     /// The name that a file of this naming uses.
     pub fn in_file(self, naming: Naming) -> String {
         let (layer, gguf, hugging_face) = self.row();
@@ -184,6 +226,13 @@ impl WeightName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_has_each_of_its_weights_once() {
+        let names: Vec<String> = WeightName::of_layer(7).map(|name| name.in_file(Naming::Gguf)).collect();
+        let distinct: std::collections::HashSet<&String> = names.iter().collect();
+        assert_eq!((names.len(), distinct.len()), (32, 32));
+    }
 
     #[test]
     fn both_namings_of_one_weight() {

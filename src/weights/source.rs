@@ -270,6 +270,15 @@ impl Weights {
         self.holds(&name)
     }
 
+    /// Checks that a weight, where it is there, is in a format that we compute with.
+    ///
+    /// # Errors
+    /// [`LoadError::Format`].
+    pub fn check_format(&self, name: WeightName) -> Result<(), LoadError> {
+        let name = self.stored_name(name);
+        self.tensors.get(&name).map_or(Ok(()), |tensor| self.known_format(tensor, &name).map(drop))
+    }
+
     fn holds(&self, name: &str) -> bool {
         self.tensors.contains_key(name) || self.packed.contains_key(name)
     }
@@ -379,22 +388,28 @@ impl Weights {
             let (expected, found) = (shape.to_vec(), tensor.shape.clone());
             return Err(LoadError::Shape { file: file.path.clone(), tensor: stored_name, expected, found });
         }
-        let format = match &tensor.format {
-            StoredFormat::Known(format) => *format,
-            StoredFormat::Other(found) => {
-                let expected = Format::ALL.map(Format::name).join(", ");
-                return Err(LoadError::Format {
-                    file: file.path.clone(),
-                    tensor: stored_name,
-                    expected,
-                    found: found.clone(),
-                });
-            }
-        };
+        let format = self.known_format(tensor, &stored_name)?;
         Matrix::new(format, rows, columns, file.data.clone(), tensor.range.clone()).map_err(|error| {
             let expected = format!("{rows} x {columns} of {format}");
             LoadError::unexpected(&file.path, format_args!("tensor {stored_name}"), expected, error)
         })
+    }
+
+    /// The format of a tensor, which must be one that we compute with.
+    fn known_format(&self, tensor: &Tensor, name: &str) -> Result<Format, LoadError> {
+        match &tensor.format {
+            StoredFormat::Known(format) => Ok(*format),
+            StoredFormat::Other(found) => {
+                let unscaled = found.starts_with("F8_") && self.packed.is_empty();
+                let why = if unscaled { ", and no quantization_config in config.json" } else { "" };
+                Err(LoadError::Format {
+                    file: self.files[tensor.file].path.clone(),
+                    tensor: name.to_owned(),
+                    expected: Format::ALL.map(Format::name).join(", "),
+                    found: format!("{found}{why}"),
+                })
+            }
+        }
     }
 
     /// A matrix that another program has quantised, in memory of its own.

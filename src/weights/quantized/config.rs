@@ -46,6 +46,7 @@ pub enum Scheme {
 }
 
 /// What the model in `folder` says of its quantisation: config.json, else quantize_config.json; `None`: nothing.
+/// hf_quant_config.json is a method of its own, NVIDIA's modelopt, and refused.
 ///
 /// # Errors
 /// A file is not JSON, or the weights are quantised as Lantern does not read them.
@@ -61,6 +62,13 @@ pub fn read(folder: &Path) -> Result<Option<Scheme>, LoadError> {
     if beside.is_file() {
         let json = read_json(&beside, MAX_CONFIG_BYTES)?;
         return parse(&Settings { file: &beside, json: &json }).map(Some);
+    }
+    let modelopt = folder.join("hf_quant_config.json");
+    if modelopt.is_file() {
+        let json = read_json(&modelopt, MAX_CONFIG_BYTES)?;
+        let algorithm = json.pointer("/quantization/quant_algo").and_then(Value::as_str).unwrap_or("weights");
+        let found = format_args!("{algorithm:.100} of modelopt");
+        return Err(LoadError::unexpected(&modelopt, "quantization.quant_algo", KNOWN, found));
     }
     Ok(None)
 }

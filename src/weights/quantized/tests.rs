@@ -46,3 +46,15 @@ fn both_files_are_read() {
     .expect("it can be written");
     assert_eq!(read(folder.path()).expect("it is right"), Some(Scheme::Bytes { block: Some([128, 128]) }));
 }
+
+#[test]
+fn modelopt_is_refused_by_name_unless_config_json_says_another_method() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("it can be written");
+    write("config.json", "{}");
+    write("hf_quant_config.json", r#"{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}"#);
+    let error = read(folder.path()).expect_err("it is not read").to_string();
+    assert!(error.contains("hf_quant_config.json") && error.contains("found FP8 of modelopt"), "{error}");
+    write("config.json", r#"{"quantization_config": {"quant_method": "fp8"}}"#);
+    assert_eq!(read(folder.path()).expect("it is read"), Some(Scheme::Bytes { block: None }));
+}
