@@ -1,9 +1,10 @@
-//! What of a file is not computed with: formats, which are refused before anything is planned or read.
+//! What of a file is not computed with: formats, which are refused before anything is planned or read, and layers that
+//! predict further tokens, which are left out of every count.
 
 use std::path::{Path, PathBuf};
 
 use super::ModelSource;
-use crate::weights::LoadError;
+use crate::weights::{LoadError, WeightName};
 
 /// The number of IQ4_XS among tensor types.
 const IQ4_XS: u32 = 23;
@@ -67,4 +68,17 @@ fn floats_of_8_bits_without_scales_are_refused_on_opening() {
         tensor.ends_with(".weight") && found.starts_with("F8_E4M3, and no quantization_config"),
         "{tensor} {found}"
     );
+}
+
+#[test]
+fn layers_that_predict_further_tokens_are_not_counted() {
+    for name in ["deepseek_v3", "deepseek_v3_plain"] {
+        let model = ModelSource::open(&fixture("golden").join(name)).expect("the fixture opens");
+        assert_eq!(model.weights.parameters(), model.spec.parameters(), "{name}");
+        let layers = model.spec.layers as u32;
+        assert!(model.weights.has(WeightName::FfnNorm(layers - 1)) && !model.weights.has(WeightName::FfnNorm(layers)));
+        // All of it bf16 but the corrections of routers.
+        let bytes = 2 * model.spec.parameters();
+        assert!((bytes..bytes + 10_000).contains(&model.weights.total_bytes()), "{name}");
+    }
 }

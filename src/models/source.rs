@@ -208,8 +208,8 @@ impl ModelSource {
         };
         Ok(Self {
             name: file_name(folder),
+            weights: weights.first_layers(spec.layers),
             spec,
-            weights,
             tokenizer: TokenizerSource::File(tokenizer),
             chat_template,
             special_tokens,
@@ -226,6 +226,7 @@ impl ModelSource {
         let spec = registry::from_gguf(&weights, metadata)?;
         let vocab = GgufVocab::read(metadata)?;
         let boundary = BoundaryTokens::from_gguf(metadata, &vocab.tokens, &vocab.token_types)?;
+        let layers = spec.layers;
         Ok(Self {
             name: gguf_name(metadata)?,
             pooling: pooling_of_gguf(metadata)?,
@@ -235,7 +236,7 @@ impl ModelSource {
             tokenizer: TokenizerSource::Gguf(vocab),
             eos_token_ids: boundary.eos,
             defaults: GenerationDefaults::default(),
-            weights,
+            weights: weights.first_layers(layers),
         })
     }
 }

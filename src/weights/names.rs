@@ -97,6 +97,15 @@ pub enum Naming {
     HuggingFace,
 }
 
+/// The layer that a tensor of this name belongs to, whether or not we know what it is.
+pub fn layer_of(name: &str, naming: Naming) -> Option<usize> {
+    let prefix = match naming {
+        Naming::Gguf => "blk.",
+        Naming::HuggingFace => "model.layers.",
+    };
+    name.strip_prefix(prefix)?.split_once('.')?.0.parse().ok()
+}
+
 impl WeightName {
     /// The weights that are no layer's.
     pub const OUTSIDE_LAYERS: [Self; 4] = [Self::TokenEmbedding, Self::OutputNorm, Self::Output, Self::RopeFactors];
@@ -232,6 +241,10 @@ mod tests {
         let names: Vec<String> = WeightName::of_layer(7).map(|name| name.in_file(Naming::Gguf)).collect();
         let distinct: std::collections::HashSet<&String> = names.iter().collect();
         assert_eq!((names.len(), distinct.len()), (32, 32));
+        assert!(names.iter().all(|name| layer_of(name, Naming::Gguf) == Some(7)), "{names:?}");
+        let layer = |name: &str| layer_of(name, Naming::HuggingFace);
+        assert_eq!(layer("model.layers.61.shared_head.head.weight"), Some(61));
+        assert_eq!([layer("model.norm.weight"), layer("blk.1.attn_q.weight"), layer("model.layers.x.y")], [None; 3]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use super::mix::Mix;
-use super::names::Naming;
+use super::names::{Naming, layer_of};
 use super::quantize::quantize;
 use super::quantized::{self, Packed, Scheme};
 use super::random::{self, RandomWeights};
@@ -277,6 +277,14 @@ impl Weights {
     pub fn check_format(&self, name: WeightName) -> Result<(), LoadError> {
         let name = self.stored_name(name);
         self.tensors.get(&name).map_or(Ok(()), |tensor| self.known_format(tensor, &name).map(drop))
+    }
+
+    /// The same weights without those of the layers from `layers` on, which predict further tokens and are not read.
+    pub fn first_layers(mut self, layers: usize) -> Self {
+        let is_here = |name: &String| layer_of(name, self.naming).is_none_or(|layer| layer < layers);
+        self.tensors.retain(|name, _| is_here(name));
+        self.packed.retain(|name, _| is_here(name));
+        self
     }
 
     fn holds(&self, name: &str) -> bool {

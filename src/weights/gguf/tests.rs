@@ -279,3 +279,17 @@ fn a_model_in_several_files_is_one() {
     let error = Weights::open(&path(1)).err().expect("it is there twice").to_string();
     assert!(error.contains("expected each tensor once"), "{error}");
 }
+
+#[test]
+fn layers_behind_those_of_the_model_are_left_out_of_every_count() {
+    let file = GgufBuilder::new(3)
+        .f32_tensor("output_norm.weight", &[2], &[1.0; 2])
+        .f32_tensor("blk.0.ffn_norm.weight", &[3], &[1.0; 3])
+        .f32_tensor("blk.1.ffn_norm.weight", &[5], &[1.0; 5])
+        .f32_tensor("blk.1.nextn.eh_proj.weight", &[7], &[1.0; 7]);
+    let weights = open(file.build()).expect("it is right");
+    assert_eq!((weights.parameters(), weights.total_bytes()), (17, 68));
+    let weights = weights.first_layers(1);
+    assert_eq!((weights.parameters(), weights.total_bytes()), (5, 20));
+    assert!(weights.has(WeightName::FfnNorm(0)) && !weights.has(WeightName::FfnNorm(1)));
+}
