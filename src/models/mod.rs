@@ -8,6 +8,8 @@ mod dimensions;
 mod fields;
 #[cfg(test)]
 mod format_tests;
+#[cfg(test)]
+mod fuzz;
 mod generation;
 mod keys;
 mod llama;

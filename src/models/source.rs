@@ -79,7 +79,7 @@ impl ModelSource {
     }
 
     /// Refuses formats that we do not compute with, before anything is planned or read.
-    fn check_formats(&self) -> Result<(), LoadError> {
+    pub(super) fn check_formats(&self) -> Result<(), LoadError> {
         let layers = (0..self.spec.layers as u32).flat_map(WeightName::of_layer);
         // A GGUF file has those of a layer in one tensor.
         let are_stacked = self.weights.metadata().is_some();
@@ -219,7 +219,7 @@ impl ModelSource {
         })
     }
 
-    fn from_gguf(weights: Weights) -> Result<Self, LoadError> {
+    pub(super) fn from_gguf(weights: Weights) -> Result<Self, LoadError> {
         let Some(metadata) = weights.metadata() else {
             return Err(missing(weights.files().next().unwrap_or(Path::new("")).to_owned(), "GGUF metadata"));
         };

@@ -23,6 +23,8 @@ pub use gguf::builder::GgufBuilder;
 pub use json::{read_json, read_text};
 pub use names::WeightName;
 pub use source::Weights;
+#[cfg(test)]
+pub use source::fuzz;
 
 use crate::ops::Format;
 

@@ -3,7 +3,7 @@
 //! Knows no layers: the decoder decides which weights there are.
 
 #[cfg(test)]
-mod fuzz;
+pub mod fuzz;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ impl Weights {
     }
 
     /// A GGUF file, whose content is `data`.
-    pub(super) fn from_gguf(path: &Path, data: Bytes) -> Result<Self, LoadError> {
+    pub(crate) fn from_gguf(path: &Path, data: Bytes) -> Result<Self, LoadError> {
         let (metadata, tensors) = gguf::read(path, &data, 0)?;
         if let Some(parts) = gguf::split::parts(path, &metadata)? {
             return Self::open_parts(&parts);
