@@ -33,11 +33,15 @@ pub fn run(args: ShowArgs, session: &Session) -> Result<(), CliError> {
         Err(HubError::NotPresent { .. }) => format!("not on this machine; `lantern pull {name}` brings it"),
         Err(error) => return Err(error.into()),
     };
+    let stored = store.get(&name.to_string())?.map_or_else(String::new, |stored| {
+        let files = stored.manifest.files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(", ");
+        format!("{}{}", line("size", &ByteSize(stored.bytes).to_string()), line("files", &files))
+    });
     let known = match &name {
         ModelName::Catalog(entry) => describe(entry),
         _ => String::new(),
     };
-    session.print(&format!("{}{known}{}", line("name", &name.to_string()), line("place", &place)))
+    session.print(&format!("{}{known}{}{stored}", line("name", &name.to_string()), line("place", &place)))
 }
 
 fn describe(entry: &Entry) -> String {

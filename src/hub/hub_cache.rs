@@ -25,6 +25,7 @@ pub(super) fn find(
     let snapshot = snapshot(options, repository, revision)?;
     match select(repository, &files_below(&snapshot, ""), wanted).ok()? {
         Selection::Gguf(file) => Some(LocatedKind::Gguf(snapshot.join(file))),
+        Selection::GgufParts(files) => Some(LocatedKind::Gguf(snapshot.join(files.first()?))),
         Selection::Folder(files) => is_complete(&snapshot, &files).then_some(LocatedKind::Folder(snapshot)),
     }
 }
@@ -104,6 +105,17 @@ mod tests {
         assert_eq!(find(&options, "org/name", "abc", Some("m-Q8_0.gguf")), expected);
         assert_eq!(find(&options, "org/name", "other", Some("q8_0")), None);
         assert_eq!(find(&options, "org/other", "main", None), None);
+    }
+
+    #[test]
+    fn a_gguf_in_parts_counts_only_with_all_of_them() {
+        let home = tempfile::tempdir().unwrap();
+        let snapshot = snapshot_with(home.path(), &[("m-Q8_0-00001-of-00002.gguf", "x"), ("m-Q4_0.gguf", "x")]);
+        let options = options(home.path());
+        assert_eq!(find(&options, "org/name", "main", Some("q8_0")), None);
+        fs::write(snapshot.join("m-Q8_0-00002-of-00002.gguf"), "x").unwrap();
+        let first = LocatedKind::Gguf(snapshot.join("m-Q8_0-00001-of-00002.gguf"));
+        assert_eq!(find(&options, "org/name", "main", Some("q8_0")), Some(first));
     }
 
     #[test]

@@ -28,6 +28,8 @@ mod selection;
 mod store;
 
 #[cfg(test)]
+mod parts_tests;
+#[cfg(test)]
 mod registry_tests;
 #[cfg(test)]
 mod test_server;

@@ -11,7 +11,7 @@ use super::error::HubError;
 use super::name::{ModelName, NameError, is_plain};
 use super::registry::RegistryName;
 use super::remote::RemoteFile;
-use super::selection::{Selection, select};
+use super::selection::{Selection, is_part, select};
 use super::store::{Arrival, ManifestFile, Store};
 use super::{HubOptions, PackageSource, Pip, Progress, hub_cache, package};
 
@@ -30,7 +30,7 @@ pub struct Located {
 /// A model's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocatedKind {
-    /// One GGUF file.
+    /// One GGUF file, or the first of those of one model.
     Gguf(PathBuf),
     /// A folder with config.json, tokenizer.json and safetensors.
     Folder(PathBuf),
@@ -186,12 +186,12 @@ fn fetch_entry_from_hub(
 ) -> Result<Fetched, HubError> {
     let client = Client::new(options)?;
     let remotes = match &entry.file {
-        Some(file) => {
+        Some(file) if !is_part(file) => {
             let remote = client.metadata(&entry.repository, &entry.revision, file)?;
             let pinned = entry.sha256.clone().map(Checksum::Sha256);
             vec![RemoteFile { checksum: pinned.or(remote.checksum), ..remote }]
         }
-        None => look_up(&client, &entry.repository, &entry.revision, None)?,
+        wanted => look_up(&client, &entry.repository, &entry.revision, wanted.as_deref())?,
     };
     fetch_files(&client, &entry.repository, &remotes, arrival, progress)
 }
@@ -208,7 +208,7 @@ fn look_up(
     let files: Vec<String> = files.into_iter().filter(|file| file.split('/').all(is_plain)).collect();
     let chosen = match select(repository, &files, wanted)? {
         Selection::Gguf(file) => vec![file],
-        Selection::Folder(files) => files,
+        Selection::GgufParts(files) | Selection::Folder(files) => files,
     };
     chosen.iter().map(|file| client.metadata(repository, &commit, file)).collect()
 }

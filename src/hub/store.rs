@@ -21,6 +21,7 @@ use super::Progress;
 use super::error::{HubError, io};
 use super::name::new_name;
 use super::pull::LocatedKind;
+use super::selection::entry_of;
 
 const MANIFEST: &str = "manifest.json";
 const PARTIAL: &str = "partial";
@@ -336,12 +337,13 @@ fn read_model(folder: &Path) -> Result<Option<StoredModel>, HubError> {
     }))
 }
 
-/// A model with one GGUF file is that file, whatever texts lie beside it; every other one is its folder.
+/// A model with one GGUF file, or with the parts of one, is that file or the first part, whatever texts lie beside it;
+/// every other one is its folder.
 fn kind(folder: &Path, manifest: &Manifest) -> LocatedKind {
-    let mut ggufs = manifest.files.iter().filter(|file| file.path.to_ascii_lowercase().ends_with(".gguf"));
-    match (ggufs.next(), ggufs.next()) {
-        (Some(file), None) => LocatedKind::Gguf(folder.join(&file.path)),
-        _ => LocatedKind::Folder(folder.to_owned()),
+    let files: Vec<&str> = manifest.files.iter().map(|file| file.path.as_str()).collect();
+    match entry_of(&files) {
+        Some(file) => LocatedKind::Gguf(folder.join(file)),
+        None => LocatedKind::Folder(folder.to_owned()),
     }
 }
 

