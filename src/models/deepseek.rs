@@ -28,7 +28,7 @@ pub fn v2_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
         groups,
         even: false,
     };
-    from_hf_config(config, "DeepseekV2ForCausalLM", routing, false)
+    from_hf_config(config, "DeepseekV2ForCausalLM", routing, Family { correction: false, dense_layers: 0 })
 }
 
 /// `DeepseekV3ForCausalLM`: sigmoid scores, a correction of the choice, and the two best speak for a group.
@@ -45,14 +45,22 @@ pub fn v3_from_hf_config(config: Fields) -> Result<DecoderSpec, LoadError> {
         groups: Some(groups(config, 2)?),
         even: false,
     };
-    from_hf_config(config, "DeepseekV3ForCausalLM", routing, true)
+    from_hf_config(config, "DeepseekV3ForCausalLM", routing, Family { correction: true, dense_layers: 3 })
+}
+
+/// What V2 and V3 differ in besides their routing.
+struct Family {
+    /// Whether the choice of experts is corrected.
+    correction: bool,
+    /// The first layers without experts, where the file does not say.
+    dense_layers: usize,
 }
 
 fn from_hf_config(
     config: Fields,
     architecture: &str,
     routing: RouteParams,
-    correction: bool,
+    family: Family,
 ) -> Result<DecoderSpec, LoadError> {
     let size = |key: &str| config.size(key, 1..=spec::MAX_HIDDEN);
     let heads = config.size("num_attention_heads", 1..=spec::MAX_HEADS)?;
@@ -76,21 +84,26 @@ fn from_hf_config(
         false => RopeLayout::Halves,
     };
     let attention_scale = attention_scale(config, shape.query(), &rope.scaling)?;
-    let expert_layers = experts(config, spec.layers, routing, correction)?;
+    let expert_layers = experts(config, spec.layers, routing, family)?;
     let latent = Some(LatentSpec { shape, query_rank });
     let spec = DecoderSpec { rope, attention_scale, experts: expert_layers, latent, kv_heads: heads, ..spec };
     spec.check(config.file())
 }
 
-/// The experts: all layers but the first `first_k_dense_replace` have them.
+/// The experts: all layers but the first `first_k_dense_replace` have them. Where `moe_layer_freq` is not 1, DeepSeek's own
+/// code leaves some others out and transformers does not; no published model says so.
 fn experts(
     config: Fields,
     layers: usize,
     routing: RouteParams,
-    correction: bool,
+    family: Family,
 ) -> Result<Option<ExpertsSpec>, LoadError> {
     let Some(count) = config.integer("n_routed_experts", 1..=spec::MAX_EXPERTS as u64)? else { return Ok(None) };
-    let first = config.integer("first_k_dense_replace", 0..=spec::MAX_LAYERS as u64)?.unwrap_or(0) as usize;
+    let first = config.integer("first_k_dense_replace", 0..=spec::MAX_LAYERS as u64)?;
+    let first = first.map_or(family.dense_layers, |first| first as usize);
+    if let Some(other) = config.integer("moe_layer_freq", 0..=spec::MAX_LAYERS as u64)?.filter(|every| *every != 1) {
+        return Err(config.unexpected("moe_layer_freq", 1, other));
+    }
     let ffn = config.size("moe_intermediate_size", 1..=spec::MAX_FFN)?;
     let shared = config.integer("n_shared_experts", 0..=64)?.unwrap_or(0) as usize;
     Ok(Some(ExpertsSpec {
@@ -99,7 +112,7 @@ fn experts(
         ffn,
         shared_ffn: (shared > 0).then_some(shared * ffn),
         shared_gate: false,
-        correction,
+        correction: family.correction,
         routing,
     }))
 }
@@ -167,6 +180,14 @@ pub fn from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, 
                 shared_gate: false,
                 correction: weights.has(WeightName::RouterCorrection(last)),
             };
+            if lacks_groups(keys, query_rank)? {
+                tracing::warn!(
+                    "{}: {} is missing, which V2 and V3 have: experts are chosen among all, where the model chooses groups \
+                     of them first; a newer file of the model says how many",
+                    metadata.file().display(),
+                    keys.name(GROUP_COUNT),
+                );
+            }
             Some(keys.experts(spec.layers, defaults)?)
         }
     };
@@ -181,4 +202,34 @@ pub fn from_gguf(weights: &Weights, metadata: &Metadata) -> Result<DecoderSpec, 
     }
     let latent = Some(LatentSpec { shape, query_rank });
     DecoderSpec { rope, attention_scale: attention_scale as f32, experts, latent, ..spec }.check(metadata.file())
+}
+
+/// Says into how many groups a layer's experts fall.
+const GROUP_COUNT: &str = "expert_group_count";
+
+/// Whether a file was made before converters wrote of groups. Those models have them whose q has a latent.
+fn lacks_groups(keys: Keys, query_rank: Option<usize>) -> Result<bool, LoadError> {
+    Ok(query_rank.is_some() && keys.metadata.get::<u32>(&keys.name(GROUP_COUNT))?.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::weights::GgufBuilder;
+
+    #[test]
+    fn a_file_that_says_nothing_of_groups_lacks_them_where_q_has_a_latent() {
+        let lacks = |file: GgufBuilder, query_rank| {
+            let weights = Weights::from_gguf(Path::new("m.gguf"), Arc::new(file.build())).expect("it is right");
+            let metadata = weights.metadata().expect("GGUF has metadata");
+            lacks_groups(Keys { metadata, arch: "deepseek2" }, query_rank).expect("it is a number")
+        };
+        let stated = |count| GgufBuilder::new(3).u32("deepseek2.expert_group_count", count);
+        assert!(lacks(GgufBuilder::new(3), Some(1536)));
+        // V2-Lite; and others that have one group, and say so.
+        assert!(!lacks(GgufBuilder::new(3), None) && !lacks(stated(1), Some(1536)) && !lacks(stated(8), Some(1536)));
+    }
 }

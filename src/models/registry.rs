@@ -34,15 +34,19 @@ const GGUF: [(&str, FromGguf); 6] = [
 
 /// Architectures of either naming that are known and that this version does not run: newer models of these families, whose
 /// attention is another, and their kin.
-const PLANNED: [&str; 14] = [
+const PLANNED: [&str; 18] = [
     "DeepseekV32ForCausalLM",
     "DeepseekV4ForCausalLM",
     "Llama4ForCausalLM",
+    "Llama4ForConditionalGeneration",
     "MixtralForCausalLM",
     "Qwen3NextForCausalLM",
     "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
     "Qwen4ExpForCausalLM",
+    "Qwen4ExpForConditionalGeneration",
     "deepseek",
     "deepseek32",
     "llama4",

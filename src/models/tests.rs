@@ -141,6 +141,8 @@ fn wrong_configurations_are_refused_by_key() {
         (config("DeepseekV32ForCausalLM", json!({})), "architecture DeepseekV32ForCausalLM is not supported yet"),
         (config("Qwen3NextForCausalLM", json!({})), "architecture Qwen3NextForCausalLM is not supported yet"),
         (config("Qwen3_5MoeForCausalLM", json!({})), "is not supported yet"),
+        (config("Qwen3_5ForConditionalGeneration", json!({})), "Qwen3_5ForConditionalGeneration is not supported yet"),
+        (config("Llama4ForConditionalGeneration", json!({})), "Llama4ForConditionalGeneration is not supported yet"),
         (llama(json!({"architectures": []})), "architectures: expected a list of one architecture"),
         (llama(json!({"architectures": null})), "architectures is missing"),
         (llama(json!({"hidden_size": null})), "hidden_size is missing"),
@@ -499,4 +501,29 @@ fn golden_models_say_the_same_in_both_forms() {
         seen += 1;
     }
     assert_eq!(seen, 26, "a golden model is lost, or was not counted here");
+}
+
+/// A small DeepSeek's config.json with `changes` over it.
+fn deepseek(architecture: &str, changes: Value) -> Value {
+    let mut all = json!({
+        "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32, "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 2, "topk_group": 1, "num_hidden_layers": 5,
+    });
+    for (key, value) in changes.as_object().expect("changes are an object") {
+        all[key] = value.clone();
+    }
+    config(architecture, all)
+}
+
+#[test]
+fn the_first_layers_of_a_deepseek_are_dense_as_its_file_or_its_family_says() {
+    let dense = |architecture, changes| {
+        let spec = spec(&deepseek(architecture, changes)).expect("it is right");
+        spec.experts.expect("experts").layers.iter().filter(|has_experts| !**has_experts).count()
+    };
+    assert_eq!(dense("DeepseekV2ForCausalLM", json!({})), 0);
+    assert_eq!(dense("DeepseekV3ForCausalLM", json!({})), 3);
+    assert_eq!(dense("DeepseekV3ForCausalLM", json!({"first_k_dense_replace": 1, "moe_layer_freq": 1})), 1);
+    let error = spec(&deepseek("DeepseekV3ForCausalLM", json!({"moe_layer_freq": 2}))).expect_err("it is not known");
+    assert!(error.to_string().ends_with("moe_layer_freq: expected 1, found 2"), "{error}");
 }
