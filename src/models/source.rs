@@ -103,6 +103,22 @@ impl ModelSource {
 
     /// Bytes of all weights, as they are held.
     pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes_of(|_| true, 1.0)
+    }
+
+    /// Bytes of the embedding and of the layers before `first`, as they are held.
+    pub fn weight_bytes_before(&self, first: usize) -> u64 {
+        let is_before = |name: WeightName| match name.layer() {
+            Some(layer) => (layer as usize) < first,
+            None => name == WeightName::TokenEmbedding,
+        };
+        let layers = self.spec.layers;
+        let share = self.spec.layer_parameters(0..first) as f64 / self.spec.layer_parameters(0..layers).max(1) as f64;
+        self.weight_bytes_of(is_before, share)
+    }
+
+    /// Bytes of the matrices that `is_in`, and a share of what else there is: norms, biases and up-projections of latents.
+    fn weight_bytes_of(&self, is_in: impl Fn(WeightName) -> bool, share: f64) -> u64 {
         let stacks = self.spec.stacks().into_iter();
         let stacked =
             stacks.flat_map(|stack| stack.parts.into_iter().map(move |(name, rows)| (name, rows, stack.columns)));
@@ -112,9 +128,11 @@ impl ModelSource {
                 (rows * format.and_then(|format| format.row_bytes(columns)).unwrap_or(0)) as u64
             };
             stored += bytes(self.weights.stored_format(name, columns));
-            held += bytes(self.weights.format(name, columns));
+            if is_in(name) {
+                held += bytes(self.weights.format(name, columns));
+            }
         }
-        self.weights.total_bytes().saturating_sub(stored) + held
+        held + (self.weights.total_bytes().saturating_sub(stored) as f64 * share) as u64
     }
 
     /// Bytes of all weights as a CPU holds them: what it has besides counted.

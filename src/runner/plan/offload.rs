@@ -27,9 +27,7 @@ pub(crate) struct PartWeights {
 impl PartWeights {
     /// With the layers from `first` on a GPU; see [`GpuWeights::of`].
     pub(crate) fn of(source: &ModelSource, first: usize, takes_fp8: bool) -> Self {
-        let (spec, weights) = (&source.spec, &source.weights);
-        let share = cpu_parameters(spec, first) as f64 / weights.parameters().max(1) as f64;
-        let cpu_bytes = (source.weight_bytes() as f64 * share) as u64 + source.transposed_bytes(0..first);
+        let cpu_bytes = source.weight_bytes_before(first) + source.transposed_bytes(0..first);
         Self { gpu: GpuWeights::of(source, first, takes_fp8), cpu_bytes }
     }
 }

@@ -262,6 +262,19 @@ fn weights_of_both_places_are_those_of_the_model_and_its_embedding_twice() {
 }
 
 #[test]
+fn main_memory_counts_the_embedding_and_each_layer_in_its_own_format() {
+    let source = ModelSource::random(&config_file("qwen2.5-1.5b")).expect("a config");
+    let source = source.quantized(WeightFormat::Fp8).expect("it is dense");
+    let spec = &source.spec;
+    for first in [1, 14, 27] {
+        let found = PartWeights::of(&source, first, false).cpu_bytes;
+        // The embedding is bf16; of the layers 128 weights take 132 bytes, and biases and norms little.
+        let wanted = 2 * spec.vocabulary_parameters() + spec.layer_parameters(0..first) / 128 * 132;
+        assert!(found.abs_diff(wanted) < wanted / 1000, "{first}: {found} {wanted}");
+    }
+}
+
+#[test]
 fn a_number_of_layers_is_taken_at_its_word_and_all_is_all_or_nothing() {
     let asked = |gpu_layers| EngineConfig { gpu_layers, context_length: Some(4096), ..EngineConfig::default() };
     let plan = plan_7b(&asked(GpuLayers::Count(10)), 80, 64 * GIB).expect("it fits");
