@@ -32,7 +32,7 @@ pub struct BenchArgs {
     /// Measure the shapes of this config.json with random weights, instead of a model
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
     random_weights: Option<PathBuf>,
-    /// Format of the random weights: bf16, q4_0, q8_0, int4, fp8, q4_k, q6_k, or q4_k_m as llama.cpp mixes it
+    /// Format of the random weights: bf16, q4_0, q4_1, q8_0, int4, fp8, q4_k, q6_k, or q4_k_m as llama.cpp mixes it
     #[arg(long, value_name = "FORMAT", requires = "random_weights", default_value = "bf16")]
     weights: RandomFormat,
     /// With --random-weights: tokens take the experts in turn, as on the average of real text

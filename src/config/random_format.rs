@@ -12,6 +12,8 @@ pub enum RandomFormat {
     Bf16,
     /// Each matrix in one format: 4 bits a weight, scales of groups of 32.
     Q4_0,
+    /// The same with an offset for each group.
+    Q4_1,
     /// 8 bits.
     Q8_0,
     /// 4 bits around a zero, groups of 128, as GPTQ and AWQ have them; the output layer is bf16.
@@ -39,7 +41,7 @@ pub struct RandomModel {
 /// Why a text is no format of random weights.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no format that random weights are drawn in; there are bf16, q4_0, q8_0, int4, fp8, q4_k, q6_k and q4_k_m"
+    "`{0}` is no format that random weights are drawn in; there are bf16, q4_0, q4_1, q8_0, int4, fp8, q4_k, q6_k and q4_k_m"
 )]
 pub struct RandomFormatError(String);
 
@@ -50,6 +52,7 @@ impl FromStr for RandomFormat {
         match text.to_ascii_lowercase().as_str() {
             "bf16" => Ok(Self::Bf16),
             "q4_0" => Ok(Self::Q4_0),
+            "q4_1" => Ok(Self::Q4_1),
             "q8_0" => Ok(Self::Q8_0),
             "int4" => Ok(Self::Int4),
             "fp8" => Ok(Self::Fp8),

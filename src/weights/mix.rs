@@ -26,6 +26,7 @@ impl Mix {
         let wished = match (self.format, name) {
             (RandomFormat::Bf16, _) | (_, WeightName::Router(_)) => return None,
             (RandomFormat::Q4_0, _) => Format::Q4_0,
+            (RandomFormat::Q4_1, _) => Format::Q4_1,
             (RandomFormat::Q8_0, _) => Format::Q8_0,
             (RandomFormat::Int4 | RandomFormat::Fp8, WeightName::Output) => return None,
             (RandomFormat::Fp8, WeightName::TokenEmbedding) => return None,
