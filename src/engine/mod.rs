@@ -10,6 +10,8 @@ pub(crate) mod tests;
 
 #[cfg(feature = "cuda")]
 pub(crate) use crate::runner::GpuTarget;
+#[cfg(test)]
+pub(crate) use crate::runner::ModelSource;
 pub(crate) use crate::runner::{
     GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource, describe, preview,
 };

@@ -238,3 +238,6 @@ fn vocab(fields: VocabFields) -> GgufVocab {
         add_space_prefix: fields.add_space_prefix,
     }
 }
+
+#[cfg(test)]
+mod real;

@@ -17,6 +17,8 @@ mod pooling;
 mod quantize_tests;
 mod step;
 
+#[cfg(test)]
+pub(crate) use crate::models::ModelSource;
 pub(crate) use crate::models::{GenerationDefaults, GgufVocab, TokenizerSource};
 pub(crate) use crate::ops::KvLayout;
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Real templates against what `jinja2`, set up as in transformers, made of the same messages
 //! (`tests/scripts/render_templates.py`), and the limits.
 
+mod real;
+
 use super::*;
 
 const CASES: &str = include_str!("../../../tests/fixtures/templates/expected.json");
@@ -21,6 +23,7 @@ fn source_of(name: &str) -> &'static str {
         "deepseek_r1_distill.jinja" => {
             include_str!("../../../tests/fixtures/templates/deepseek_r1_distill.jinja")
         }
+        "deepseek_v3_1.jinja" => include_str!("../../../tests/fixtures/templates/deepseek_v3_1.jinja"),
         "environment.jinja" => include_str!("../../../tests/fixtures/templates/environment.jinja"),
         other => panic!("no template {other}"),
     }
@@ -53,6 +56,7 @@ fn a_template_is_given_what_it_expects_of_a_tool_turn() {
         ("qwen3.jinja", true, true),
         ("deepseek_v3.jinja", false, false),
         ("deepseek_r1_distill.jinja", false, false),
+        ("deepseek_v3_1.jinja", false, true),
     ];
     for (name, text_content, object_arguments) in cases {
         assert_eq!(expected(name), Expectations { text_content, object_arguments }, "{name}");
