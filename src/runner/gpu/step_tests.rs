@@ -17,7 +17,8 @@ use crate::scheduler::SchedulerConfig;
 
 use super::load::{GpuTarget, load, record};
 use super::tests::{
-    CONTEXT, Making, SIZES, assert_near, compare, dense_fixtures, drive_by, limits, request, requests, runner, tolerance,
+    CONTEXT, Making, SIZES, assert_near, compare, dense_fixtures, drive_by, limits, request, requests, runner,
+    tolerance,
 };
 use super::{GpuRunner, Way};
 

@@ -77,7 +77,12 @@ fn answers_are_told_the_same_wherever_their_bytes_are_cut() {
         let ids: Vec<u32> = bytes.map(|byte| of_byte[usize::from(byte)]).collect();
         let check = |pieces: &[&[u32]]| {
             let found = Value::from(parts(&tokenizer, parser(answer), pieces));
-            assert_eq!(found, answer["parts"], "{name}: {:?}", pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>());
+            assert_eq!(
+                found,
+                answer["parts"],
+                "{name}: {:?}",
+                pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>()
+            );
         };
         check(&[&ids]);
         check(&ids.chunks(1).collect::<Vec<_>>());
