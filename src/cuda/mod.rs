@@ -9,6 +9,7 @@ mod blas;
 mod blocks;
 mod ceilings;
 mod check;
+mod columns;
 mod elementwise;
 mod error;
 mod experts;
@@ -41,6 +42,7 @@ pub use attention::{
 pub use blas::{Blas, BlasMissing, find_blas};
 pub use blocks::{BlockFormat, BlockMatrix, TILE_ROWS};
 pub use ceilings::{CardRates, card_rates, copy_rate};
+pub use columns::ColumnKernels;
 pub use elementwise::{CachePlanes, ElementwiseKernels};
 pub use error::CudaError;
 #[cfg(test)]

@@ -104,16 +104,15 @@ impl Decoder {
         layers: Range<usize>,
     ) -> std::result::Result<Self, DecoderError> {
         let loader = Loader { compute, spec: &spec, weights };
-        let vocabulary = |name| loader.weight(&[(name, spec.vocab)], spec.hidden);
         let embedding = match layers.start {
-            0 => Some(vocabulary(WeightName::TokenEmbedding)?),
+            0 => Some(loader.embedding()?),
             _ => None,
         };
         let output = if layers.end == spec.layers {
             let weight = match &embedding {
                 Some(embedding) if spec.tied_embeddings => embedding.clone(),
-                None if spec.tied_embeddings => vocabulary(WeightName::TokenEmbedding)?,
-                _ => vocabulary(WeightName::Output)?,
+                None if spec.tied_embeddings => loader.embedding()?,
+                _ => loader.weight(&[(WeightName::Output, spec.vocab)], spec.hidden)?,
             };
             let norm = loader.norm(WeightName::OutputNorm, spec.hidden)?;
             Some(Output { norm, linear: Linear::new(weight, None) })

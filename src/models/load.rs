@@ -199,6 +199,12 @@ impl Loader<'_> {
         Ok(Linear::new(self.weight(parts, columns)?, bias))
     }
 
+    /// The embedding table, `[vocab, hidden]`.
+    pub(super) fn embedding(&self) -> Result<Weight, DecoderError> {
+        let table = self.weights.matrix(WeightName::TokenEmbedding, self.spec.vocab, self.spec.hidden)?;
+        Ok(Weight::load_table(self.compute, table)?)
+    }
+
     /// The matrices `[rows, columns]`, stacked.
     pub(super) fn weight(&self, parts: &[(WeightName, usize)], columns: usize) -> Result<Weight, DecoderError> {
         let matrices = parts

@@ -31,7 +31,9 @@ pub use matrix::MatrixError;
 pub use matrix::{Bytes, Matrix, Random};
 #[cfg(feature = "cuda")]
 pub use on_cuda::{GpuCompute, GpuInputs};
-pub use stack::{gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room, gpu_weight_bytes};
+pub use stack::{
+    StackPart, gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room, gpu_order_room, gpu_weight_bytes,
+};
 pub use tensor::{Kind, Tensor};
 pub use weight::{Rope, Weight};
 

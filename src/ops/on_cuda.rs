@@ -4,6 +4,7 @@
 
 mod experts;
 mod latent;
+mod products;
 mod weights;
 
 use std::sync::Arc;
@@ -12,13 +13,15 @@ use std::time::Duration;
 use candle_core::{Error, Result, bail};
 pub use experts::{GpuExperts, GpuRoutes};
 pub use weights::GpuWeight;
+use weights::OrderedBlocks;
 
 use super::{AttentionParams, HeadShape, KvCache, KvLayout, KvPlanes, QkvParams, Rope, RopeLayout, Tensor, Weight};
 use crate::config::KvDType;
 use crate::cuda::{
-    AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, CudaError,
-    DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm, GemvFp8, Gpu,
-    HeadKernels, LatentKernels, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels, tile_queries,
+    AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, ColumnKernels,
+    CudaError, DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm,
+    GemvFp8, Gpu, HeadKernels, LatentKernels, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels,
+    tile_queries,
 };
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.
@@ -32,7 +35,9 @@ pub struct GpuCompute {
     gemm: Gemm,
     quant: QuantKernels,
     gemv_fp8: GemvFp8,
-    /// Room for weights in block formats made dense, for products of many rows.
+    columns: ColumnKernels,
+    /// Room for weights in block formats made dense, for products of many rows; and for inputs of other products, as fp8 or
+    /// in the order of sorted columns.
     dense: DeviceTensor,
     route: RouteKernels,
     experts: ExpertKernels,
@@ -71,8 +76,8 @@ pub struct GpuKvLayer {
 }
 
 impl GpuCompute {
-    /// Kernels on `gpu` for a model of `dtype`, with room for `dense_bytes` of weights in block formats made dense, and
-    /// for what experts hand to each other.
+    /// Kernels on `gpu` for a model of `dtype`, with room for `dense_bytes` of weights in block formats made dense (or of
+    /// inputs of products with them), and for what experts hand to each other.
     ///
     /// # Errors
     /// [`CudaError::NoKernel`], [`CudaError::OutOfMemory`].
@@ -87,7 +92,7 @@ impl GpuCompute {
         let (elementwise, attention) = (ElementwiseKernels::load(&gpu)?, AttentionKernels::load(&gpu)?);
         let (rope, quant) = (RopeKernels::load(&gpu)?, QuantKernels::load(&gpu)?);
         let dense = gpu.empty(1, dense_bytes / dtype.size(), dtype, "weights made dense")?;
-        let (route, gemv_fp8) = (RouteKernels::load(&gpu)?, GemvFp8::load(&gpu)?);
+        let (route, gemv_fp8, columns) = (RouteKernels::load(&gpu)?, GemvFp8::load(&gpu)?, ColumnKernels::load(&gpu)?);
         let (heads, latent) = (HeadKernels::load(&gpu)?, LatentKernels::load(&gpu)?);
         let experts = ExpertKernels::load(&gpu, route)?;
         let expert_blocks = ExpertBlockKernels::load(&gpu, experts.clone())?;
@@ -101,6 +106,7 @@ impl GpuCompute {
             gemm,
             quant,
             gemv_fp8,
+            columns,
             dense,
             route,
             experts,
@@ -180,9 +186,12 @@ impl GpuCompute {
         match table.gpu()? {
             GpuWeight::Dense(table) => self.elementwise.embed(gpu, table, ids, last_tokens, dst).map_err(Error::wrap),
             GpuWeight::Blocks(parts) => match parts.as_slice() {
-                [table] => self.quant.embed(gpu, table, ids, last_tokens, dst).map_err(Error::wrap),
-                parts => bail!("an embedding table of {} matrices", parts.len()),
+                [OrderedBlocks { blocks, order: None }] => {
+                    self.quant.embed(gpu, blocks, ids, last_tokens, dst).map_err(Error::wrap)
+                }
+                parts => bail!("an embedding table as {parts:?}"),
             },
+            // `upload_table` makes none such.
             GpuWeight::Fp8(_) => bail!("an embedding table of fp8"),
         }
     }

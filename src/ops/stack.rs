@@ -7,42 +7,64 @@ use super::Format;
 /// Rows and columns of the smallest piece of a matrix in a block format.
 const TILE: (usize, usize) = (16, 64);
 
-/// Matrices of one format and so many rows in all, as one.
+/// Rows of inputs up to which products read blocks: for more, weights are made dense first.
+pub(super) const MOST_BLOCK_ROWS: usize = 96;
+
+/// A matrix of a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub struct StackPart<O> {
+    /// Its format.
+    pub format: Format,
+    /// Its rows.
+    pub rows: usize,
+    /// What its columns were sorted by, where they were: equal where they have the same order.
+    pub order: Option<O>,
+}
+
+/// Matrices of one format, one order of columns and so many rows in all, as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run<O> {
     pub(super) format: Format,
     /// How many of the stack's matrices.
     pub(super) count: usize,
     /// Rows of all of them.
     pub(super) rows: usize,
+    /// As in their parts.
+    pub(super) order: Option<O>,
 }
 
-/// Neighbours of one block format are one matrix, if whole tiles come before each. `None`: all become one dense matrix, for
-/// one of them is dense.
-pub(super) fn block_runs(parts: &[(Format, usize)]) -> Option<Vec<Run>> {
-    let mut runs: Vec<Run> = Vec::new();
-    for &(format, rows) in parts {
+/// Neighbours of one block format and one order are one matrix, if whole tiles come before each. `None`: all become one
+/// dense matrix, for one of them is dense.
+pub(super) fn block_runs<O: Copy + PartialEq>(parts: &[StackPart<O>]) -> Option<Vec<Run<O>>> {
+    let mut runs: Vec<Run<O>> = Vec::new();
+    for &StackPart { format, rows, order } in parts {
         if format.block_len() == 1 {
             return None;
         }
         match runs.last_mut() {
-            Some(last) if last.format == format && last.rows.is_multiple_of(TILE.0) => {
+            Some(last) if (last.format, last.order) == (format, order) && last.rows.is_multiple_of(TILE.0) => {
                 (last.count, last.rows) = (last.count + 1, last.rows + rows);
             }
-            _ => runs.push(Run { format, count: 1, rows }),
+            _ => runs.push(Run { format, count: 1, rows, order }),
         }
     }
     Some(runs)
 }
 
-/// Bytes of GPU memory that matrices `(format, rows)` of `columns` take, stacked, in a model whose dense weights take two
-/// bytes each.
-pub fn gpu_weight_bytes(parts: &[(Format, usize)], columns: usize) -> u64 {
-    let bytes = match block_runs(parts) {
-        Some(runs) => runs.iter().map(|run| block_bytes(run.format, run.rows, columns)).sum::<usize>(),
-        None => parts.iter().map(|(_, rows)| 2 * rows * columns).sum(),
+/// Bytes of GPU memory that matrices of `columns` take, stacked, in a model whose dense weights take two bytes each: a number
+/// for each matrix that they become, and for each order of columns, which neighbours share.
+pub fn gpu_weight_bytes<O: Copy + PartialEq>(parts: &[StackPart<O>], columns: usize) -> Vec<u64> {
+    let Some(runs) = block_runs(parts) else {
+        return vec![parts.iter().map(|part| 2 * (part.rows * columns) as u64).sum()];
     };
-    bytes as u64
+    let matrices = runs.iter().map(|run| block_bytes(run.format, run.rows, columns));
+    let orders = runs.chunk_by(|run, next| run.order == next.order).filter(|runs| runs[0].order.is_some());
+    matrices.chain(orders.map(|_| 4 * columns)).map(|bytes| bytes as u64).collect()
+}
+
+/// Bytes of the room that products with blocks need for inputs in the order of sorted columns.
+pub fn gpu_order_room(columns: usize) -> u64 {
+    (2 * MOST_BLOCK_ROWS * columns) as u64
 }
 
 /// Rows of inputs that have room, rounded to fp8, wherever weights are held for products of fp8 by fp8.
@@ -159,16 +181,39 @@ mod tests {
     #[test]
     fn neighbours_of_one_format_are_one_matrix() {
         use Format::{Bf16, Q4_0, Q4K, Q6K};
+        let plain = |parts: &[(Format, usize)]| -> Vec<StackPart<u8>> {
+            parts.iter().map(|(format, rows)| StackPart { format: *format, rows: *rows, order: None }).collect()
+        };
         let runs = |parts: &[(Format, usize)]| {
-            let found = block_runs(parts)?;
+            let found = block_runs(&plain(parts))?;
             Some(found.iter().map(|run| (run.format, run.count, run.rows)).collect::<Vec<_>>())
         };
+        let bytes = |parts: &[(Format, usize)], columns| gpu_weight_bytes(&plain(parts), columns);
         assert_eq!(runs(&[(Q4K, 64), (Q4K, 16), (Q4K, 16)]), Some(vec![(Q4K, 3, 96)]));
         assert_eq!(runs(&[(Q4K, 64), (Q4K, 16), (Q6K, 16)]), Some(vec![(Q4K, 2, 80), (Q6K, 1, 16)]));
         assert_eq!(runs(&[(Q4K, 63), (Q4K, 63)]), Some(vec![(Q4K, 1, 63), (Q4K, 1, 63)]), "tiles are whole");
         assert_eq!(runs(&[(Q4K, 64), (Bf16, 16)]), None);
-        assert_eq!(gpu_weight_bytes(&[(Q4K, 64), (Q6K, 16)], 512), (64 * 2 * 144 + 16 * 2 * 210) as u64);
-        assert_eq!(gpu_weight_bytes(&[(Q4K, 64), (Bf16, 16)], 512), 80 * 512 * 2);
-        assert_eq!(gpu_weight_bytes(&[(Q4_0, 3)], 96), 16 * 4 * 18, "rows and columns are filled up");
+        assert_eq!(bytes(&[(Q4K, 64), (Q6K, 16)], 512), [64 * 2 * 144, 16 * 2 * 210]);
+        assert_eq!(bytes(&[(Q4K, 64), (Bf16, 16)], 512), [80 * 512 * 2]);
+        assert_eq!(bytes(&[(Q4_0, 3)], 96), [16 * 4 * 18], "rows and columns are filled up");
+    }
+
+    #[test]
+    fn neighbours_of_one_order_are_one_matrix_and_share_it() {
+        let part = |rows: usize, order: Option<u8>| StackPart { format: Format::Int4x32, rows, order };
+        let runs = |parts: &[StackPart<u8>]| {
+            let found = block_runs(parts).expect("blocks");
+            found.iter().map(|run| (run.count, run.rows, run.order)).collect::<Vec<_>>()
+        };
+        let same = [part(64, Some(1)), part(16, Some(1)), part(16, Some(1))];
+        assert_eq!(runs(&same), [(3, 96, Some(1))]);
+        let matrix = |rows: u64| rows * 128 / 32 * 20;
+        assert_eq!(gpu_weight_bytes(&same, 128), [matrix(96), 4 * 128]);
+        let others = [part(64, Some(1)), part(16, Some(2)), part(16, None)];
+        assert_eq!(runs(&others), [(1, 64, Some(1)), (1, 16, Some(2)), (1, 16, None)]);
+        assert_eq!(gpu_weight_bytes(&others, 128), [matrix(64), matrix(16), matrix(16), 4 * 128, 4 * 128]);
+        let uneven = [part(40, Some(1)), part(40, Some(1))];
+        assert_eq!(runs(&uneven), [(1, 40, Some(1)), (1, 40, Some(1))]);
+        assert_eq!(gpu_weight_bytes(&uneven, 128), [matrix(48), matrix(48), 4 * 128]);
     }
 }

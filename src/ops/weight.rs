@@ -34,7 +34,19 @@ impl Weight {
         }
     }
 
-    /// The same for operations that a GPU has dense weights for alone: there they are made so. All parts have one shape.
+    /// The same of an embedding table, which may be the output layer's weight as well.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load_table(compute: &Compute, table: Matrix) -> Result<Self> {
+        match compute {
+            Compute::Cpu(_) => Self::load(compute, vec![table]),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.upload_table(&table).map(Self::Gpu),
+        }
+    }
+
+    /// As [`Weight::load`], for operations that a GPU has dense weights for alone: there they are made so. All parts have one shape.
     ///
     /// # Errors
     /// As [`Weight::load`].

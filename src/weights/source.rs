@@ -256,6 +256,12 @@ impl Weights {
         }
     }
 
+    /// What the columns of a matrix are sorted by when it is read, as bytes, where that moves them: if it is the same for two
+    /// matrices, so is the order of their columns.
+    pub fn sorted_by(&self, name: WeightName) -> Option<&[u8]> {
+        self.packed.get(&self.stored_name(name))?.sorted_by(|tensor| self.bytes(tensor))
+    }
+
     /// A vector of [length] as a matrix of one row, in its stored format.
     ///
     /// # Errors
@@ -420,6 +426,11 @@ impl Weights {
         }
     }
 
+    /// What stands in a tensor.
+    fn bytes(&self, tensor: &Tensor) -> &[u8] {
+        &(*self.files[tensor.file].data).as_ref()[tensor.range.clone()]
+    }
+
     /// A matrix that another program has quantised, in memory of its own.
     fn repacked(&self, packed: &Packed, name: String, shape: &[usize]) -> Result<Matrix, LoadError> {
         let Packed { format, rows, columns, .. } = *packed;
@@ -430,8 +441,8 @@ impl Weights {
         let refuse = |error: &dyn std::fmt::Display| {
             LoadError::unexpected(&self.path, format_args!("tensor {name}"), "quantised weights", error)
         };
-        let bytes = |tensor: &Tensor| &(*self.files[tensor.file].data).as_ref()[tensor.range.clone()];
-        let quantized::Repacked { bytes, input_order } = packed.repack(bytes).map_err(|error| refuse(&error))?;
+        let repacked = packed.repack(|tensor| self.bytes(tensor));
+        let quantized::Repacked { bytes, input_order } = repacked.map_err(|error| refuse(&error))?;
         let range = 0..bytes.len();
         let matrix = Matrix::new(format, rows, columns, Arc::new(bytes), range);
         let matrix = matrix.map_err(|error| refuse(&error))?;

@@ -51,7 +51,8 @@ impl GpuCompute {
         let Some([gate, _, _]) = experts.first() else { bail!("a mixture of no experts") };
         let (count, f, h) = (experts.len(), gate.rows(), gate.columns());
         let formats: Vec<_> = experts.iter().map(|own| own.each_ref().map(Matrix::format)).collect();
-        // Kernels read inputs as they lie: where columns were sorted, weights are made dense.
+        // Each expert has an order of its own, and these kernels read inputs as they lie: where columns were sorted, weights
+        // are made dense.
         let in_order = experts.iter().flatten().all(|matrix| matrix.input_order().is_none());
         if in_order && let Some([gate, down]) = expert_blocks(&formats, h, f) {
             let matrices = [(gate, f, h), (gate, f, h), (down, h, f)];

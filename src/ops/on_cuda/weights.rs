@@ -1,4 +1,4 @@
-//! Weights in GPU memory: how matrices of any format get there, and products with them.
+//! Weights in GPU memory: how matrices of any format get there.
 //!
 //! Matrices in block formats stay in them; each is put into the order that the kernels read. Dense ones become one matrix
 //! of the model's type.
@@ -7,18 +7,12 @@ use candle_core::{Error, Result, bail};
 use half::{bf16, f16};
 
 use super::GpuCompute;
-use crate::cuda::{BlockFormat, BlockMatrix, DType, DeviceTensor, DrawnBlocks, GEMV_FP8_ROWS, GEMV_ROWS, TILE_ROWS};
-use crate::ops::stack::{self, FP8_ALIGNMENT, LEAST_FP8_ROWS, block_runs};
-use crate::ops::{Format, Matrix, Tensor, Weight};
+use crate::cuda::{BlockFormat, BlockMatrix, DType, DeviceTensor, DrawnBlocks, TILE_ROWS};
+use crate::ops::stack::{self, LEAST_FP8_ROWS, MOST_BLOCK_ROWS, Run, StackPart, block_runs};
+use crate::ops::{Format, Matrix};
 
 /// Bytes of weights that are converted or brought over at a time.
 const CONVERT_BYTES: usize = 64 << 20;
-
-/// Rows up to which products read blocks: for more, weights are made dense first.
-const MOST_BLOCK_ROWS: usize = 96;
-
-/// Rows up to which the gated product of blocks is one kernel.
-const MOST_SILU_ROWS: usize = 8;
 
 /// Weights in GPU memory.
 #[derive(Clone, Debug)]
@@ -26,9 +20,25 @@ pub enum GpuWeight {
     /// One dense matrix of the model's type.
     Dense(DeviceTensor),
     /// Matrices in block formats, stacked along their rows.
-    Blocks(Vec<BlockMatrix>),
+    Blocks(Vec<OrderedBlocks>),
     /// One matrix of e4m3.
     Fp8(Fp8Matrix),
+}
+
+/// A matrix in a block format and the order of its columns.
+#[derive(Clone, Debug)]
+pub struct OrderedBlocks {
+    pub(super) blocks: BlockMatrix,
+    /// u32 `[1, columns]`: the input that each column is multiplied with; `None`: its own.
+    pub(super) order: Option<DeviceTensor>,
+}
+
+impl OrderedBlocks {
+    /// Whether both have the same order, which neighbours share.
+    pub(super) fn has_order_of(&self, other: &Self) -> bool {
+        let [own, others] = [self, other].map(|part| part.order.as_ref().map(DeviceTensor::pointer));
+        own == others
+    }
 }
 
 /// Weights of e4m3 with one scale in each row: what cuBLASLt multiplies with rows of the same kind.
@@ -38,17 +48,6 @@ pub struct Fp8Matrix {
     pub(super) quants: DeviceTensor,
     /// f32 `[1, rows]`.
     pub(super) scales: DeviceTensor,
-}
-
-impl GpuWeight {
-    /// `[rows, columns]`.
-    pub fn shape(&self) -> (usize, usize) {
-        match self {
-            Self::Dense(w) => (w.rows(), w.columns()),
-            Self::Fp8(w) => (w.quants.rows(), w.quants.columns()),
-            Self::Blocks(parts) => (parts.iter().map(BlockMatrix::rows).sum(), parts[0].columns()),
-        }
-    }
 }
 
 /// The format of the GPU's kernels for a file's.
@@ -71,33 +70,71 @@ fn block_format(format: Format) -> Option<BlockFormat> {
     }
 }
 
+/// A matrix as a part of a stack.
+fn stack_part(matrix: &Matrix) -> StackPart<&[u32]> {
+    StackPart { format: matrix.format(), rows: matrix.rows(), order: matrix.input_order() }
+}
+
 impl GpuCompute {
     /// The matrices, stacked.
     pub(in crate::ops) fn upload_weights(&self, parts: &[Matrix]) -> Result<GpuWeight> {
         let columns = parts.first().map_or(0, Matrix::columns);
-        let shapes: Vec<_> = parts.iter().map(|part| (part.format(), part.rows())).collect();
-        // Kernels read inputs as they lie: where columns were sorted, weights are made dense.
-        let runs = if parts.iter().any(|part| part.input_order().is_some()) { None } else { block_runs(&shapes) };
-        let Some(runs) = runs else { return self.upload_dense(parts).map(GpuWeight::Dense) };
-        if let Some(matrix) = self.upload_fp8(parts)? {
-            return Ok(GpuWeight::Fp8(matrix));
+        let is_ordered = parts.iter().any(|part| part.input_order().is_some());
+        if is_ordered && self.rows_in_order(columns) < MOST_BLOCK_ROWS {
+            return self.upload_dense(parts).map(GpuWeight::Dense);
         }
+        let parts_of_stack: Vec<_> = parts.iter().map(stack_part).collect();
+        let Some(runs) = block_runs(&parts_of_stack) else {
+            return self.upload_dense(parts).map(GpuWeight::Dense);
+        };
+        let fp8 = if is_ordered { None } else { self.upload_fp8(parts)? };
+        match fp8 {
+            Some(matrix) => Ok(GpuWeight::Fp8(matrix)),
+            None => self.upload_runs(parts, &runs, columns),
+        }
+    }
+
+    /// An embedding table. Rows are looked up in blocks as they lie, and not in numbers of e4m3 beside their scales: such
+    /// stay in blocks, and where columns were sorted they are made dense.
+    pub(in crate::ops) fn upload_table(&self, table: &Matrix) -> Result<GpuWeight> {
+        let parts = std::slice::from_ref(table);
+        match block_runs(&[stack_part(table)]).filter(|_| table.input_order().is_none()) {
+            Some(runs) => self.upload_runs(parts, &runs, table.columns()),
+            None => self.upload_dense(parts).map(GpuWeight::Dense),
+        }
+    }
+
+    /// Matrices in block formats, as these runs of them. Neighbours of one order share it.
+    fn upload_runs(&self, parts: &[Matrix], runs: &[Run<&[u32]>], columns: usize) -> Result<GpuWeight> {
         let staging = self.staging(parts)?;
-        let (mut matrices, mut rest) = (Vec::new(), parts);
-        for run in runs {
-            let whole = self.empty_blocks(run.format, run.rows, columns)?;
+        let (mut matrices, mut rest): (Vec<OrderedBlocks>, _) = (Vec::new(), parts);
+        for (index, run) in runs.iter().enumerate() {
+            let blocks = self.empty_blocks(run.format, run.rows, columns)?;
             let (own, others) = rest.split_at(run.count);
             rest = others;
             let mut from = 0;
             for part in own {
-                self.upload_blocks(part, &whole.slice(from, part.rows()), &staging)?;
+                self.upload_blocks(part, &blocks.slice(from, part.rows()), &staging)?;
                 from += part.rows();
             }
-            matrices.push(whole);
+            let order = match run.order {
+                Some(order) if index > 0 && runs[index - 1].order == Some(order) => matrices[index - 1].order.clone(),
+                Some(order) => Some(self.upload_order(order)?),
+                None => None,
+            };
+            matrices.push(OrderedBlocks { blocks, order });
         }
         // The staging goes.
         self.gpu.synchronize().map_err(Error::wrap)?;
         Ok(GpuWeight::Blocks(matrices))
+    }
+
+    /// Which input each column is multiplied with, u32 `[1, columns]`.
+    fn upload_order(&self, order: &[u32]) -> Result<DeviceTensor> {
+        let tensor = self.gpu.empty(1, order.len(), DType::U32, "the weights").map_err(Error::wrap)?;
+        let bytes: Vec<u8> = order.iter().flat_map(|input| input.to_ne_bytes()).collect();
+        self.gpu.upload(&tensor, &bytes).map_err(Error::wrap)?;
+        Ok(tensor)
     }
 
     /// A matrix in a block format, to be filled.
@@ -178,61 +215,6 @@ impl GpuCompute {
         Ok(())
     }
 
-    /// y = x · w^T.
-    pub(super) fn product(&self, x: &DeviceTensor, weight: &GpuWeight, y: &DeviceTensor) -> Result<()> {
-        let parts = match weight {
-            GpuWeight::Dense(w) => return self.gemm.linear(&self.gpu, x, w, y).map_err(Error::wrap),
-            GpuWeight::Fp8(w) => return self.product_of_fp8(x, w, y),
-            GpuWeight::Blocks(parts) => parts,
-        };
-        if x.rows() > MOST_BLOCK_ROWS
-            && let Some(dense) = self.dense_of(weight)
-        {
-            let mut from = 0;
-            for part in parts {
-                self.quant.unpack(&self.gpu, part, &dense.slice(from, part.rows())).map_err(Error::wrap)?;
-                from += part.rows();
-            }
-            return self.gemm.linear(&self.gpu, x, &dense, y).map_err(Error::wrap);
-        }
-        let mut from = 0;
-        for part in parts {
-            self.quant.multiply(&self.gpu, x, part, y, from).map_err(Error::wrap)?;
-            from += part.rows();
-        }
-        Ok(())
-    }
-
-    /// y = x · w^T. But for a few rows both are fp8: x is rounded to e4m3 with a scale a row, as many rows at a time as have
-    /// room.
-    fn product_of_fp8(&self, x: &DeviceTensor, weight: &Fp8Matrix, y: &DeviceTensor) -> Result<()> {
-        if x.rows() <= GEMV_FP8_ROWS {
-            return self.gemv_fp8.multiply(&self.gpu, x, (&weight.quants, &weight.scales), y).map_err(Error::wrap);
-        }
-        let Some(blas) = self.gemm.fp8() else { bail!("weights of fp8, and nothing that multiplies them") };
-        let at_once = self.fp8_rows_at_once(x.columns());
-        for from in (0..x.rows()).step_by(at_once) {
-            let count = at_once.min(x.rows() - from);
-            let (quants, scales) = self.fp8_rows(count, x.columns());
-            self.elementwise.quantize_rows(&self.gpu, &x.slice(from, count), &quants, &scales).map_err(Error::wrap)?;
-            let (w, y) = ((&weight.quants, &weight.scales), y.slice(from, count));
-            blas.multiply_fp8(&self.gpu, (&quants, &scales), w, &y).map_err(Error::wrap)?;
-        }
-        Ok(())
-    }
-
-    /// Rows of inputs of a product that have room as e4m3: [`LEAST_FP8_ROWS`] at least where weights are of fp8.
-    pub(super) fn fp8_rows_at_once(&self, columns: usize) -> usize {
-        stack::fp8_rows_at_once(self.dense.bytes(), columns)
-    }
-
-    /// Memory for rows of e4m3 and their scales, no more than [`Self::fp8_rows_at_once`], where dense weights have their room.
-    pub(super) fn fp8_rows(&self, rows: usize, columns: usize) -> (DeviceTensor, DeviceTensor) {
-        let scales = self.dense.view(0, 1, rows, DType::F32);
-        let quants = self.dense.view((4 * rows).next_multiple_of(FP8_ALIGNMENT), rows, columns, DType::Fp8);
-        (quants, scales)
-    }
-
     /// Matrices of fp8 with one scale in each row as one, where cuBLASLt multiplies such and inputs have room; else `None`.
     fn upload_fp8(&self, parts: &[Matrix]) -> Result<Option<Fp8Matrix>> {
         let (rows, columns) = (parts.iter().map(Matrix::rows).sum::<usize>(), parts[0].columns());
@@ -256,41 +238,6 @@ impl GpuCompute {
         }
         Ok(Some(Fp8Matrix { quants, scales }))
     }
-
-    /// Memory for a matrix made dense; `None` if it is larger than that memory.
-    fn dense_of(&self, weight: &GpuWeight) -> Option<DeviceTensor> {
-        let (rows, columns) = weight.shape();
-        let fits = rows * columns * self.dtype.size() <= self.dense.bytes();
-        fits.then(|| self.dense.reshape(rows, columns, self.dtype))
-    }
-
-    pub(in crate::ops) fn linear_silu(
-        &self,
-        x: &Tensor,
-        weight: &Weight,
-        bias: Option<&Tensor>,
-        gate_up: &Tensor,
-        dst: &Tensor,
-    ) -> Result<()> {
-        let (rows, weights) = (x.gpu()?.rows(), weight.gpu()?);
-        match weights {
-            GpuWeight::Dense(w) if bias.is_none() && rows <= GEMV_ROWS => {
-                return self.gemm.linear_silu(&self.gpu, x.gpu()?, w, dst.gpu()?).map_err(Error::wrap);
-            }
-            GpuWeight::Fp8(w) if bias.is_none() && rows <= GEMV_FP8_ROWS => {
-                let w = (&w.quants, &w.scales);
-                return self.gemv_fp8.silu(&self.gpu, x.gpu()?, w, dst.gpu()?).map_err(Error::wrap);
-            }
-            GpuWeight::Blocks(parts) if bias.is_none() && rows <= MOST_SILU_ROWS => {
-                if let Some((gate, up)) = gate_and_up(parts) {
-                    return self.quant.silu(&self.gpu, x.gpu()?, &gate, &up, dst.gpu()?).map_err(Error::wrap);
-                }
-            }
-            _ => {}
-        }
-        self.linear(x, weight, bias, gate_up)?;
-        self.elementwise.silu_mul(&self.gpu, gate_up.gpu()?, dst.gpu()?).map_err(Error::wrap)
-    }
 }
 
 /// Whether a matrix is of fp8 with one scale in each row, as files have it that scale matrices or rows as wholes.
@@ -307,19 +254,6 @@ fn rows_at_once(matrix: &Matrix) -> Result<(usize, usize)> {
     let Some(row_bytes) = matrix.format().row_bytes(matrix.columns()) else { bail!("{matrix:?} has no whole blocks") };
     let rows = (CONVERT_BYTES / row_bytes / TILE_ROWS).max(1) * TILE_ROWS;
     Ok((row_bytes, rows.min(matrix.rows())))
-}
-
-/// The two halves of a stack, if they have one format and each begins with a tile.
-fn gate_and_up(parts: &[BlockMatrix]) -> Option<(BlockMatrix, BlockMatrix)> {
-    match parts {
-        [whole] => {
-            let half = whole.rows() / 2;
-            (whole.rows().is_multiple_of(2) && half.is_multiple_of(TILE_ROWS))
-                .then(|| (whole.slice(0, half), whole.slice(half, half)))
-        }
-        [gate, up] if (gate.format(), gate.rows()) == (up.format(), up.rows()) => Some((gate.clone(), up.clone())),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod attention;
 mod ceilings;
+mod columns;
 mod elementwise;
 mod experts;
 mod experts_blocks;
@@ -17,10 +18,17 @@ use std::sync::{Arc, OnceLock};
 
 use crate::cuda::Gpu;
 
+static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+
 /// The one GPU of this process.
 fn gpu() -> &'static Gpu {
-    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
     let gpu = GPU.get_or_init(|| Gpu::open(0).expect("an NVIDIA GPU"));
     gpu.bind().expect("the GPU was opened");
     gpu
+}
+
+/// The same, to keep.
+fn open_gpu() -> Arc<Gpu> {
+    gpu();
+    GPU.get().expect("it is open").clone()
 }

@@ -5,7 +5,10 @@
 use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan};
 use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, ModelSource, Stack, StepPlace, Workspace};
-use crate::ops::{KvLayout, gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room, gpu_weight_bytes};
+use crate::ops::{
+    Format, KvLayout, StackPart, gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room, gpu_order_room,
+    gpu_weight_bytes,
+};
 use crate::weights::WeightName;
 
 /// What a driver takes for a process before anything is allocated: its context, our kernels, cuBLAS's.
@@ -37,7 +40,7 @@ pub(crate) struct GpuMemory {
 pub(crate) struct GpuWeights {
     /// Bytes of the weights themselves.
     pub(crate) bytes: u64,
-    /// Bytes of the room where a weight is made dense.
+    /// Bytes of the room where a weight is made dense, or inputs are brought into another form.
     pub(crate) dense_bytes: u64,
 }
 
@@ -47,7 +50,11 @@ impl GpuWeights {
     /// rows; not the output layer, whose products have a row for each sequence. Experts are made dense some at a time.
     ///
     /// Where the card `takes_fp8`, multiplying fp8 by fp8, matrices of it with a scale a row are a byte a weight, and inputs
-    /// of their products have a room. Whoever does not know counts blocks, which take 3 % more.
+    /// of their products have a room. Whoever does not know counts blocks, which take 3 % more. An embedding of it stays in
+    /// blocks.
+    ///
+    /// Where columns were sorted, matrices come with their order, and inputs in that order have a room; but an embedding, and
+    /// experts, are dense.
     ///
     /// Of them those of the layers from `first` on, and the output; the room for dense weights is that of all layers.
     pub(crate) fn of(source: &ModelSource, first: usize, takes_fp8: bool) -> Self {
@@ -63,24 +70,12 @@ impl GpuWeights {
         };
         let (mut bytes, mut counted, mut dense_bytes) = (0, 0, 0);
         for stack in spec.stacks() {
-            let Stack { parts, columns } = &stack;
-            let format = |(name, rows): &(_, usize)| Some((source.weights.format(*name, *columns)?, *rows));
-            let Some(formats) = parts.iter().map(format).collect::<Option<Vec<_>>>() else { continue };
-            let rows = parts.iter().map(|(_, rows)| rows).sum::<usize>();
-            let elements = (columns * rows) as u64;
-            let stack_bytes = gpu_weight_bytes(&formats, *columns);
-            let has_row_scales = parts.iter().all(|(name, _)| source.weights.has_row_scales(*name, *columns));
-            let as_fp8 = gpu_fp8_bytes(rows, *columns).filter(|_| takes_fp8 && has_row_scales);
-            if as_fp8.is_some() {
-                dense_bytes = dense_bytes.max(gpu_fp8_room(*columns));
-            }
+            let Some(own) = StackWeights::of(source, &stack, takes_fp8) else { continue };
             if is_here(&stack) {
-                bytes += as_fp8.map_or(in_pages(stack_bytes), |parts| parts.map(in_pages).iter().sum());
-                counted += elements;
+                bytes += own.bytes;
+                counted += own.elements;
             }
-            if stack_bytes != 2 * elements && !is_vocabulary(&stack) {
-                dense_bytes = dense_bytes.max(2 * elements);
-            }
+            dense_bytes = dense_bytes.max(own.room);
         }
         for layer in first as u32..spec.layers as u32 {
             let Some(own) = expert_weights(source, layer) else { continue };
@@ -92,6 +87,46 @@ impl GpuWeights {
         }
         let uncounted = source.weights.parameters().saturating_sub(elsewhere + counted);
         Self { bytes: bytes + 2 * uncounted, dense_bytes }
+    }
+}
+
+/// What matrices of the same columns take.
+struct StackWeights {
+    bytes: u64,
+    /// Their number of weights.
+    elements: u64,
+    /// Room to make them dense, or for what is multiplied with them.
+    room: u64,
+}
+
+impl StackWeights {
+    /// Those of a stack, where all of it is there.
+    fn of(source: &ModelSource, stack: &Stack, takes_fp8: bool) -> Option<Self> {
+        let (weights, columns) = (&source.weights, stack.columns);
+        let part = |(name, rows): &(WeightName, usize)| {
+            let format = weights.format(*name, columns)?;
+            Some(StackPart { format, rows: *rows, order: weights.sorted_by(*name) })
+        };
+        let mut parts = stack.parts.iter().map(part).collect::<Option<Vec<_>>>()?;
+        let is_table = stack.parts[0].0 == WeightName::TokenEmbedding;
+        if is_table && parts[0].order.is_some() {
+            parts[0] = StackPart { format: Format::Bf16, order: None, ..parts[0] };
+        }
+        let rows = parts.iter().map(|part| part.rows).sum::<usize>();
+        let elements = (columns * rows) as u64;
+        let has_row_scales = stack.parts.iter().all(|(name, _)| weights.has_row_scales(*name, columns));
+        let as_fp8 = gpu_fp8_bytes(rows, columns).filter(|_| takes_fp8 && has_row_scales && !is_table);
+        let pieces = gpu_weight_bytes(&parts, columns);
+        let is_dense = pieces == [2 * elements];
+        let is_sorted = parts.iter().any(|part| part.order.is_some());
+        let rooms = [
+            as_fp8.map_or(0, |_| gpu_fp8_room(columns)),
+            if is_sorted && !is_dense { gpu_order_room(columns) } else { 0 },
+            if is_dense || is_vocabulary(stack) { 0 } else { 2 * elements },
+        ];
+        let pieces = as_fp8.map_or(pieces, Vec::from);
+        let bytes = pieces.into_iter().map(in_pages).sum();
+        Some(Self { bytes, elements, room: rooms.into_iter().max().unwrap_or(0) })
     }
 }
 
@@ -114,7 +149,14 @@ fn expert_weights(source: &ModelSource, layer: u32) -> Option<ExpertWeights> {
         let down = format(ExpertDown(layer, expert), experts.ffn)?;
         Some([format(gate, spec.hidden)?, format(up, spec.hidden)?, down])
     });
-    let formats = formats.collect::<Option<Vec<_>>>()?;
+    let mut formats = formats.collect::<Option<Vec<_>>>()?;
+    let is_sorted = |expert| {
+        let names = [ExpertGate(layer, expert), ExpertUp(layer, expert), ExpertDown(layer, expert)];
+        names.into_iter().any(|name| source.weights.sorted_by(name).is_some())
+    };
+    if (0..experts.count as u32).any(is_sorted) {
+        formats.fill([Format::Bf16; 3]);
+    }
     let bytes = gpu_expert_bytes(&formats, spec.hidden, experts.ffn);
     Some(ExpertWeights {
         bytes: bytes.into_iter().map(in_pages).sum(),

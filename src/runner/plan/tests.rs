@@ -211,6 +211,26 @@ fn fp8_is_a_byte_a_weight_and_a_scale_a_row_where_a_card_multiplies_it() {
     assert!(room(false) < 256 * 256 && room(true) >= 256 * (256 + 4), "{} {}", room(false), room(true));
 }
 
+#[test]
+fn sorted_columns_are_counted_with_their_order_and_stay_in_blocks() {
+    let folder = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized").join(name);
+    let weights = |name: &str| {
+        let source = ModelSource::open(&folder(name)).expect("the fixture loads");
+        let norms = 5 * 128;
+        (GpuWeights::of(&source, 0, false), 2 * (2 * 320 * 128 + norms))
+    };
+    // Twenty bytes for 32 weights: q, k and v of one order, o, gate and up of one, and down, whose rows of 192 are whole units.
+    let layer = (256 + 128 + 384) * 4 * 20 + 128 * 6 * 20;
+    let orders = 4 * (3 * 128 + 192);
+    let (found, others) = weights("gptq_act_order");
+    assert_eq!(found.bytes, 2 * (layer + orders) + others);
+    // Gate and up have room to be made dense, which is more than 96 rows of any inputs.
+    assert_eq!(found.dense_bytes, 2 * 384 * 128);
+    // The same in order, with a `g_idx` that moves nothing.
+    let (found, others) = weights("gptq_sym");
+    assert_eq!(found.bytes, 2 * layer + others);
+}
+
 /// Plans `qwen2.5-7b` in bf16, of 28 layers, onto a GPU with this much free memory.
 fn plan_7b(config: &EngineConfig, gib: u64, main_bytes: u64) -> Result<LayerPlan, PlanError> {
     let source = ModelSource::random(&config_file("qwen2.5-7b")).expect("a config");

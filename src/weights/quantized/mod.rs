@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::{LoadError, StoredFormat, Tensor};
 use crate::ops::Format;
@@ -33,6 +34,8 @@ pub struct Packed {
     zeros: Option<Tensor>,
     /// The group of each column, where columns of a group need not be neighbours.
     groups: Option<Tensor>,
+    /// Whether sorting columns by their groups moves them, once that was asked.
+    moves: OnceLock<bool>,
 }
 
 /// Where a quant lies.
@@ -54,6 +57,12 @@ impl Packed {
     /// Whether it is of fp8 with one scale in each row.
     pub fn has_row_scales(&self) -> bool {
         self.format.is_fp8() && self.block[1] >= self.columns
+    }
+
+    /// The groups of its columns, where sorting columns by them moves some; `data` gives the bytes of a tensor.
+    pub fn sorted_by<'a>(&self, data: impl Fn(&Tensor) -> &'a [u8]) -> Option<&'a [u8]> {
+        let groups = data(self.groups.as_ref()?);
+        self.moves.get_or_init(|| !repack::are_in_order(groups)).then_some(groups)
     }
 
     /// Bytes that it takes once it is repacked.
@@ -210,7 +219,18 @@ impl Parts<'_> {
         };
         let format = self.format("qweight", bits, group, columns)?;
         let (layout, block) = (Layout::Gptq { bits, zero_less }, [1, group]);
-        Ok(Packed { format, rows, columns, layout, block, quants, scales, zeros: Some(zeros), groups })
+        Ok(Packed {
+            format,
+            rows,
+            columns,
+            layout,
+            block,
+            quants,
+            scales,
+            zeros: Some(zeros),
+            groups,
+            moves: OnceLock::new(),
+        })
     }
 
     fn awq(&mut self, group: Option<usize>) -> Result<Packed, LoadError> {
@@ -224,7 +244,18 @@ impl Parts<'_> {
         self.expect("qzeros", &zeros, &[count, words])?;
         let format = self.format("qweight", 4, group, columns)?;
         let (layout, block) = (Layout::Awq, [1, group]);
-        Ok(Packed { format, rows, columns, layout, block, quants, scales, zeros: Some(zeros), groups: None })
+        Ok(Packed {
+            format,
+            rows,
+            columns,
+            layout,
+            block,
+            quants,
+            scales,
+            zeros: Some(zeros),
+            groups: None,
+            moves: OnceLock::new(),
+        })
     }
 
     fn packed(&mut self, bits: u32) -> Result<Packed, LoadError> {
@@ -254,7 +285,18 @@ impl Parts<'_> {
             return Err(self.unexpected("weight_scale", "a scale for each row", format_args!("{:?}", scales.shape)));
         }
         let format = self.format("weight_scale", bits, block[1], columns)?;
-        Ok(Packed { format, rows, columns, layout: Layout::Packed { bits }, block, quants, scales, zeros, groups })
+        Ok(Packed {
+            format,
+            rows,
+            columns,
+            layout: Layout::Packed { bits },
+            block,
+            quants,
+            scales,
+            zeros,
+            groups,
+            moves: OnceLock::new(),
+        })
     }
 
     fn bytes(&mut self, stated: Option<[usize; 2]>) -> Result<Packed, LoadError> {
@@ -273,7 +315,18 @@ impl Parts<'_> {
         }
         let (layout, kind) = if dtype(&quants) == "I8" { (Layout::Signed, 8) } else { (Layout::Float, 0) };
         let format = self.format("weight", kind, block[1], columns)?;
-        Ok(Packed { format, rows, columns, layout, block, quants, scales, zeros: None, groups: None })
+        Ok(Packed {
+            format,
+            rows,
+            columns,
+            layout,
+            block,
+            quants,
+            scales,
+            zeros: None,
+            groups: None,
+            moves: OnceLock::new(),
+        })
     }
 
     /// Rows and columns that share one of `scales`.

@@ -243,6 +243,11 @@ impl Packed {
     }
 }
 
+/// Whether columns of these groups stay where they are when they are sorted by them.
+pub(super) fn are_in_order(groups: &[u8]) -> bool {
+    groups.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).is_sorted()
+}
+
 /// The group of each column after sorting, and the columns in that order; neither where they are in order.
 #[allow(clippy::type_complexity)]
 fn sorted(packed: &Packed, bytes: &[u8]) -> Result<(Vec<usize>, Option<Vec<u32>>), RepackError> {
@@ -262,8 +267,7 @@ fn sorted(packed: &Packed, bytes: &[u8]) -> Result<(Vec<usize>, Option<Vec<u32>>
     if sorted.chunks(len).any(|block| block.iter().any(|group| *group != block[0])) {
         return Err(RepackError::Uneven(len));
     }
-    let in_order = order.iter().enumerate().all(|(place, column)| place == *column as usize);
-    Ok((sorted, (!in_order).then_some(order)))
+    Ok((sorted, (!are_in_order(bytes)).then_some(order)))
 }
 
 fn word_at(bytes: &[u8], index: usize) -> u32 {
