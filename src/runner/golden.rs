@@ -80,6 +80,13 @@ impl Fixture {
         kind.and_then(|name| name.to_str()).expect("a folder's name")
     }
 
+    /// The logits that are expected at a prompt's places; none where it is in another folder.
+    #[cfg(feature = "cuda")]
+    pub(super) fn logits(&self, prompt: &ExpectedPrompt) -> Vec<f32> {
+        let name = format!("{}.logits", prompt.name);
+        if self.values.contains_key(&name) { self.values(&name) } else { Vec::new() }
+    }
+
     pub(super) fn values(&self, name: &str) -> Vec<f32> {
         self.values[name].flatten_all().expect("a tensor").to_vec1().expect("f32")
     }

@@ -6,6 +6,8 @@
 
 mod buffers;
 mod cpu_layers;
+#[cfg(test)]
+mod form_tests;
 mod graphs;
 mod load;
 #[cfg(test)]

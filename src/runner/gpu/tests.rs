@@ -283,8 +283,8 @@ fn check_golden(fixture: &Fixture, dtype: DType, gpu: GpuRunner) {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// What is wrong with the logits of prompts, whole and in chunks, beside the CPU's: beyond a tolerance, or so many times what
-/// rounding keys and values does where that is more.
+/// What is wrong with the logits of prompts, whole and in chunks, beside the CPU's and those of transformers: beyond a
+/// tolerance, or so many times what rounding keys and values does where that is more.
 pub(super) fn golden_faults(
     fixture: &Fixture,
     dtype: DType,
@@ -305,6 +305,13 @@ pub(super) fn golden_faults(
             let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
             println!("{place}: relative error up to {:e} of {tolerance:e}", worst(errors, is_routed));
             wrong.extend(faults(&place, &found, &wanted, tolerance));
+            let stored = fixture.logits(prompt);
+            for (wanted, position) in stored.chunks(found[0].len()).zip(&prompt.logit_positions) {
+                let error = relative_error(&found[*position], wanted);
+                if error.is_nan() || error >= tolerance {
+                    wrong.push(format!("{place} at {position}: relative error {error:e} beside transformers"));
+                }
+            }
         }
     }
     let place = format!("{} {dtype:?}", fixture.family());
