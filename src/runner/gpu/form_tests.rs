@@ -1,14 +1,18 @@
-//! Models in the forms that other programs make of them, on a GPU beside the CPU. Needs an
+//! Models in the forms that other programs make of them, and those that are divided, on a GPU beside the CPU. Needs an
 //! NVIDIA GPU.
 
 use std::path::Path;
 
+use serde_json::json;
+
 use super::GpuRunner;
 use super::load::check;
-use super::tests::{FP8_COARSENESS, FP8_TOLERANCE, Making, ROUNDINGS, golden_faults, gpu, tolerance};
+use super::tests::{CONTEXT, FP8_COARSENESS, FP8_TOLERANCE, Making, ROUNDINGS, drive, faults, golden_faults, gpu, request, tolerance};
+use crate::config::{KvDType, WeightFormat};
 use crate::cuda::{Blas, BlasMissing, DType};
 use crate::models::ModelSource;
-use crate::runner::golden::{Fixture, fixtures};
+use crate::request::SamplingParams;
+use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, relative_error};
 use crate::runner::plan::GpuWeights;
 
 /// How far what weights take may be from the plan, as a share of it.
@@ -72,4 +76,96 @@ fn cuda_checkpoints_of_other_programs_are_those_of_transformers() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(skipped, Vec::<String>::new(), "these were skipped");
     assert!(seen >= 9, "{seen} fixtures were seen");
+}
+
+/// A DeepSeek model of few and narrow layers, whose latents are as wide as the kernels take: random weights in Q8_0, which
+/// are the same in both places.
+fn latent_model() -> ModelSource {
+    let config = json!({
+        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_act": "silu",
+        "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "q_lora_rank": 128, "kv_lora_rank": 512, "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 64, "v_head_dim": 64, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0, "vocab_size": 320, "tie_word_embeddings": false, "n_group": 1, "topk_group": 1,
+        "num_experts_per_tok": 1,
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("config.json");
+    std::fs::write(&file, config.to_string()).expect("it can be written");
+    let source = ModelSource::random(&file).expect("a config");
+    source.quantized(WeightFormat::Q8_0).expect("its weights are dense")
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_a_divided_model_of_latents_is_that_of_the_cpu() {
+    check(&latent_model().spec).expect("the kernels take it");
+    let cpu = |kv_dtype| Rig::of(latent_model(), CONTEXT as u32, 2, kv_dtype);
+    let table = blocks((0..16).map(|block| 63 - 3 * block));
+    let prompts = [vec![7, 300, 41, 5, 5, 219], (0..70).map(|at| at * 83 % 320).collect::<Vec<u32>>()];
+    let (mut wrong, mut agreed, mut all) = (Vec::new(), 0, 0);
+    for (index, prompt) in prompts.iter().enumerate() {
+        let (ids, wanted) = greedy(&cpu(KvDType::F32), prompt, 40);
+        for (dtype, kv_dtype) in [(DType::Bf16, KvDType::Bf16), (DType::F16, KvDType::F16)] {
+            let rounded = cpu(kv_dtype).chunked(&ids, &[ids.len()], &blocks(0..16));
+            let errors = rounded.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
+            let tolerance = tolerance(dtype).max(ROUNDINGS * errors.fold(0.0, f64::max));
+            for first in 0..4 {
+                let mut runner = runner_of(latent_model(), dtype, None, first, blas(true));
+                for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
+                    let found = runner.chunked(&ids, &chunks, &table);
+                    let place = format!("prompt {index} in {dtype:?}, {first} layers on the CPU, in {chunks:?}");
+                    let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
+                    println!("{place}: relative error up to {:e} of {tolerance:e}", errors.fold(0.0, f64::max));
+                    wrong.extend(faults(&place, &found, &wanted, tolerance));
+                }
+                if dtype == DType::F16 {
+                    runner.record_graphs().expect("graphs");
+                    agreed += agreement(&mut runner, prompt, &ids[prompt.len()..]);
+                    all += ids.len() - prompt.len();
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{agreed} of {all} tokens agree");
+    assert!(2 * agreed >= all, "{agreed} of {all} tokens agree");
+}
+
+/// The prompt and `count` tokens that the CPU goes on with greedily, and the logits of all of them.
+fn greedy(cpu: &Rig, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let (mut ids, table) = (prompt.to_vec(), blocks(0..16));
+    let mut logits = cpu.chunked(&ids, &[ids.len()], &table);
+    for _ in 0..count {
+        ids.push(argmax(logits.last().expect("a token")));
+        logits.extend(cpu.step(&[Row { ids: &ids, start: ids.len() - 1, end: ids.len(), blocks: &table }]));
+    }
+    (ids, logits)
+}
+
+/// How many tokens of a greedy answer, through the scheduler and the recorded graphs, are those that are wanted; the first
+/// other one may have no lead.
+fn agreement(runner: &mut GpuRunner, prompt: &[u32], wanted: &[u32]) -> usize {
+    let greedy = SamplingParams { temperature: 0.0, logprobs: Some(2), ..SamplingParams::default() };
+    let answer = drive(runner, &[request(prompt, greedy)], false).remove(0);
+    for (position, ((token, logprobs), wanted)) in answer.iter().zip(wanted).enumerate() {
+        if token != wanted {
+            let top = &logprobs.as_ref().expect("asked for").top;
+            let lead = top[0].1 - top[1].1;
+            assert!(lead < 0.1, "at {position}: another choice, with a lead of {lead}");
+            return position;
+        }
+    }
+    wanted.len()
+}
+
+/// What the tests above take to a GPU, without one.
+#[test]
+fn models_for_these_tests_are_what_kernels_take_and_give_numbers() {
+    let source = latent_model();
+    check(&source.spec).expect("the kernels take it");
+    let name = source.name.clone();
+    let logits = Rig::of(source, CONTEXT as u32, 2, KvDType::F32).chunked(&[7, 300, 41], &[3], &blocks(0..16));
+    let spread = logits.iter().flatten().map(|logit| logit * logit).sum::<f32>();
+    assert!(spread.is_finite() && spread > 1.0, "{name}: {spread}");
 }
