@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::config::KvDType;
 use crate::kv_cache::BlockId;
@@ -80,6 +81,12 @@ impl Fixture {
         kind.and_then(|name| name.to_str()).expect("a folder's name")
     }
 
+    /// The same prompts for another model; what is expected of this one is no longer.
+    #[cfg(feature = "cuda")]
+    pub(super) fn in_folder(self, folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), values: HashMap::new(), ..self }
+    }
+
     /// The logits that are expected at a prompt's places; none where it is in another folder.
     #[cfg(feature = "cuda")]
     pub(super) fn logits(&self, prompt: &ExpectedPrompt) -> Vec<f32> {
@@ -99,6 +106,49 @@ impl Fixture {
         }
         if by_length { (prompt.ids.len() + prompt.greedy.len()) as u32 } else { 256 }
     }
+}
+
+/// `compressed_fp8`, whose weights are of fp8 with a scale a row, with such an embedding, which is the output layer too where
+/// it is `tied`: numbers below 2, of both signs.
+pub(super) fn with_fp8_embedding(tied: bool) -> tempfile::TempDir {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized/compressed_fp8");
+    let read = |name: &str| std::fs::read(from.join(name)).expect("the fixture is here");
+    let mut config: Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+    config["tie_word_embeddings"] = tied.into();
+    let file = read("model.safetensors");
+    let length = u64::from_le_bytes(file[..8].try_into().expect("eight")) as usize;
+    let header: Value = serde_json::from_slice(&file[8..8 + length]).expect("JSON");
+    let (mut tensors, mut data) = (serde_json::Map::new(), Vec::new());
+    let mut add = |name: &str, dtype: &Value, shape: &Value, bytes: &[u8]| {
+        let range = [data.len(), data.len() + bytes.len()];
+        data.extend_from_slice(bytes);
+        tensors.insert(name.to_owned(), json!({"dtype": dtype, "shape": shape, "data_offsets": range}));
+    };
+    let (table, scales) = ("model.embed_tokens.weight", "model.embed_tokens.weight_scale");
+    for (name, tensor) in header.as_object().expect("an object").iter().filter(|(name, _)| *name != "__metadata__") {
+        let at = |index: usize| 8 + length + tensor["data_offsets"][index].as_u64().expect("an offset") as usize;
+        let (dtype, shape) = (&tensor["dtype"], &tensor["shape"]);
+        if name == table {
+            let [rows, columns] = [0, 1].map(|index: usize| shape[index].as_u64().expect("a size") as u32);
+            let quants = (0..rows * columns).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8 & 0xBF);
+            add(table, &"F8_E4M3".into(), shape, &quants.collect::<Vec<_>>());
+            let scale = |row: u32| (0.5 + 0.1 * (row % 7) as f32).to_le_bytes();
+            add(scales, &"F32".into(), &json!([rows, 1]), &(0..rows).flat_map(scale).collect::<Vec<_>>());
+        } else if !(tied && name == "lm_head.weight") {
+            add(name, dtype, shape, &file[at(0)..at(1)]);
+        }
+    }
+    let mut header = serde_json::to_vec(&tensors).expect("JSON");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let written = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = serde_json::to_vec(&config).expect("JSON");
+    for (name, bytes) in
+        [("model.safetensors", written), ("config.json", config), ("tokenizer.json", read("tokenizer.json"))]
+    {
+        std::fs::write(folder.path().join(name), bytes).expect("it can be written");
+    }
+    folder
 }
 
 /// Whether the expected continuation was computed with the frequencies of the prompt: with dynamic scaling past the

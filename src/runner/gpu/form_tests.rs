@@ -12,7 +12,7 @@ use crate::config::{KvDType, WeightFormat};
 use crate::cuda::{Blas, BlasMissing, DType};
 use crate::models::ModelSource;
 use crate::request::SamplingParams;
-use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, relative_error};
+use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, relative_error, with_fp8_embedding};
 use crate::runner::plan::GpuWeights;
 
 /// How far what weights take may be from the plan, as a share of it.
@@ -78,6 +78,31 @@ fn cuda_checkpoints_of_other_programs_are_those_of_transformers() {
     assert!(seen >= 9, "{seen} fixtures were seen");
 }
 
+/// An embedding of fp8 with a scale a row, alone and as the output layer too.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_an_embedding_of_fp8_is_looked_up() {
+    let fp8 = || fixtures().into_iter().find(|fixture| fixture.family() == "compressed_fp8").expect("the fixture");
+    let mut wrong = Vec::new();
+    for tied in [false, true] {
+        let folder = with_fp8_embedding(tied);
+        let fixture = fp8().in_folder(folder.path());
+        for with_blas in [true, false] {
+            let (source, blas) = (open(folder.path()), blas(with_blas));
+            assert!(source.spec.tied_embeddings == tied && source.weights.has_row_scales(TABLE, source.spec.hidden));
+            let (limits, takes_fp8) = (limits(&source, DType::Bf16, &blas), blas.as_ref().is_ok_and(Blas::takes_fp8));
+            let runner = runner_of(source, DType::Bf16, None, 0, blas);
+            let name = format!("tied {tied}, cuBLASLt {with_blas}");
+            wrong.extend(plan_fault(&name, &open(folder.path()), &runner, takes_fp8));
+            let own = golden_faults(&fixture, DType::Bf16, runner, limits);
+            wrong.extend(own.into_iter().map(|fault| format!("{name}, {fault}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+const TABLE: crate::weights::WeightName = crate::weights::WeightName::TokenEmbedding;
+
 /// A DeepSeek model of few and narrow layers, whose latents are as wide as the kernels take: random weights in Q8_0, which
 /// are the same in both places.
 fn latent_model() -> ModelSource {
@@ -111,7 +136,7 @@ fn cuda_a_divided_model_of_latents_is_that_of_the_cpu() {
             let errors = rounded.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
             let tolerance = tolerance(dtype).max(ROUNDINGS * errors.fold(0.0, f64::max));
             for first in 0..4 {
-                let mut runner = runner_of(latent_model(), dtype, None, first, blas(true));
+                let mut runner = Making { first, ..Making::of(dtype) }.runner_of(latent_model(), blas(true));
                 for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
                     let found = runner.chunked(&ids, &chunks, &table);
                     let place = format!("prompt {index} in {dtype:?}, {first} layers on the CPU, in {chunks:?}");
@@ -162,10 +187,12 @@ fn agreement(runner: &mut GpuRunner, prompt: &[u32], wanted: &[u32]) -> usize {
 /// What the tests above take to a GPU, without one.
 #[test]
 fn models_for_these_tests_are_what_kernels_take_and_give_numbers() {
-    let source = latent_model();
-    check(&source.spec).expect("the kernels take it");
-    let name = source.name.clone();
-    let logits = Rig::of(source, CONTEXT as u32, 2, KvDType::F32).chunked(&[7, 300, 41], &[3], &blocks(0..16));
-    let spread = logits.iter().flatten().map(|logit| logit * logit).sum::<f32>();
-    assert!(spread.is_finite() && spread > 1.0, "{name}: {spread}");
+    let folders = [false, true].map(with_fp8_embedding);
+    for source in [latent_model(), open(folders[0].path()), open(folders[1].path())] {
+        check(&source.spec).expect("the kernels take it");
+        let name = source.name.clone();
+        let logits = Rig::of(source, CONTEXT as u32, 2, KvDType::F32).chunked(&[7, 300, 41], &[3], &blocks(0..16));
+        let spread = logits.iter().flatten().map(|logit| logit * logit).sum::<f32>();
+        assert!(spread.is_finite() && spread > 1.0, "{name}: {spread}");
+    }
 }

@@ -7,7 +7,9 @@ use super::offload::{LayerPlan, PartWeights, plan_layers};
 use super::*;
 use crate::config::{GpuLayers, Lag, RandomFormat, RandomModel, WeightFormat};
 use crate::models::ModelSource;
+use crate::runner::golden::with_fp8_embedding;
 use crate::runner::load::ModelFiles;
+use crate::weights::WeightName;
 
 const GIB: u64 = 1 << 30;
 
@@ -229,6 +231,22 @@ fn sorted_columns_are_counted_with_their_order_and_stay_in_blocks() {
     // The same in order, with a `g_idx` that moves nothing.
     let (found, others) = weights("gptq_sym");
     assert_eq!(found.bytes, 2 * layer + others);
+}
+
+#[test]
+fn an_embedding_of_fp8_is_counted_in_blocks_on_every_card() {
+    for tied in [false, true] {
+        let folder = with_fp8_embedding(tied);
+        let source = ModelSource::open(folder.path()).expect("it loads");
+        assert_eq!(source.spec.tied_embeddings, tied);
+        assert!(source.weights.has_row_scales(WeightName::TokenEmbedding, 128));
+        // The embedding in 132 bytes for 128 weights, an output layer of its own in bf16, and norms.
+        let others = 320 * 132 + if tied { 0 } else { 2 * 320 * 128 } + 2 * 5 * 128;
+        let layer = 4 * (128 + 64 + 64 + 128 + 192 + 192 + 128) + (256 + 128 + 384) * 128 + 128 * 192;
+        assert_eq!(GpuWeights::of(&source, 0, true).bytes, 2 * layer + others, "tied {tied}");
+        let blocks = (256 + 128 + 384) * 132 + 128 * 3 * 68;
+        assert_eq!(GpuWeights::of(&source, 0, false).bytes, 2 * blocks + others, "tied {tied}");
+    }
 }
 
 /// Plans `qwen2.5-7b` in bf16, of 28 layers, onto a GPU with this much free memory.
