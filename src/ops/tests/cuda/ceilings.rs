@@ -2,13 +2,18 @@
 
 use std::path::PathBuf;
 
-use crate::cuda::{CudaError, card_rates};
+use super::gpu;
+use crate::cuda::{Blas, CudaError, card_rates};
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_bench_ceilings() -> Result<(), CudaError> {
     let folders: Vec<PathBuf> =
         std::env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("lib64")).into_iter().collect();
+    if let Err(missing) = Blas::open(gpu(), &folders) {
+        eprintln!("cuda_bench_ceilings is passed over: {missing}");
+        return Ok(());
+    }
     let rates = card_rates(0, &folders)?;
     let flops_per_second = rates.flops_per_second.expect("cuBLASLt is here");
     let (copy, product) = (rates.copy_bytes_per_second / 1e9, flops_per_second / 1e12);

@@ -94,11 +94,20 @@ fn cuda_numbers_and_scales_of_fp8_come_apart_exactly() -> Result<(), CudaError> 
     Ok(())
 }
 
+/// cuBLASLt, where it opens and multiplies fp8 with a scale a row; else `test` is passed over, and that is said.
+fn blas_of_fp8(test: &str) -> Option<Blas> {
+    match Blas::open(gpu(), &[]) {
+        Ok(blas) if blas.takes_fp8() => return Some(blas),
+        Ok(blas) => eprintln!("{test} is passed over: {} has no such product of fp8 here", blas.description()),
+        Err(missing) => eprintln!("{test} is passed over: {missing}"),
+    }
+    None
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_products_in_fp8_are_those_of_the_host() -> Result<(), CudaError> {
-    let Ok(blas) = Blas::open(gpu(), &[]) else { panic!("no cuBLASLt") };
-    assert!(blas.takes_fp8(), "this card and {} should", blas.description());
+    let Some(blas) = blas_of_fp8("cuda_products_in_fp8_are_those_of_the_host") else { return Ok(()) };
     for (rows, outputs, inputs) in [(1, 64, 128), (97, 160, 384), (200, 2048, 1024), (513, 48, 4096)] {
         let (matrix, quants, _) = row_scaled(Format::Fp8x128, outputs, inputs);
         let (bytes, _) = rounded(&random(rows * inputs, 3), DType::Bf16);
@@ -173,7 +182,7 @@ fn cuda_products_of_few_rows_with_fp8_are_those_of_the_host() -> Result<(), Cuda
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_bench_fp8() -> Result<(), CudaError> {
-    let Ok(blas) = Blas::open(gpu(), &[]) else { panic!("no cuBLASLt") };
+    let Some(blas) = blas_of_fp8("cuda_bench_fp8") else { return Ok(()) };
     for (outputs, inputs) in [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)] {
         let w = BlockMatrix::empty(gpu(), BlockFormat::Fp8(128), outputs, inputs)?;
         let (w8, w_scales) =
