@@ -91,7 +91,7 @@ fn cuda_an_embedding_of_fp8_is_looked_up() {
             let (source, blas) = (open(folder.path()), blas(with_blas));
             assert!(source.spec.tied_embeddings == tied && source.weights.has_row_scales(TABLE, source.spec.hidden));
             let (limits, takes_fp8) = (limits(&source, DType::Bf16, &blas), blas.as_ref().is_ok_and(Blas::takes_fp8));
-            let runner = runner_of(source, DType::Bf16, None, 0, blas);
+            let runner = Making::of(DType::Bf16).runner_of(source, blas);
             let name = format!("tied {tied}, cuBLASLt {with_blas}");
             wrong.extend(plan_fault(&name, &open(folder.path()), &runner, takes_fp8));
             let own = golden_faults(&fixture, DType::Bf16, runner, limits);

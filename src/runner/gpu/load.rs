@@ -45,9 +45,21 @@ pub(in crate::runner) fn load(
     config: &EngineConfig,
     target: &GpuTarget,
 ) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
-    let started = Instant::now();
     check(&source.spec)?;
-    let gpu = Gpu::open(target.ordinal).map_err(RunnerError::from)?;
+    load_on(Gpu::open(target.ordinal).map_err(RunnerError::from)?, source, config, target)
+}
+
+/// The same to a GPU that is open. A limit of its memory stays with it.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_on(
+    gpu: Arc<Gpu>,
+    source: ModelSource,
+    config: &EngineConfig,
+    target: &GpuTarget,
+) -> Result<(Box<dyn StepRunner>, LoadedModel), ModelError> {
+    let started = Instant::now();
     let (free_bytes, _) = gpu.memory().map_err(RunnerError::from)?;
     let free_bytes = usable_bytes(free_bytes as u64, config.gpu_memory_limit_bytes);
     let dtype = if source.weights.main_format() == "F16" { DType::F16 } else { DType::Bf16 };

@@ -1,10 +1,10 @@
 //! The memory plan held to the truth: a model under a limit takes what was planned, by our count and by the driver's.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use super::load::{GpuTarget, load};
+use super::load::{GpuTarget, load_on};
 use crate::config::{EngineConfig, KvDType, Lag, RandomFormat};
 use crate::cuda::Gpu;
 use crate::kv_cache::BlockId;
@@ -19,6 +19,15 @@ const MIB: f64 = (1 << 20) as f64;
 /// How far what is taken may be from the plan, as a share of it.
 const TOLERANCE: f64 = 0.03;
 
+/// The one GPU of these tests, each of whose cases sets its limit anew: to open it takes long where the driver compiles the
+/// kernels. It holds the context, so that what the driver says of free memory is not of its own needs.
+fn gpu() -> Arc<Gpu> {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+    let gpu = GPU.get_or_init(|| Gpu::open(0).expect("an NVIDIA GPU"));
+    gpu.bind().expect("the GPU was opened");
+    gpu.clone()
+}
+
 /// A model that does not fit: as many layers as fit are there, and no byte more than the limit is taken. A step runs.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
@@ -28,10 +37,10 @@ fn cuda_memory_of_a_model_in_two_parts_is_what_was_planned() {
     let (limit, layers) = (3_u64 << 30, source.spec.layers as u32);
     let config =
         EngineConfig { gpu_memory_limit_bytes: Some(limit), context_length: Some(2048), ..EngineConfig::default() };
-    let gpu = Gpu::open(0).expect("an NVIDIA GPU");
+    let gpu = gpu();
     let (before, _) = gpu.memory().expect("an answer");
     let target = GpuTarget { ordinal: 0, library_folders: Vec::new(), main_bytes: 32 << 30 };
-    let (mut runner, loaded) = load(source, &config, &target).expect("it fits in parts");
+    let (mut runner, loaded) = load_on(gpu.clone(), source, &config, &target).expect("it fits in parts");
     let (after, _) = gpu.memory().expect("an answer");
     let offload = loaded.offload.expect("layers on the CPU");
     let (planned, used) = (loaded.plan.total_bytes(), loaded.used_bytes.expect("counted"));
@@ -163,11 +172,10 @@ fn cuda_memory_under_a_limit_is_what_was_planned() {
         let source = ModelSource::random_in(&tests.join(format!("{file}.json")), format).expect("a shape");
         let config =
             EngineConfig { gpu_memory_limit_bytes: Some(limit), context_length, kv_dtype, ..EngineConfig::default() };
-        // Holds the context, so that what the driver says of free memory is not of its own needs.
-        let gpu = Gpu::open(0).expect("an NVIDIA GPU");
+        let gpu = gpu();
         let (before, _) = gpu.memory().expect("an answer");
         let target = GpuTarget { ordinal: 0, library_folders: Vec::new(), main_bytes: 0 };
-        let (runner, loaded) = load(source, &config, &target).expect("it fits");
+        let (runner, loaded) = load_on(gpu.clone(), source, &config, &target).expect("it fits");
         let (after, _) = gpu.memory().expect("an answer");
         let (planned, used) = (loaded.plan.total_bytes(), loaded.used_bytes.expect("counted"));
         let of_driver = (before - after) as u64;
