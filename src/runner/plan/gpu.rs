@@ -252,9 +252,11 @@ fn placement(spec: &DecoderSpec, sizes: StepSizes, context: u32, is_f16: bool) -
     }
 }
 
-/// Types of the KV cache that a GPU has kernels for: the model's own, and fp8 for the usual sizes of heads.
+/// Types of the KV cache that a GPU has kernels for: the model's own, and fp8 for the usual sizes of heads. Latents are kept
+/// in the model's own, whatever the size of q's heads.
 pub(crate) fn kv_dtypes(spec: &DecoderSpec, is_f16: bool) -> &'static [KvDType] {
-    match (FP8_HEAD_DIMS.contains(&spec.head_dim), is_f16) {
+    let has_fp8 = spec.latent.is_none() && FP8_HEAD_DIMS.contains(&spec.head_dim);
+    match (has_fp8, is_f16) {
         (true, false) => &[KvDType::Bf16, KvDType::Fp8],
         (true, true) => &[KvDType::F16, KvDType::Fp8],
         (false, false) => &[KvDType::Bf16],

@@ -249,6 +249,25 @@ fn an_embedding_of_fp8_is_counted_in_blocks_on_every_card() {
     }
 }
 
+#[test]
+fn latents_have_no_cache_of_fp8_whatever_their_heads() {
+    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes");
+    let spec = ModelSource::random(&shapes.join("deepseek-v2-lite.json")).expect("a shape").spec;
+    for head_dim in [64, 128, 192] {
+        let spec = DecoderSpec { head_dim, ..spec.clone() };
+        assert_eq!(gpu::kv_dtypes(&spec, false), [KvDType::Bf16], "{head_dim}");
+        assert_eq!(gpu::kv_dtypes(&spec, true), [KvDType::F16], "{head_dim}");
+        let config =
+            EngineConfig { kv_dtype: Some(KvDType::Fp8), context_length: Some(4096), ..EngineConfig::default() };
+        let memory = GpuMemory { free_bytes: 64 * GIB, is_f16: false };
+        let refused = plan_for_gpu(&spec, GpuWeights::default(), &config, memory).expect_err("no such cache");
+        assert!(matches!(refused, PlanError::KvDType { asked: KvDType::Fp8, .. }), "{refused}");
+        // With keys and values of such heads there is one.
+        let heads = DecoderSpec { latent: None, ..spec };
+        assert_eq!(gpu::kv_dtypes(&heads, false).contains(&KvDType::Fp8), head_dim != 192);
+    }
+}
+
 /// Plans `qwen2.5-7b` in bf16, of 28 layers, onto a GPU with this much free memory.
 fn plan_7b(config: &EngineConfig, gib: u64, main_bytes: u64) -> Result<LayerPlan, PlanError> {
     let source = ModelSource::random(&config_file("qwen2.5-7b")).expect("a config");
