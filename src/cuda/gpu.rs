@@ -53,6 +53,20 @@ impl Context {
     }
 }
 
+/// The kernels of a GPU, which leave it when nothing can launch them any more: neither a [`Gpu`] nor a recorded step.
+pub(super) struct LoadedModules {
+    context: Arc<Context>,
+    modules: Modules,
+}
+
+impl Drop for LoadedModules {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            std::mem::take(&mut self.modules).unload();
+        }
+    }
+}
+
 /// What kernels want to know of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuLimits {
@@ -68,7 +82,7 @@ pub struct GpuLimits {
 pub struct Gpu {
     context: Arc<Context>,
     stream: sys::CUstream,
-    modules: Modules,
+    modules: Arc<LoadedModules>,
     limits: GpuLimits,
 }
 
@@ -87,6 +101,7 @@ impl Gpu {
         let limits = context.limits()?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(driver("a stream"))?;
         let modules = Modules::load(limits.compute_capability).map_err(driver("loading the kernels"))?;
+        let modules = Arc::new(LoadedModules { context: context.clone(), modules });
         Ok(Arc::new(Self { context, stream, modules, limits }))
     }
 
@@ -131,7 +146,12 @@ impl Gpu {
     }
 
     pub(super) fn modules(&self) -> &Modules {
-        &self.modules
+        &self.modules.modules
+    }
+
+    /// What keeps the kernels on the GPU.
+    pub(super) fn loaded_modules(&self) -> Arc<LoadedModules> {
+        self.modules.clone()
     }
 
     /// An uninitialised tensor `[rows, columns]`; `what` names it where there is no room.
@@ -275,6 +295,8 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
+            // What was queued ends before its kernels may go.
+            let _ = self.synchronize();
             // SAFETY: created in `open`, destroyed once.
             let _ = unsafe { result::stream::destroy(self.stream) };
         }

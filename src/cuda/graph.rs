@@ -5,13 +5,15 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::error::driver;
-use super::gpu::Context;
+use super::gpu::{Context, LoadedModules};
 use super::{CudaError, Gpu};
 
 /// A recorded sequence of kernels, with the addresses that they had then.
 pub struct Graph {
     context: Arc<Context>,
     executable: sys::CUgraphExec,
+    /// Those of its kernels, which stay as long as it does.
+    _modules: Arc<LoadedModules>,
 }
 
 // SAFETY: the handle is a plain address that the driver guards; it belongs to this value alone.
@@ -94,7 +96,7 @@ impl Gpu {
         // SAFETY: as above; the executable does not need it.
         let _ = unsafe { result::graph::destroy(graph) };
         let executable = executable.map_err(driver("making a graph"))?;
-        let graph = Graph { context: self.context().clone(), executable };
+        let graph = Graph { context: self.context().clone(), executable, _modules: self.loaded_modules() };
         // SAFETY: both live.
         unsafe { result::graph::upload(graph.executable, self.stream()) }.map_err(driver("uploading a graph"))?;
         Ok(graph)

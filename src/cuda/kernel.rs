@@ -18,7 +18,8 @@ const DEFAULT_SHARED_BYTES: usize = 48 * 1024;
 /// Source: CUDA C++ Programming Guide, technical specifications per compute capability.
 const PORTABLE_SHARED_BYTES: usize = 99 * 1024;
 
-/// All functions of all embedded modules that were asked for, by name. Lives as long as the context.
+/// All embedded modules that are for a card, by name. They stay on it until they are unloaded or the context ends.
+#[derive(Default)]
 pub(super) struct Modules {
     modules: HashMap<&'static str, sys::CUmodule>,
 }
@@ -56,11 +57,11 @@ impl Modules {
     /// The function `name` of a module, which must be loaded.
     pub(super) fn function(&self, module: &str, name: &str) -> Option<sys::CUfunction> {
         let symbol = CString::new(name).ok()?;
-        // SAFETY: the module lives as long as the context.
+        // SAFETY: the module was loaded, and is there as long as this value.
         unsafe { result::module::get_function(*self.modules.get(module)?, symbol) }.ok()
     }
 
-    /// Unloads them all; the context must be bound, and nothing of them be in use.
+    /// Unloads them all; the context must be bound, and nothing of them run, be recorded, or be launched again.
     pub(super) fn unload(self) {
         for module in self.modules.into_values() {
             // SAFETY: loaded in `load`, unloaded once.

@@ -3,6 +3,7 @@
 
 mod attention;
 mod ceilings;
+mod closing;
 mod columns;
 mod elementwise;
 mod experts;
