@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::GpuRunner;
 use super::load::check;
-use super::tests::{CONTEXT, FP8_COARSENESS, FP8_TOLERANCE, Making, ROUNDINGS, drive, faults, golden_faults, gpu, request, tolerance};
+use super::tests::{CONTEXT, Making, ROUNDINGS, drive, faults, golden_faults, gpu, request, tolerance};
 use crate::config::{KvDType, WeightFormat};
 use crate::cuda::{Blas, BlasMissing, DType};
 use crate::models::ModelSource;
@@ -27,11 +27,15 @@ fn blas(is_there: bool) -> Result<Blas, BlasMissing> {
     if is_there { Blas::open(&gpu(), &[]) } else { Err(BlasMissing("a test does without".to_owned())) }
 }
 
-/// How near logits must be. Products of fp8 by fp8 round their inputs to four bits, as a cache of fp8 does keys and values.
+/// Largest relative error of logits after products of fp8 by fp8, which round their inputs to four bits: an emulation of them
+/// on these models gives up to 0.14.
+const FP8_PRODUCTS: f64 = 0.2;
+
+/// How near logits must be: an error, or so many times what rounding keys and values does.
 fn limits(source: &ModelSource, dtype: DType, blas: &Result<Blas, BlasMissing>) -> (f64, f64) {
     let is_fp8 = source.weights.main_format().starts_with("FP8");
     match blas {
-        Ok(blas) if is_fp8 && blas.takes_fp8() => (FP8_TOLERANCE, FP8_COARSENESS),
+        Ok(blas) if is_fp8 && blas.takes_fp8() => (FP8_PRODUCTS, ROUNDINGS),
         _ => (tolerance(dtype), ROUNDINGS),
     }
 }

@@ -330,10 +330,10 @@ fn cuda_golden_logits_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
 
 /// A cache of fp8 keeps four bits of a number, and in tiny models little averages out. Measured: up to 0.16 with Llama's
 /// keys, and 0.19 with Qwen2's, whose biases make them larger than what tells them apart.
-pub(super) const FP8_TOLERANCE: f64 = 0.25;
+const FP8_TOLERANCE: f64 = 0.25;
 
 /// How much coarser it is than one of bf16, which keeps eight.
-pub(super) const FP8_COARSENESS: f64 = 16.0;
+const FP8_COARSENESS: f64 = 16.0;
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
