@@ -10,11 +10,11 @@ using Places = Pack<uint32_t, 8>;
 // a thread a pack. 4 bytes an element, and 4 of the order.
 extern "C" __global__ void __launch_bounds__(256)
     gather_columns(Values* dst, const uint16_t* src, const uint32_t* order, int packs) {
-    let_next_begin();
+    if (gridDim.x <= FEWEST_ROWS) let_next_begin();
     int pack = blockIdx.y * blockDim.x + threadIdx.x;
     Places from = {};
     if (pack < packs) from = reinterpret_cast<const Places*>(order)[pack];
-    wait_for_previous();
+    after_previous();
     if (pack >= packs) return;
     const uint16_t* row = src + size_t(blockIdx.x) * packs * 8;
     Values out;
