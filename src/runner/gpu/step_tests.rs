@@ -193,7 +193,7 @@ fn cuda_long_steps_are_the_same_by_graphs() {
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_memory_does_not_change_once_a_model_is_ready() {
     let sizes = StepSizes { max_step_tokens: 2600, ..SIZES };
-    let fixture = wide_fixtures().remove(0);
+    let fixture = dense_fixtures().remove(0);
     let mut gpu = Making { sizes, blocks: MANY_BLOCKS, ..Making::of(DType::Bf16) }.runner(&fixture);
     record(&mut gpu).expect("graphs");
     let state = |gpu: &GpuRunner| {
@@ -244,6 +244,7 @@ fn cuda_memory_does_not_change_by_long_prompts() {
         max_prompt_chunk_while_decoding: sizes.max_prompt_chunk_while_decoding,
         prompt_tokens_per_decode: sizes.prompt_tokens_per_decode,
         prompt_tokens_per_waiting: sizes.prompt_tokens_per_waiting,
+        step_multiple: sizes.step_multiple,
         max_model_len: loaded.plan.context_length,
         ..limits()
     };
