@@ -2,6 +2,7 @@
 //!
 //! Knows no engine: it makes the masks that the engine samples under. Parsing is `llguidance`'s.
 
+mod calls;
 mod no_ops;
 
 use std::fmt;
@@ -13,7 +14,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use crate::request::{TokenId, TokenMask, TokenMasks};
-use crate::tokenizer::{CallFormat, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 use no_ops::without_no_ops;
 
@@ -50,52 +51,6 @@ pub enum Grammar {
 }
 
 impl Grammar {
-    /// At least one call of these tools, which are in OpenAI's form, as a model of that `format` writes calls; exactly one
-    /// if `one`.
-    pub(super) fn calls(format: CallFormat, tools: &[Value], one: bool) -> Self {
-        let parameters = |function: &Value| {
-            let parameters = function.get("parameters").filter(|parameters| parameters.is_object());
-            parameters.cloned().map_or_else(|| json!({ "type": "object" }), without_no_ops)
-        };
-        let call = |function: &Value, arguments: &str| {
-            json!({
-                "type": "object",
-                "properties": { "name": { "const": function["name"] }, (arguments): parameters(function) },
-                "required": ["name", arguments],
-                "additionalProperties": false,
-            })
-        };
-        let functions = || tools.iter().map(|tool| &tool["function"]);
-        let any = |arguments| json!({ "anyOf": functions().map(|f| call(f, arguments)).collect::<Vec<_>>() });
-        let more = |between: &str| if one { String::new() } else { format!(" ({between} call)*") };
-        Self::Lark(match format {
-            // Bare calls have no end but the answer's: one.
-            CallFormat::Json => return Self::JsonSchema(any("parameters")),
-            CallFormat::Hermes => format!(
-                "start: call{}\ncall: \"<tool_call>\\n\" body \"\\n</tool_call>\"\nbody: %json {}\n",
-                more(r#""\n""#),
-                any("arguments")
-            ),
-            CallFormat::DeepSeek => {
-                let one_function = |(index, function): (usize, &Value)| {
-                    let begin = format!(
-                        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n",
-                        function["name"].as_str().unwrap_or_default()
-                    );
-                    let (begin, end) = (Value::from(begin), Value::from("\n```<｜tool▁call▁end｜>"));
-                    format!("call{index}: {begin} body{index} {end}\nbody{index}: %json {}\n", parameters(function))
-                };
-                let bodies: String = functions().enumerate().map(one_function).collect();
-                let names: Vec<_> = (0..tools.len()).map(|index| format!("call{index}")).collect();
-                let more = more(r#""\n""#);
-                format!(
-                    "start: \"<｜tool▁calls▁begin｜>\" call{more} \"<｜tool▁calls▁end｜>\"\ncall: {}\n{bodies}",
-                    names.join(" | ")
-                )
-            }
-        })
-    }
-
     fn bytes(&self) -> usize {
         match self {
             Self::JsonObject => 0,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::tokenizer::{AnswerParser, GgufVocab, Part};
+use crate::tokenizer::{AnswerParser, CallFormat, GgufVocab, Part};
 
 const EOS: TokenId = 256;
 
@@ -57,6 +57,10 @@ fn forced_calls_have_the_form_that_the_parser_reads() {
             "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"x\":1}\n```\
              <｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         ),
+        (
+            CallFormat::DeepSeekV31,
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"x\":1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ),
     ];
     for (format, text) in texts {
         let grammar = Grammar::calls(format, &tools, true);
@@ -67,7 +71,122 @@ fn forced_calls_have_the_form_that_the_parser_reads() {
         let [Part::Call(call)] = parts.as_slice() else { panic!("{format:?}: {parts:?}") };
         assert_eq!((call.name.as_str(), call.arguments.as_str()), ("f", "{\"x\":1}"));
         assert!(after(&grammar, &text.replace("\"x\":1", "\"y\":1")).is_err(), "{format:?}");
+        // A tool without parameters, and one that writes them so.
+        for parameters in [json!(null), json!({}), json!({"properties": {}})] {
+            let tools = [json!({"type": "function", "function": {"name": "f", "parameters": parameters}})];
+            let grammar = Grammar::calls(format, &tools, true);
+            assert_eq!(after(&grammar, text), Ok(vec![EOS]), "{format:?}: {parameters}");
+            assert!(after(&grammar, &text.replace("{\"x\":1}", "5")).is_err(), "{format:?}: {parameters}");
+        }
     }
+}
+
+const FORMATS: [CallFormat; 4] = [CallFormat::Hermes, CallFormat::Json, CallFormat::DeepSeek, CallFormat::DeepSeekV31];
+
+/// What a model writes that calls `name` with `arguments`.
+fn written(format: CallFormat, name: &str, arguments: &str) -> String {
+    match format {
+        CallFormat::Hermes => {
+            format!("<tool_call>\n{{\"name\":\"{name}\",\"arguments\":{arguments}}}\n</tool_call>")
+        }
+        CallFormat::Json => format!("{{\"name\":\"{name}\",\"parameters\":{arguments}}}"),
+        CallFormat::DeepSeek => format!(
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{arguments}\n```\
+             <｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+        ),
+        CallFormat::DeepSeekV31 => format!(
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>\
+             <｜tool▁calls▁end｜>"
+        ),
+    }
+}
+
+/// Whether the tools that take `first` and `second` may be called with `{"p":"a"}` and `{"p":"b"}`, and not the other way
+/// round, in every form.
+#[track_caller]
+fn check_two(first: &Value, second: &Value) {
+    let tool =
+        |name: &str, schema: &Value| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+    for format in FORMATS {
+        let grammar = Grammar::calls(format, &[tool("f", first), tool("g", second)], true);
+        for (name, letter, fits) in [("f", 'a', true), ("g", 'b', true), ("f", 'b', false), ("g", 'a', false)] {
+            let text = written(format, name, &format!("{{\"p\":\"{letter}\"}}"));
+            let found = after(&grammar, &text);
+            if fits {
+                assert_eq!(found, Ok(vec![EOS]), "{format:?}: {text}");
+            } else {
+                assert!(found.is_err(), "{format:?}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn references_within_a_tool_s_parameters_are_followed_there() {
+    // As pydantic writes a model within a model.
+    let nested = |letter: &str| {
+        json!({
+            "$defs": {"P": {"enum": [letter], "title": "P", "type": "string"}},
+            "properties": {"p": {"$ref": "#/$defs/P"}}, "required": ["p"], "title": "A", "type": "object",
+            "additionalProperties": false,
+        })
+    };
+    check_two(&nested("a"), &nested("b"));
+    // As zod-to-json-schema writes a schema with a name.
+    let named = |letter: &str| {
+        let object = json!({
+            "type": "object", "properties": {"p": {"const": letter}}, "required": ["p"], "additionalProperties": false,
+        });
+        json!({
+            "$ref": "#/definitions/A", "definitions": {"A": object},
+            "$schema": "http://json-schema.org/draft-07/schema#",
+        })
+    };
+    check_two(&named("a"), &named("b"));
+    // A list of itself: one level of it.
+    let tree = json!({
+        "type": "object", "properties": {"p": {"anyOf": [{"$ref": "#"}, {"const": "leaf"}]}}, "required": ["p"],
+        "additionalProperties": false,
+    });
+    let tools = [json!({"type": "function", "function": {"name": "f", "parameters": tree}})];
+    for format in FORMATS {
+        let grammar = Grammar::calls(format, &tools, true);
+        let text = written(format, "f", r#"{"p":{"p":"leaf"}}"#);
+        assert_eq!(after(&grammar, &text), Ok(vec![EOS]), "{format:?}");
+        assert!(after(&grammar, &text.replace("leaf", "twig")).is_err(), "{format:?}");
+    }
+}
+
+#[test]
+fn names_that_tools_share_do_not_mix_them() {
+    let schema = |id: &str, reference: &str, part: Value| {
+        json!({
+            "$id": id, "$defs": {"P": part}, "properties": {"p": {"$ref": reference}}, "required": ["p"],
+            "type": "object", "additionalProperties": false,
+        })
+    };
+    let root = "https://example.com/root";
+    for (id, reference, part_id) in [
+        (root, "#/$defs/P", None),
+        ("no uri", "#/$defs/P", None),
+        (root, "https://example.com/root#/$defs/P", None),
+        (root, "https://example.com/part", Some("https://example.com/part")),
+        (root, "part", Some("part")),
+        ("urn:example:root", "urn:example:part", Some("urn:example:part")),
+    ] {
+        let part = |letter: &str| match part_id {
+            Some(part_id) => json!({"$id": part_id, "const": letter}),
+            None => json!({ "const": letter }),
+        };
+        check_two(&schema(id, reference, part("a")), &schema(id, reference, part("b")));
+    }
+    // Parts of tools that have no names themselves.
+    let unnamed = |letter: &str| {
+        let mut schema = schema(root, "part", json!({"$id": "part", "const": letter}));
+        schema.as_object_mut().expect("an object").shift_remove("$id");
+        schema
+    };
+    check_two(&unnamed("a"), &unnamed("b"));
 }
 
 #[test]

@@ -218,7 +218,7 @@ async fn calls_of_tools_are_told_as_calls() {
     assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
     let calls = choice["message"]["tool_calls"].as_array().expect("calls");
     let seen: Vec<_> = calls.iter().map(|call| (&call["type"], &call["function"])).collect();
-    let (f, g) = (json!({"name": "f", "arguments": "{\"x\":1}"}), json!({"name": "g", "arguments": "{}"}));
+    let (f, g) = (json!({"name": "f", "arguments": "{\"x\": 1}"}), json!({"name": "g", "arguments": "{}"}));
     assert_eq!(seen, [(&json!("function"), &f), (&json!("function"), &g)]);
     assert_ne!(calls[0]["id"], calls[1]["id"]);
     let more = json!({"tools": tool(), "parallel_tool_calls": false});

@@ -68,7 +68,7 @@ async fn events_come_in_order_and_end_with_the_whole() {
     let done: Vec<_> =
         events.iter().filter(|(name, _)| name.ends_with("item.done")).map(|(_, data)| &data["item"]).collect();
     assert_eq!(whole["output"].as_array().expect("items").iter().collect::<Vec<_>>(), done);
-    assert_eq!(whole["output"][1]["arguments"], r#"{"x":1}"#);
+    assert_eq!(whole["output"][1]["arguments"], r#"{"x": 1}"#);
     assert_eq!(whole["status"], "completed");
 }
 

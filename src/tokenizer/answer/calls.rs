@@ -2,14 +2,24 @@
 //!
 //! Source: the chat templates of Qwen2.5 and Qwen3 (Hermes' form), Llama 3.1, DeepSeek-V3 and V3.1.
 
+use std::collections::HashMap;
+
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+
+/// What opens a call of DeepSeek's.
+const DEEPSEEK_OPEN: &str = "<｜tool▁call▁begin｜>";
+/// What opens the block of JSON in V3's form.
+const FENCE: &str = "```json";
 
 /// One call of a tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolCall {
     /// Which tool.
     pub name: String,
-    /// With what: a JSON object, as text.
+    /// With what: a JSON object, as the model wrote it. Read and written again, numbers beyond 64 bits would lose digits, and
+    /// of keys that come twice all but one.
     pub arguments: String,
 }
 
@@ -18,9 +28,10 @@ pub struct ToolCall {
 pub enum CallFormat {
     /// `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes, Qwen.
     Hermes,
-    /// `<｜tool▁call▁begin｜>function<｜tool▁sep｜>name`, a fenced block of JSON, `<｜tool▁call▁end｜>`, or the name before
-    /// the separator and plain JSON behind it: DeepSeek V3, R1 and V3.1.
+    /// `<｜tool▁call▁begin｜>function<｜tool▁sep｜>name`, a fenced block of JSON, `<｜tool▁call▁end｜>`: DeepSeek V3 and R1.
     DeepSeek,
+    /// As [`Self::DeepSeek`], with the name before the separator and plain JSON behind it: V3.1. Both are read as either.
+    DeepSeekV31,
     /// The whole answer is one or several `{"name": ..., "parameters": {...}}`: Llama 3, and models of which nothing else
     /// is known.
     Json,
@@ -31,11 +42,17 @@ impl CallFormat {
     pub fn of_template(source: &str) -> Self {
         if source.contains("<tool_call>") {
             Self::Hermes
-        } else if source.contains("<｜tool▁call▁begin｜>") {
-            Self::DeepSeek
+        } else if source.contains(DEEPSEEK_OPEN) {
+            Self::deepseek(source)
         } else {
             Self::Json
         }
+    }
+
+    /// Which of DeepSeek's forms a template teaches: that of V3 unless it has the marks and no fence.
+    fn deepseek(source: &str) -> Self {
+        let fenced = source.contains(FENCE) || !source.contains(DEEPSEEK_OPEN);
+        if fenced { Self::DeepSeek } else { Self::DeepSeekV31 }
     }
 
     /// Whether calls stand without marks around them.
@@ -46,7 +63,7 @@ impl CallFormat {
     pub(super) fn open(self) -> &'static str {
         match self {
             Self::Hermes => "<tool_call>",
-            Self::DeepSeek => "<｜tool▁call▁begin｜>",
+            Self::DeepSeek | Self::DeepSeekV31 => DEEPSEEK_OPEN,
             Self::Json => "",
         }
     }
@@ -54,7 +71,7 @@ impl CallFormat {
     pub(super) fn close(self) -> &'static str {
         match self {
             Self::Hermes => "</tool_call>",
-            Self::DeepSeek => "<｜tool▁call▁end｜>",
+            Self::DeepSeek | Self::DeepSeekV31 => "<｜tool▁call▁end｜>",
             Self::Json => "",
         }
     }
@@ -62,7 +79,7 @@ impl CallFormat {
     /// Marks around all calls together.
     pub(super) fn ignored(self) -> &'static [&'static str] {
         match self {
-            Self::DeepSeek => &["<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"],
+            Self::DeepSeek | Self::DeepSeekV31 => &["<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"],
             Self::Hermes | Self::Json => &[],
         }
     }
@@ -70,19 +87,36 @@ impl CallFormat {
     /// The call whose text between the marks is `body`.
     pub(super) fn read(self, body: &str) -> Option<ToolCall> {
         match self {
-            Self::Hermes | Self::Json => named(serde_json::from_str(body.trim()).ok()?),
-            Self::DeepSeek => {
-                let (kind, rest) = body.split_once("<｜tool▁sep｜>")?;
-                let (name, arguments) = match rest.split_once("```json") {
-                    Some((name, fenced)) => (name, fenced.rsplit_once("```").map_or(fenced, |(json, _)| json)),
-                    None => (kind, rest),
-                };
-                let arguments: Map<String, Value> = serde_json::from_str(arguments.trim()).ok()?;
-                let name = name.trim();
-                (!name.is_empty()).then(|| ToolCall { name: name.to_owned(), arguments: text(arguments) })
+            Self::Hermes | Self::Json => named(&serde_json::from_str(body.trim()).ok()?),
+            Self::DeepSeek | Self::DeepSeekV31 => {
+                let (name, json) = deepseek_parts(body)?;
+                let mut values = serde_json::Deserializer::from_str(json).into_iter::<IgnoredAny>();
+                values.next()?.ok()?;
+                let (json, behind) = json.split_at(values.byte_offset());
+                let is_fence = |character: char| character == '`' || character.is_whitespace();
+                let (name, arguments) = (name.trim(), object(json)?);
+                (!name.is_empty() && behind.chars().all(is_fence))
+                    .then(|| ToolCall { name: name.to_owned(), arguments })
             }
         }
     }
+
+    /// Whether the mark at the end of `body` stands within a string of its JSON: only there does JSON go on behind it.
+    pub(super) fn goes_on(self, body: &str) -> bool {
+        let json = match self {
+            Self::Hermes | Self::Json => Some(body),
+            Self::DeepSeek | Self::DeepSeekV31 => deepseek_parts(body).map(|(_, arguments)| arguments),
+        };
+        json.is_some_and(|json| serde_json::from_str::<IgnoredAny>(json).is_err_and(|error| error.is_eof()))
+    }
+}
+
+/// The name in DeepSeek's forms, and what follows it: from the JSON on.
+fn deepseek_parts(body: &str) -> Option<(&str, &str)> {
+    let (kind, rest) = body.split_once("<｜tool▁sep｜>")?;
+    // A fence behind the beginning of the JSON is part of it.
+    let fence = rest.split_once(FENCE).filter(|(name, _)| !name.contains('{'));
+    Some(fence.unwrap_or((kind, rest)))
 }
 
 /// The calls of an answer that is nothing else: objects one after the other, with semicolons or white space between.
@@ -91,27 +125,26 @@ pub(super) fn read_bare(answer: &str) -> Option<Vec<ToolCall>> {
     let mut calls = Vec::new();
     while !rest.is_empty() {
         let mut objects = serde_json::Deserializer::from_str(rest).into_iter();
-        calls.push(named(objects.next()?.ok()?)?);
+        calls.push(named(&objects.next()?.ok()?)?);
         rest = rest[objects.byte_offset()..].trim_start_matches(|next: char| next.is_whitespace() || next == ';');
     }
     (!calls.is_empty()).then_some(calls)
 }
 
 /// A call as an object with a name, and arguments under either of their names.
-fn named(mut object: Map<String, Value>) -> Option<ToolCall> {
-    let arguments = object.remove("arguments").or_else(|| object.remove("parameters"))?;
-    let arguments = match arguments {
-        Value::Object(arguments) => text(arguments),
+fn named(object_of_call: &HashMap<String, &RawValue>) -> Option<ToolCall> {
+    let written = object_of_call.get("arguments").or_else(|| object_of_call.get("parameters"))?.get();
+    let arguments = match serde_json::from_str(written).ok()? {
         // Some models write the arguments as text, as the API does.
-        Value::String(json) => text(serde_json::from_str(&json).ok()?),
-        _ => return None,
+        Value::String(json) => object(&json)?,
+        _ => object(written)?,
     };
-    match object.remove("name")? {
-        Value::String(name) if !name.is_empty() => Some(ToolCall { name, arguments }),
-        _ => None,
-    }
+    let name: String = serde_json::from_str(object_of_call.get("name")?.get()).ok()?;
+    (!name.is_empty()).then_some(ToolCall { name, arguments })
 }
 
-fn text(arguments: Map<String, Value>) -> String {
-    Value::Object(arguments).to_string()
+/// The text of a JSON object without what stands around it, if `json` is one that clients can read.
+fn object(json: &str) -> Option<String> {
+    serde_json::from_str::<Map<String, Value>>(json).ok()?;
+    Some(json.trim().to_owned())
 }

@@ -17,6 +17,9 @@ const THINK_END: &str = "</think>";
 
 /// Longest call that is waited for, in bytes; a longer one is text.
 const MAX_CALL_BYTES: usize = 1 << 20;
+/// Most marks that end a call which may stand within strings of its arguments; with more it is text. Each is one reading of
+/// the call so far.
+const MAX_INNER_MARKS: usize = 64;
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +63,8 @@ pub struct AnswerParser {
     called: bool,
     /// White space before the call that is read: it is text where that is none.
     space: String,
+    /// Where, in the call that is read, marks of its end stand within strings.
+    inner_marks: Vec<usize>,
 }
 
 impl AnswerParser {
@@ -121,8 +126,14 @@ impl AnswerParser {
                 // Some models end where the closing mark would stand.
                 Some(call) => parts.push(Part::Call(call)),
                 None => {
-                    let open = self.calls.map_or("", CallFormat::open);
-                    tell(Part::Text, &format!("{}{open}{held}", self.space), &mut parts);
+                    let (open, close) = self.calls.map_or(("", ""), |format| (format.open(), format.close()));
+                    let (text, rest) =
+                        held.split_at(self.inner_marks.first().map_or(held.len(), |at| at + close.len()));
+                    tell(Part::Text, &format!("{}{open}{text}", self.space), &mut parts);
+                    self.end_call();
+                    // Behind a mark that seemed to stand within a string there may be a call.
+                    parts.extend(self.push(rest));
+                    parts.extend(self.finish());
                 }
             },
             State::BareCall => match calls::read_bare(&held) {
@@ -231,24 +242,39 @@ impl AnswerParser {
 
     fn call(&mut self, parts: &mut Vec<Part>) -> bool {
         let Some(format) = self.calls else { return false };
-        let Some(at) = self.held.find(format.close()) else {
+        let close = format.close();
+        let searched = self.inner_marks.last().map_or(0, |at| at + close.len());
+        let Some(at) = self.held[searched..].find(close).map(|at| searched + at) else {
             if self.held.len() > MAX_CALL_BYTES {
                 let text = std::mem::take(&mut self.held);
                 tell(Part::Text, &format!("{}{}{text}", self.space, format.open()), parts);
-                self.state = State::Text;
+                self.end_call();
             }
             return false;
         };
-        let body: String = self.held.drain(..at + format.close().len()).collect();
-        match format.read(&body[..at]) {
+        let call = format.read(&self.held[..at]);
+        if call.is_none() && self.inner_marks.len() < MAX_INNER_MARKS && format.goes_on(&self.held[..at + close.len()])
+        {
+            self.inner_marks.push(at);
+            return true;
+        }
+        // What is no call ends at the first mark: another may begin behind it.
+        let at = self.inner_marks.first().copied().filter(|_| call.is_none()).unwrap_or(at);
+        let body: String = self.held.drain(..at + close.len()).collect();
+        match call {
             Some(call) => {
                 parts.push(Part::Call(call));
                 self.called = true;
             }
             None => tell(Part::Text, &format!("{}{}{body}", self.space, format.open()), parts),
         }
-        self.state = State::Text;
+        self.end_call();
         true
+    }
+
+    fn end_call(&mut self) {
+        self.inner_marks.clear();
+        self.state = State::Text;
     }
 }
 

@@ -80,14 +80,14 @@ fn thoughts_are_told_apart() {
 #[test]
 fn calls_of_hermes_and_qwen() {
     let one = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": [1, \"}\"]}}\n</tool_call>";
-    check(hermes(), one, &[call("f", r#"{"x":[1,"}"]}"#)]);
+    check(hermes(), one, &[call("f", r#"{"x": [1, "}"]}"#)]);
     let two = format!("Let me see.\n{one}\n{one}\n");
-    let f = || call("f", r#"{"x":[1,"}"]}"#);
+    let f = || call("f", r#"{"x": [1, "}"]}"#);
     check(hermes(), &two, &[text("Let me see."), f(), f()]);
     let thinking = AnswerParser::new(true, false, Some(CallFormat::Hermes));
     check(thinking, &format!("<think>\nf?\n</think>\n\n{one}"), &[reasoning("f?"), f()]);
     check(hermes(), one.strip_suffix("</tool_call>").expect("the end"), &[f()]);
-    check(hermes(), r#"<tool_call>{"name": "f", "arguments": "{\"x\": 1}"}</tool_call>"#, &[call("f", r#"{"x":1}"#)]);
+    check(hermes(), r#"<tool_call>{"name": "f", "arguments": "{\"x\": 1}"}</tool_call>"#, &[call("f", r#"{"x": 1}"#)]);
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn what_only_looks_like_a_call_is_text() {
 #[test]
 fn calls_of_llama_are_the_whole_answer() {
     let llama = || AnswerParser::new(false, false, Some(CallFormat::Json));
-    check(llama(), r#"{"name": "f", "parameters": {"x": "é"}}"#, &[call("f", r#"{"x":"é"}"#)]);
+    check(llama(), r#"{"name": "f", "parameters": {"x": "é"}}"#, &[call("f", r#"{"x": "é"}"#)]);
     let two = "{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"g\", \"arguments\": {}}\n";
     check(llama(), two, &[call("f", "{}"), call("g", "{}")]);
     for answer in [r#"{"answer": 42}"#, "{", r#"{"name": "f", "parameters": {}} and more"#, r#"I call {"name": "f"}"#] {
@@ -124,10 +124,85 @@ fn calls_of_deepseek_in_both_forms() {
     let third = "I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"x\": 1}\n```\
                  <｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{}\n```<｜tool▁call▁end｜>\
                  <｜tool▁calls▁end｜>";
-    check(parser(), third, &[text("I look."), call("f", r#"{"x":1}"#), call("g", "{}")]);
+    check(parser(), third, &[text("I look."), call("f", r#"{"x": 1}"#), call("g", "{}")]);
     let later =
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"x\": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
-    check(parser(), later, &[call("f", r#"{"x":1}"#)]);
+    check(parser(), later, &[call("f", r#"{"x": 1}"#)]);
+    // Either form is read, whichever the template teaches.
+    let later_parser = AnswerParser::new(false, false, Some(CallFormat::DeepSeekV31));
+    check(later_parser, third, &[text("I look."), call("f", r#"{"x": 1}"#), call("g", "{}")]);
+    // Fences within the arguments are theirs.
+    let fenced = r#"{"x": "```json\n{}\n```", "y": "```"}"#;
+    let third = format!("<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{fenced}\n```<｜tool▁call▁end｜>");
+    let later = format!("<｜tool▁call▁begin｜>f<｜tool▁sep｜>{fenced}<｜tool▁call▁end｜>");
+    for answer in [third, later] {
+        check(parser(), &answer, &[call("f", fenced)]);
+    }
+    let broken = "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"x\": 1} or so<｜tool▁call▁end｜>";
+    check(parser(), broken, &[text(broken)]);
+}
+
+#[test]
+fn marks_within_strings_end_no_call() {
+    let arguments = r#"{"x": "a</tool_call>b <tool_call>", "y": "<｜tool▁call▁end｜>\"</tool_call>"}"#;
+    let hermes_call = format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {arguments}}}\n</tool_call>");
+    check(hermes(), &hermes_call, &[call("f", arguments)]);
+    check(
+        hermes(),
+        &format!("Look.\n{hermes_call}\n{hermes_call}"),
+        &[text("Look."), call("f", arguments), call("f", arguments)],
+    );
+    let unclosed = hermes_call.strip_suffix("</tool_call>").expect("the end");
+    check(hermes(), unclosed, &[call("f", arguments)]);
+    for format in [CallFormat::DeepSeek, CallFormat::DeepSeekV31] {
+        let parser = || AnswerParser::new(false, false, Some(format));
+        let fenced = format!("function<｜tool▁sep｜>f\n```json\n{arguments}\n```");
+        for body in [fenced, format!("f<｜tool▁sep｜>{arguments}")] {
+            check(parser(), &format!("<｜tool▁call▁begin｜>{body}<｜tool▁call▁end｜>"), &[call("f", arguments)]);
+        }
+    }
+    // What is no call ends at the first mark, also where that seemed to stand within a string.
+    let good = r#"<tool_call>{"name": "g", "arguments": {}}</tool_call>"#;
+    for broken in [
+        r#"<tool_call>{"name": "f", "arguments": {"x": "oops</tool_call>"#,
+        r#"<tool_call>{"name": "f", "arguments": {</tool_call>"#,
+        r#"<tool_call>{"name": "f, "arguments": {"x": "</tool_call>"#,
+    ] {
+        for behind in ["", "\nand more", "\"", "</tool_call>"] {
+            let answer = format!("{broken}{behind}");
+            check(hermes(), &answer, &[text(&answer)]);
+        }
+        check(hermes(), &format!("{broken}\n{good}"), &[text(broken), call("g", "{}")]);
+        check(
+            hermes(),
+            &format!("{broken}{}", good.trim_end_matches("</tool_call>")),
+            &[text(broken), call("g", "{}")],
+        );
+    }
+    let marks = "</tool_call>".repeat(MAX_INNER_MARKS + 1);
+    let many = format!(r#"<tool_call>{{"name": "f", "arguments": {{"x": "{marks}"}}}}</tool_call>"#);
+    check(hermes(), &many, &[text(&many)]);
+    let fewer = many.replacen("</tool_call>", "", 1);
+    check(hermes(), &fewer, &[call("f", &format!(r#"{{"x": "{}"}}"#, &marks["</tool_call>".len()..]))]);
+}
+
+#[test]
+fn arguments_are_told_as_they_are_written() {
+    let arguments = r#"{"n": 123456789012345678901234567890, "d": 0.10, "k": 1, "k": 2,  "s": "\u00e9"}"#;
+    let answer = format!(r#"<tool_call>{{"arguments": {arguments}, "name": "f"}}</tool_call>"#);
+    check(hermes(), &answer, &[call("f", arguments)]);
+    let quoted = serde_json::Value::from(arguments).to_string();
+    check(hermes(), &format!(r#"<tool_call>{{"name": "f", "arguments": {quoted}}}"#), &[call("f", arguments)]);
+    let deepseek = AnswerParser::new(false, false, Some(CallFormat::DeepSeek));
+    let answer = format!("<｜tool▁call▁begin｜>f<｜tool▁sep｜>\n{arguments}\n<｜tool▁call▁end｜>");
+    check(deepseek, &answer, &[call("f", arguments)]);
+    let json = AnswerParser::new(false, false, Some(CallFormat::Json));
+    check(json, &format!(r#"{{"name": "f", "parameters": {arguments}}}"#), &[call("f", arguments)]);
+    // What no client could read is no call.
+    for arguments in [r#"{"s": "\ud800"}"#, r#"{"d": 1e999}"#, "[]", "{\"s\": \"\n\"}"] {
+        let answer = format!(r#"<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>"#);
+        check(hermes(), &answer, &[text(&answer)]);
+    }
 }
 
 #[test]
@@ -138,5 +213,9 @@ fn the_form_follows_from_the_template() {
     };
     assert_eq!(CallFormat::of_template(&template("qwen3.jinja")), CallFormat::Hermes);
     assert_eq!(CallFormat::of_template(&template("deepseek_v3.jinja")), CallFormat::DeepSeek);
+    assert_eq!(CallFormat::of_template(&template("deepseek_r1_distill.jinja")), CallFormat::DeepSeek);
+    let later = "{{ '<｜tool▁call▁begin｜>' + tool['function']['name'] + '<｜tool▁sep｜>' }}";
+    assert_eq!(CallFormat::of_template(later), CallFormat::DeepSeekV31);
     assert_eq!(CallFormat::of_template("{{ tools }}"), CallFormat::Json);
+    assert_eq!(CallFormat::of_template(&template("smollm2.jinja")), CallFormat::Json);
 }

@@ -1,0 +1,144 @@
+//! The grammar of calls that are forced: at least one, in the form in which the model writes calls.
+//!
+//! Knows no template: the form is handed to it.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use crate::tokenizer::CallFormat;
+
+use super::no_ops::without_no_ops;
+use super::{Grammar, refers_by_pointer_alone};
+
+impl Grammar {
+    /// At least one call of these tools, which are in OpenAI's form, as a model of that `format` writes calls; exactly one
+    /// if `one`.
+    pub(in crate::llm) fn calls(format: CallFormat, tools: &[Value], one: bool) -> Self {
+        let functions: Vec<Function> = functions(tools);
+        let any = |arguments| json!({ "anyOf": functions.iter().map(|f| f.object(arguments)).collect::<Vec<_>>() });
+        let more = |between: &str| if one { String::new() } else { format!(" ({between} call)*") };
+        Self::Lark(match format {
+            // Bare calls have no end but the answer's: one.
+            CallFormat::Json => return Self::JsonSchema(any("parameters")),
+            CallFormat::Hermes => format!(
+                "start: call{}\ncall: \"<tool_call>\\n\" body \"\\n</tool_call>\"\nbody: %json {}\n",
+                more(r#""\n""#),
+                any("arguments")
+            ),
+            CallFormat::DeepSeek => deepseek(&functions, &more(r#""\n""#), |name| {
+                (format!("function<｜tool▁sep｜>{name}\n```json\n"), "\n```")
+            }),
+            CallFormat::DeepSeekV31 => deepseek(&functions, &more(""), |name| (format!("{name}<｜tool▁sep｜>"), "")),
+        })
+    }
+}
+
+/// Calls between DeepSeek's marks; `around` says what stands before and behind the arguments of a function of that name.
+fn deepseek(functions: &[Function], more: &str, around: impl Fn(&str) -> (String, &'static str)) -> String {
+    let one_function = |(index, function): (usize, &Function)| {
+        let (before, behind) = around(function.name.as_str().unwrap_or_default());
+        let begin = Value::from(format!("<｜tool▁call▁begin｜>{before}"));
+        let end = Value::from(format!("{behind}<｜tool▁call▁end｜>"));
+        format!("call{index}: {begin} body{index} {end}\nbody{index}: %json {}\n", function.parameters)
+    };
+    let bodies: String = functions.iter().enumerate().map(one_function).collect();
+    let names: Vec<_> = (0..functions.len()).map(|index| format!("call{index}")).collect();
+    let names = names.join(" | ");
+    format!("start: \"<｜tool▁calls▁begin｜>\" call{more} \"<｜tool▁calls▁end｜>\"\ncall: {names}\n{bodies}")
+}
+
+/// A function that may be called.
+struct Function {
+    name: Value,
+    /// The schema of its arguments.
+    parameters: Value,
+}
+
+impl Function {
+    /// The schema of a call as an object, whose arguments stand under that name.
+    fn object(&self, arguments: &str) -> Value {
+        json!({
+            "type": "object",
+            "properties": { "name": { "const": self.name }, (arguments): self.parameters },
+            "required": ["name", arguments],
+            "additionalProperties": false,
+        })
+    }
+}
+
+/// The functions of `tools`. The schemas of their arguments become parts of one: each gets a name of its own, from which
+/// its pointers (`#/$defs/...`) are followed, and names that several of them give to parts are told apart.
+fn functions(tools: &[Value]) -> Vec<Function> {
+    let (mut seen, mut shared) = (BTreeSet::new(), BTreeSet::new());
+    for tool in tools {
+        let mut names = BTreeSet::new();
+        names_within(&tool["function"]["parameters"], &mut names);
+        shared.extend(names.intersection(&seen).cloned());
+        seen.extend(names);
+    }
+    let one = |(index, tool): (usize, &Value)| {
+        let function = &tool["function"];
+        let parameters = match &function["parameters"] {
+            Value::Object(parameters) => parameters_of(parameters, index, &shared),
+            _ => json!({ "type": "object" }),
+        };
+        Function { name: function["name"].clone(), parameters }
+    };
+    tools.iter().enumerate().map(one).collect()
+}
+
+/// The schema of the arguments of the tool that has the number `index`, named.
+fn parameters_of(parameters: &Map<String, Value>, index: usize, shared: &BTreeSet<String>) -> Value {
+    let mut schema = without_no_ops(Value::Object(parameters.clone()));
+    let own_name_is_needed = !refers_by_pointer_alone(&schema);
+    tell_apart(&mut schema, index, shared);
+    if let Some(keywords) = schema.as_object_mut() {
+        // The dialect is the whole grammar's; older ones pass over a name beside a `$ref`.
+        keywords.shift_remove("$schema");
+        if !["type", "$ref", "allOf", "anyOf", "oneOf"].iter().any(|keyword| keywords.contains_key(*keyword)) {
+            // `{}` is how no arguments are written: an object without any, not any JSON.
+            keywords.insert("type".into(), "object".into());
+        }
+        let has_name = keywords.get("$id").is_some_and(Value::is_string);
+        if !(has_name && own_name_is_needed) {
+            // With a place of its own for the names of parts, which are resolved against it.
+            keywords.insert("$id".into(), format!("json-schema://tool-{index}/").into());
+        }
+    }
+    schema
+}
+
+/// Adds the names that `schema` and its parts have to `names`.
+fn names_within(schema: &Value, names: &mut BTreeSet<String>) {
+    match schema {
+        Value::Object(keywords) => {
+            names.extend(keywords.get("$id").and_then(Value::as_str).map(str::to_owned));
+            keywords.values().for_each(|value| names_within(value, names));
+        }
+        Value::Array(items) => items.iter().for_each(|item| names_within(item, names)),
+        _ => {}
+    }
+}
+
+/// Gives what is named in `shared`, and the references to it, names that only the tool of that number has.
+fn tell_apart(schema: &mut Value, index: usize, shared: &BTreeSet<String>) {
+    match schema {
+        Value::Object(keywords) => {
+            for (keyword, value) in keywords.iter_mut() {
+                match value {
+                    Value::String(name) if keyword == "$id" || keyword == "$ref" => {
+                        let (resource, place) = name.split_at(name.find('#').unwrap_or(name.len()));
+                        if shared.contains(resource) {
+                            let joint = if resource.contains('?') { '&' } else { '?' };
+                            *name = format!("{resource}{joint}tool={index}{place}");
+                        }
+                    }
+                    value => tell_apart(value, index, shared),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| tell_apart(item, index, shared)),
+        _ => {}
+    }
+}
