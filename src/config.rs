@@ -9,6 +9,7 @@ mod kv_dtype;
 mod random_format;
 mod settings;
 mod size;
+mod tool_parser;
 mod weight_format;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use kv_dtype::{KvDType, KvDTypeError, KvDTypeWish};
 pub use random_format::{RandomFormat, RandomFormatError, RandomModel};
 pub use settings::{KEYS, Lookup, Origins, Settings};
 pub use size::{ByteSize, SizeError};
+pub use tool_parser::{ToolParser, ToolParserError};
 pub use weight_format::{WeightFormat, WeightFormatError};
 
 /// Everything that can be set, resolved.
@@ -254,6 +256,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         already_quantized: default.already_quantized,
         device: settings.device.unwrap_or(default.device),
         reserved_bytes: default.reserved_bytes,
+        tool_parser: settings.tool_parser.unwrap_or_default(),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::config::{ByteSize, DeviceWish, GpuLayers, HostText, KvDTypeWish, Settings, WeightFormat};
+use crate::config::{ByteSize, DeviceWish, GpuLayers, HostText, KvDTypeWish, Settings, ToolParser, WeightFormat};
 
 /// Where the server is.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -95,6 +95,9 @@ pub struct EngineFlags {
     /// Do not reuse what was computed for prompts that begin the same
     #[arg(long, hide_short_help = true)]
     no_prefix_cache: bool,
+    /// How calls of tools are read: auto (as the chat template says), hermes, deepseek, llama3 or json [default: auto]
+    #[arg(long, value_name = "FORM", hide_short_help = true)]
+    tool_parser: Option<ToolParser>,
 }
 
 impl AddressFlags {
@@ -133,6 +136,7 @@ impl EngineFlags {
             max_step_tokens: self.max_step_tokens,
             max_prompt_chunk_while_decoding: self.max_prompt_chunk_while_decoding,
             prefix_cache: self.no_prefix_cache.then_some(false),
+            tool_parser: self.tool_parser,
             ..settings
         }
     }
@@ -171,7 +175,7 @@ mod tests {
                      --device cpu --threads 3 --context 4096 --kv-cache 2GiB --kv-cache-dtype fp8 --quantize q6_k \
                      --gpu-memory-limit 3GiB --gpu-layers 20 \
                      --max-sequences 5 --max-waiting 6 --max-step-tokens 700 \
-                     --max-prompt-chunk-while-decoding 8 --no-prefix-cache";
+                     --max-prompt-chunk-while-decoding 8 --no-prefix-cache --tool-parser llama3";
         let expected = Settings {
             host: "0.0.0.0:1".parse().ok(),
             port: Some(2),
@@ -191,6 +195,7 @@ mod tests {
             max_step_tokens: Some(700),
             max_prompt_chunk_while_decoding: Some(8),
             prefix_cache: Some(false),
+            tool_parser: Some(ToolParser::Llama3),
             ..Settings::default()
         };
         assert_eq!(settings(flags), expected);

@@ -6,7 +6,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-use super::{ConfigError, KvDType, WeightFormat};
+use super::{ConfigError, KvDType, ToolParser, WeightFormat};
 
 /// Most sequences that one step may be configured to hold.
 pub const MAX_SEQUENCES: u32 = 4096;
@@ -171,6 +171,8 @@ pub struct EngineConfig {
     pub quantize: Option<WeightFormat>,
     /// What becomes of models that are quantised already where that is set.
     pub already_quantized: AlreadyQuantized,
+    /// How calls of tools are read.
+    pub tool_parser: ToolParser,
 }
 
 /// What becomes of a model that is quantised already, where weights are to be turned into another format.
@@ -249,6 +251,7 @@ impl Default for EngineConfig {
             kv_dtype: None,
             gpu_memory_limit_bytes: None,
             reserved_bytes: 0,
+            tool_parser: ToolParser::Auto,
             gpu_layers: GpuLayers::Auto,
             max_sequences: None,
             max_step_tokens: None,

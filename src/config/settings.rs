@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::{ByteSize, ConfigError, DeviceWish, GpuLayers, HostText, KeepAlive, KvDTypeWish, WeightFormat};
+use super::{ByteSize, ConfigError, DeviceWish, GpuLayers, HostText, KeepAlive, KvDTypeWish, ToolParser, WeightFormat};
 
 /// Looks up one environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -55,6 +55,8 @@ pub struct Settings {
     pub max_waiting: Option<u32>,
     /// See [`super::EngineConfig::prefix_cache`].
     pub prefix_cache: Option<bool>,
+    /// See [`super::EngineConfig::tool_parser`].
+    pub tool_parser: Option<ToolParser>,
     /// See [`super::ServeConfig::drain_timeout`], in seconds.
     pub drain_timeout_s: Option<u64>,
     /// See [`super::ServeConfig::max_body_bytes`].
@@ -80,7 +82,7 @@ impl FromStr for Origins {
 }
 
 /// The keys of `lantern.toml`.
-pub const KEYS: [&str; 24] = [
+pub const KEYS: [&str; 25] = [
     "model",
     "host",
     "port",
@@ -101,6 +103,7 @@ pub const KEYS: [&str; 24] = [
     "max_prompt_chunk_while_decoding",
     "max_waiting",
     "prefix_cache",
+    "tool_parser",
     "drain_timeout_s",
     "max_body",
     "origins",
@@ -135,6 +138,7 @@ impl Settings {
             max_prompt_chunk_while_decoding: read.first(&["LANTERN_MAX_PROMPT_CHUNK_WHILE_DECODING"])?,
             max_waiting: read.first(&["LANTERN_MAX_WAITING"])?,
             prefix_cache: read.switch("LANTERN_PREFIX_CACHE")?,
+            tool_parser: read.first(&["LANTERN_TOOL_PARSER"])?,
             drain_timeout_s: read.first(&["LANTERN_DRAIN_TIMEOUT_S"])?,
             max_body: read.first(&["LANTERN_MAX_BODY"])?,
             origins: read.first(&["LANTERN_ORIGINS", "OLLAMA_ORIGINS"])?,
@@ -181,6 +185,7 @@ impl Settings {
                 .or(below.max_prompt_chunk_while_decoding),
             max_waiting: self.max_waiting.or(below.max_waiting),
             prefix_cache: self.prefix_cache.or(below.prefix_cache),
+            tool_parser: self.tool_parser.or(below.tool_parser),
             drain_timeout_s: self.drain_timeout_s.or(below.drain_timeout_s),
             max_body: self.max_body.or(below.max_body),
             origins: self.origins.or(below.origins),
@@ -263,7 +268,7 @@ mod tests {
     #[test]
     fn a_file_is_read_with_sizes_and_hosts_as_text() {
         let text = "origins = ['https://a.example', '*']\nmodel = 'qwen3:8b'\nhost = '0.0.0.0:8080'\nkv_cache = '8GiB'\nmax_body = 1024\nkeep_alive = '5m'\n\
-                    offline = true\nthreads = 4\ngpu_layers = 20\n";
+                    offline = true\nthreads = 4\ngpu_layers = 20\ntool_parser = 'hermes'\n";
         let settings = Settings::from_toml(Path::new("lantern.toml"), text).expect("valid settings");
         assert_eq!(settings.host, Some(HostText { host: Some("0.0.0.0".into()), port: Some(8080) }));
         assert_eq!(settings.kv_cache, Some(ByteSize(8 << 30)));
@@ -273,6 +278,7 @@ mod tests {
         assert_eq!(settings.threads, NonZeroUsize::new(4));
         assert_eq!(settings.origins, "https://a.example,*".parse().ok());
         assert_eq!(settings.gpu_layers, Some(GpuLayers::Count(20)));
+        assert_eq!(settings.tool_parser, Some(ToolParser::Hermes));
         assert_eq!(settings.port, None);
     }
 
@@ -293,6 +299,7 @@ mod tests {
             ("kv_cache = 'lots'", "`lots` is no size; write it like 8GiB"),
             ("host = 'https://x'", "`https://` is not spoken here"),
             ("threads = 0", "nonzero"),
+            ("tool_parser = 'qwen'", "`qwen` is no parser of tool calls; auto, hermes, deepseek, llama3 and json are"),
             ("gpu_layers = 'some'", "`some` is no number of layers; auto, all and whole numbers are"),
         ];
         for (text, expected) in causes {

@@ -97,6 +97,7 @@ fn sizes_durations_and_switches_reach_their_places() {
         ("LANTERN_GPU_MEMORY_LIMIT", "3GiB"),
         ("LANTERN_GPU_LAYERS", "all"),
         ("LANTERN_PREFIX_CACHE", "off"),
+        ("LANTERN_TOOL_PARSER", "DeepSeek"),
         ("LANTERN_MAX_SEQUENCES", "1000"),
         ("LANTERN_MAX_BODY", "1MiB"),
         ("LANTERN_DRAIN_TIMEOUT_S", "5"),
@@ -111,6 +112,7 @@ fn sizes_durations_and_switches_reach_their_places() {
     assert_eq!(config.engine.gpu_memory_limit_bytes, Some(3 << 30));
     assert_eq!(config.engine.gpu_layers, GpuLayers::All);
     assert!(!config.engine.prefix_cache);
+    assert_eq!(config.engine.tool_parser, ToolParser::DeepSeek);
     let sizes = config.engine.step_sizes(StepSizes::CPU);
     assert_eq!((sizes.max_sequences, sizes.max_step_tokens), (1000, 1000));
     assert_eq!(config.server.max_body_bytes, Some(1 << 20));

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use crate::config::{
-    EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, RandomModel, WeightFormat, environment,
+    EngineConfig, GpuLayers, HubConfig, KvDType, RandomFormat, RandomModel, ToolParser, WeightFormat, environment,
 };
 use crate::hub::{self, Catalog, HubOptions, Located, Progress, Store};
 
@@ -150,6 +150,12 @@ impl LlmBuilder {
     /// Requests that wait besides those that run.
     pub fn max_waiting(mut self, requests: u32) -> Self {
         self.engine.max_waiting = requests;
+        self
+    }
+
+    /// How calls of tools are read, where that is to be another way than the chat template says.
+    pub fn tool_parser(mut self, parser: ToolParser) -> Self {
+        self.engine.tool_parser = parser;
         self
     }
 

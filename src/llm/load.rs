@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::{DeviceWish, EngineConfig, GpuLayers, RandomModel, WeightFormat};
+use crate::config::{DeviceWish, EngineConfig, GpuLayers, RandomModel, ToolParser, WeightFormat};
 use crate::device::{self, Device, DeviceError, Hardware, Probing};
 use crate::engine::{
     self, EngineHandle, GenerationDefaults, LoadedModel, ModelFiles, StartError, Target, TokenizerSource, VocabFields,
@@ -110,7 +110,14 @@ pub(super) fn load_files(
         let card = choice.climb.gpus.iter().find(|gpu| gpu.ordinal == ordinal).map_or("a GPU", |gpu| &gpu.name);
         match engine::start(files, config, Target::Gpu(target)) {
             Ok(started) => {
-                return finish(started, name, choice.device, format!("{card} (cuda:{ordinal})"), choice.reason);
+                return finish(
+                    started,
+                    name,
+                    config.tool_parser,
+                    choice.device,
+                    format!("{card} (cuda:{ordinal})"),
+                    choice.reason,
+                );
             }
             Err(error)
                 if config.device == DeviceWish::Auto
@@ -128,13 +135,14 @@ pub(super) fn load_files(
     }
     let (engine, model) = engine::start(files, config, Target::Cpu { free_bytes })?;
     let device = hardware.describe_cpu(model.threads.unwrap_or(1));
-    finish((engine, model), name, Device::Cpu, device, choice.reason)
+    finish((engine, model), name, config.tool_parser, Device::Cpu, device, choice.reason)
 }
 
 /// What is said of a model, and how its text is read and written, beside the engine that runs it.
 fn finish(
     (engine, model): (EngineHandle, LoadedModel),
     name: &str,
+    tool_parser: ToolParser,
     runs_on: Device,
     device: String,
     device_reason: String,
@@ -176,6 +184,7 @@ fn finish(
     let tokens = &model.special_tokens;
     let template = model.chat_template.as_deref().unwrap_or(CHATML_TEMPLATE);
     let template = ChatTemplate::new(template, tokens.bos.as_deref(), tokens.eos.as_deref())
+        .map(|template| template.with_tool_parser(tool_parser))
         .map_err(|error| LoadError::Template { model: name.to_owned(), source: error })?;
     let defaults = recommended(&model.defaults);
     let tokenizer = build_tokenizer(model.tokenizer, name)?;

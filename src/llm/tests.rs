@@ -3,12 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{EngineConfig, Lag};
+use crate::config::{EngineConfig, Lag, ToolParser};
 
 use super::load::load_path;
 use super::{Answer, EmbedRequest, GenerateError, GenerateRequest, Generation, GenerationEvent, Grammar, Llm, Prompt};
 use crate::engine::SubmitError;
 use crate::request::{FinishReason, Pooling};
+use crate::tokenizer::CallFormat;
 
 fn folder(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(family)
@@ -235,6 +236,20 @@ fn only_allowed_tokens_come_and_no_bad_words() {
     for (allowed, bad) in [(Some(vec![]), vec![]), (Some(vec![1 << 30]), vec![]), (None, vec![String::new()])] {
         let refused = GenerateRequest { allowed_token_ids: allowed, bad_words: bad, ..request(&[1], 1) };
         assert!(matches!(llm.generate(refused), Err(GenerateError::Submit(SubmitError::Invalid { .. }))));
+    }
+}
+
+#[test]
+fn calls_are_forced_in_the_form_that_is_set() {
+    let tools = [serde_json::json!({"type": "function", "function": {"name": "f"}})];
+    for (parser, form) in [
+        (ToolParser::Auto, CallFormat::Json),
+        (ToolParser::Hermes, CallFormat::Hermes),
+        (ToolParser::DeepSeek, CallFormat::DeepSeek),
+        (ToolParser::Llama3, CallFormat::Json),
+    ] {
+        let forced = load("llama3", |config| config.tool_parser = parser).forced_calls(&tools, true);
+        assert_eq!(forced, Grammar::calls(form, &tools, true), "{parser}");
     }
 }
 

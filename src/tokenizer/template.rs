@@ -8,6 +8,8 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
+use crate::config::ToolParser;
+
 use super::answer::CallFormat;
 use super::chat_messages::{Expectations, normalise};
 use super::template_environment::{Refusal, environment, without_generation_tags};
@@ -83,6 +85,11 @@ impl ChatTemplate {
         };
         template.expected = template.probe();
         Ok(template)
+    }
+
+    /// The same for a model that writes calls in the form which is wished for.
+    pub fn with_tool_parser(self, parser: ToolParser) -> Self {
+        Self { calls: CallFormat::wished(parser, &self.source), ..self }
     }
 
     /// The template as the model brought it.

@@ -8,6 +8,8 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::config::ToolParser;
+
 /// What opens a call of DeepSeek's.
 const DEEPSEEK_OPEN: &str = "<｜tool▁call▁begin｜>";
 /// What opens the block of JSON in V3's form.
@@ -46,6 +48,16 @@ impl CallFormat {
             Self::deepseek(source)
         } else {
             Self::Json
+        }
+    }
+
+    /// The form that was wished for, for a model with a chat template of this source.
+    pub(in crate::tokenizer) fn wished(parser: ToolParser, source: &str) -> Self {
+        match parser {
+            ToolParser::Auto => Self::of_template(source),
+            ToolParser::Hermes => Self::Hermes,
+            ToolParser::DeepSeek => Self::deepseek(source),
+            ToolParser::Llama3 | ToolParser::Json => Self::Json,
         }
     }
 

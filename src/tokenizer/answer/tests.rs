@@ -1,6 +1,7 @@
 //! Answers as models write them, cut at every byte that text can be cut at.
 
 use super::*;
+use crate::config::ToolParser;
 
 fn call(name: &str, arguments: &str) -> Part {
     Part::Call(ToolCall { name: name.into(), arguments: arguments.into() })
@@ -218,4 +219,15 @@ fn the_form_follows_from_the_template() {
     assert_eq!(CallFormat::of_template(later), CallFormat::DeepSeekV31);
     assert_eq!(CallFormat::of_template("{{ tools }}"), CallFormat::Json);
     assert_eq!(CallFormat::of_template(&template("smollm2.jinja")), CallFormat::Json);
+    // What is wished for stands above the template.
+    for (parser, source, expected) in [
+        (ToolParser::Auto, later, CallFormat::DeepSeekV31),
+        (ToolParser::DeepSeek, later, CallFormat::DeepSeekV31),
+        (ToolParser::DeepSeek, "{{ tools }}", CallFormat::DeepSeek),
+        (ToolParser::Hermes, later, CallFormat::Hermes),
+        (ToolParser::Llama3, "<tool_call>", CallFormat::Json),
+        (ToolParser::Json, "<tool_call>", CallFormat::Json),
+    ] {
+        assert_eq!(CallFormat::wished(parser, source), expected, "{parser}: {source}");
+    }
 }
