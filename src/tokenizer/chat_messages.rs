@@ -9,30 +9,40 @@ use serde_json::{Map, Value};
 pub(super) struct Expectations {
     /// Content must be text, even where an assistant only called tools.
     pub text_content: bool,
+    /// Content must be null where an assistant called tools, or the calls are left out.
+    pub null_content: bool,
     /// The arguments of a tool call must be an object and not the JSON text of one.
     pub object_arguments: bool,
 }
 
 /// Returns `messages` with each content as text: the texts of a list of parts are joined by line
-/// breaks. Tool calls' arguments get the form that the template expects.
+/// breaks. Tool calls' arguments get the form that the template expects. What an assistant said beside calls becomes a
+/// message of its own, where the template shows calls without text alone.
 ///
 /// # Errors
 /// The type of the first part that is not text, or the reason why a message is not one.
-pub(super) fn normalise(messages: &[Value], expected: Expectations) -> Result<Value, String> {
-    let messages: Result<Vec<Value>, String> = messages
-        .iter()
-        .map(|message| {
-            let mut message = message.as_object().cloned().ok_or_else(|| "a message is not an object".to_owned())?;
-            normalise_content(&mut message, expected)?;
-            if expected.object_arguments {
-                parse_arguments(&mut message);
-            } else {
-                write_arguments(&mut message);
+pub(super) fn normalise(messages: &[Value], expected: Expectations) -> Result<Vec<Value>, String> {
+    let mut normal = Vec::with_capacity(messages.len());
+    for message in messages {
+        let mut message = message.as_object().cloned().ok_or_else(|| "a message is not an object".to_owned())?;
+        normalise_content(&mut message, expected)?;
+        if expected.object_arguments {
+            parse_arguments(&mut message);
+        } else {
+            write_arguments(&mut message);
+        }
+        if expected.null_content && message.get("tool_calls").and_then(Value::as_array).is_some_and(|c| !c.is_empty()) {
+            let said = message.insert("content".into(), Value::Null);
+            if said.as_ref().and_then(Value::as_str).is_some_and(|said| !said.trim().is_empty()) {
+                let mut saying = message.clone();
+                saying.shift_remove("tool_calls");
+                saying.insert("content".into(), said.unwrap_or_default());
+                normal.push(Value::Object(saying));
             }
-            Ok(Value::Object(message))
-        })
-        .collect();
-    messages.map(Value::Array)
+        }
+        normal.push(Value::Object(message));
+    }
+    Ok(normal)
 }
 
 fn normalise_content(message: &mut Map<String, Value>, expected: Expectations) -> Result<(), String> {
@@ -96,6 +106,20 @@ mod tests {
 
     fn one(message: Value, expected: Expectations) -> Result<Value, String> {
         normalise(&[message], expected).map(|messages| messages[0].clone())
+    }
+
+    #[test]
+    fn text_beside_calls_stands_apart_where_a_template_wants_null() {
+        let null = Expectations { null_content: true, ..Expectations::default() };
+        let calls = json!([{"function": {"name": "f", "arguments": "{}"}}]);
+        let message = |content: Value| json!({"role": "assistant", "content": content, "tool_calls": calls});
+        for content in [json!(""), json!("\n"), json!([]), Value::Null] {
+            assert_eq!(normalise(&[message(content)], null), Ok(vec![message(Value::Null)]));
+        }
+        let said = json!({"role": "assistant", "content": "I look."});
+        assert_eq!(normalise(&[message(json!("I look."))], null), Ok(vec![said.clone(), message(Value::Null)]));
+        assert_eq!(normalise(std::slice::from_ref(&said), null), Ok(vec![said]));
+        assert_eq!(normalise(&[message(json!(""))], Expectations::default()), Ok(vec![message(json!(""))]));
     }
 
     #[test]

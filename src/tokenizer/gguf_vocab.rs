@@ -226,7 +226,7 @@ impl GgufVocab {
             let kind = self.type_of(index);
             let is_added = matches!(kind, token_type::CONTROL | token_type::USER_DEFINED)
                 || (kind == token_type::UNKNOWN && self.model == "llama");
-            let special = kind != token_type::USER_DEFINED;
+            let special = kind != token_type::USER_DEFINED && !is_mark_of_calls(token);
             is_added.then(|| AddedToken::from(token.clone(), special).normalized(false))
         });
         encoder.add_tokens(added.collect::<Vec<_>>()).map_err(TokenizerError::Failed)?;
@@ -239,9 +239,15 @@ impl GgufVocab {
             (kind != token_type::UNUSED).then_some(Piece {
                 text,
                 literal: matches!(kind, token_type::CONTROL | token_type::USER_DEFINED),
-                special: matches!(kind, token_type::CONTROL | token_type::UNKNOWN),
+                special: matches!(kind, token_type::CONTROL | token_type::UNKNOWN) && !is_mark_of_calls(text),
             })
         });
         PieceTable::new(pieces, spelling, strips_leading_space)
     }
+}
+
+/// Whether `token` is one of the marks in which DeepSeek's models write calls of tools. Files made by llama.cpp have them as
+/// control tokens, as all that are spelled so; they are part of an answer's text, from which the calls are read.
+fn is_mark_of_calls(token: &str) -> bool {
+    token.starts_with("<｜tool▁")
 }

@@ -7,6 +7,7 @@ mod chat_messages;
 mod detokenize;
 mod encode;
 mod gguf_vocab;
+mod listed_tools;
 mod pieces;
 mod pre_tokenizer;
 mod python_json;

@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 
 use crate::config::ToolParser;
 
-use super::answer::CallFormat;
+use super::answer::{CallFormat, DEEPSEEK_OPEN};
 use super::chat_messages::{Expectations, normalise};
+use super::listed_tools;
 use super::template_environment::{Refusal, environment, without_generation_tags};
 
 /// The most work that one rendering may do. A step is an instruction of the template, or 64
@@ -59,9 +60,32 @@ pub struct ChatTemplate {
     bos: Option<String>,
     eos: Option<String>,
     expected: Expectations,
-    knows_tools: bool,
+    tools: ToolsPlace,
     thinks: bool,
     calls: CallFormat,
+}
+
+/// Where a template shows tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ToolsPlace {
+    /// It writes them itself.
+    Own,
+    /// It writes calls in this form of DeepSeek's and says nothing of tools: they stand in a system message.
+    SystemMessage(CallFormat),
+    /// Nowhere.
+    None,
+}
+
+impl ToolsPlace {
+    fn of(source: &str) -> Self {
+        if source.contains("tools") {
+            Self::Own
+        } else if source.contains(DEEPSEEK_OPEN) {
+            Self::SystemMessage(CallFormat::of_template(source))
+        } else {
+            Self::None
+        }
+    }
 }
 
 impl ChatTemplate {
@@ -79,7 +103,7 @@ impl ChatTemplate {
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
             expected: Expectations::default(),
-            knows_tools: source.contains("tools"),
+            tools: ToolsPlace::of(source),
             thinks: source.contains("</think>"),
             calls: CallFormat::of_template(source),
         };
@@ -97,9 +121,9 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Whether the template shows tools at all.
+    /// Whether the model hears of tools at all.
     pub fn knows_tools(&self) -> bool {
-        self.knows_tools
+        self.tools != ToolsPlace::None
     }
 
     /// Whether the model thinks before it answers: its template then removes or shows thoughts.
@@ -124,7 +148,8 @@ impl ChatTemplate {
 
     /// Renders a conversation. `messages` are objects in OpenAI's form; content may be text, null
     /// or a list of text parts, and tool calls' arguments text or an object. `tools` is the list
-    /// of tools. `extra` holds the template's own variables, such as `enable_thinking`; it cannot
+    /// of tools; where the template has no word for them, but marks for their calls, they are listed in a system message.
+    /// `extra` holds the template's own variables, such as `enable_thinking`; it cannot
     /// replace the ones above. Encode the result without `add_special`.
     ///
     /// # Errors
@@ -136,9 +161,13 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         extra: &Map<String, Value>,
     ) -> Result<String, TemplateError> {
-        let messages = normalise(messages, self.expected).map_err(TemplateError::Unsupported)?;
+        let mut messages = normalise(messages, self.expected).map_err(TemplateError::Unsupported)?;
+        if let (ToolsPlace::SystemMessage(format), Some(Value::Array(tools))) = (self.tools, tools) {
+            let text = listed_tools::text(tools, format).map_err(TemplateError::Unsupported)?;
+            listed_tools::add(&mut messages, &text);
+        }
         let mut context = extra.clone();
-        context.insert("messages".into(), messages);
+        context.insert("messages".into(), Value::Array(messages));
         context.insert("tools".into(), tools.cloned().unwrap_or(Value::Null));
         context.entry("documents").or_insert(Value::Null);
         context.insert("add_generation_prompt".into(), add_generation_prompt.into());
@@ -158,8 +187,8 @@ impl ChatTemplate {
     }
 
     /// Finds what the template expects of a turn that only calls a tool, where templates differ:
-    /// some require its content to be null and others to be text; some want the arguments as an
-    /// object and others as text.
+    /// some require its content to be null, or leave out the call where it is not, and others to be
+    /// text; some want the arguments as an object and others as text.
     fn probe(&self) -> Expectations {
         let render = |content: &Value, arguments: Value| {
             let call = json!({"id": "call00001", "type": "function",
@@ -179,12 +208,15 @@ impl ChatTemplate {
         let object_arguments =
             [&null, &text].iter().any(|content| render(content, object.clone()).is_some_and(writes_json));
         let arguments = if object_arguments { object } else { json!("{}") };
-        let text_content = match (render(&null, arguments.clone()), render(&text, arguments)) {
+        let (with_null, with_text) = (render(&null, arguments.clone()), render(&text, arguments));
+        let text_content = match (&with_null, &with_text) {
             (None, Some(_)) => true,
             (Some(with_null), Some(with_text)) => with_null.contains("None") && !with_text.contains("None"),
             _ => false,
         };
-        Expectations { text_content, object_arguments }
+        let shows_call = |rendered: Option<String>| rendered.is_some_and(|rendered| rendered.contains("probe"));
+        let null_content = !text_content && shows_call(with_null) && !shows_call(with_text);
+        Expectations { text_content, null_content, object_arguments }
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::config::ToolParser;
 
 /// What opens a call of DeepSeek's.
-const DEEPSEEK_OPEN: &str = "<｜tool▁call▁begin｜>";
+pub(in crate::tokenizer) const DEEPSEEK_OPEN: &str = "<｜tool▁call▁begin｜>";
 /// What opens the block of JSON in V3's form.
 const FENCE: &str = "```json";
 

@@ -9,6 +9,7 @@ mod corpus;
 #[cfg(test)]
 mod tests;
 
+pub(super) use calls::DEEPSEEK_OPEN;
 pub use calls::{CallFormat, ToolCall};
 
 /// What opens and closes thoughts.

@@ -107,6 +107,27 @@ fn special_tokens_are_parsed_skipped_and_named() {
     assert!(tokenizer.id_to_bytes(u32::MAX).is_empty());
 }
 
+/// llama.cpp's files have all that is spelled `<｜...｜>` as control tokens.
+#[test]
+fn marks_of_deepseek_s_calls_are_text_and_its_other_marks_are_not() {
+    let call = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f<｜tool▁call▁end｜>";
+    for mut vocab in [byte_level_vocab(), sentence_piece_vocab()] {
+        let marks = ["<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜User｜>"];
+        let first = vocab.tokens.len() as u32;
+        vocab.tokens.extend(marks.map(String::from));
+        vocab.token_types.extend([3; 4]);
+        vocab.scores.extend(if vocab.scores.is_empty() { vec![] } else { vec![0.0; 4] });
+        let tokenizer = Tokenizer::from_gguf_vocab(vocab).unwrap();
+        let ids = tokenizer.encode(&format!("{call}<｜User｜>"), false).unwrap();
+        for id in first..first + 4 {
+            assert!(ids.contains(&id), "{id}: {ids:?}");
+            assert_eq!(tokenizer.is_special(id), id == first + 3);
+        }
+        assert_eq!(tokenizer.decode(&ids, true).replace(' ', ""), call);
+        assert_eq!(tokenizer.decode(&ids, false).replace(' ', ""), format!("{call}<｜User｜>"));
+    }
+}
+
 #[test]
 fn a_text_begins_and_ends_as_the_model_says() {
     let with = |add_bos, add_eos| {

@@ -37,9 +37,11 @@ fn real_templates_render_as_in_transformers() {
         let name = case["template"].as_str().unwrap();
         let text = |key: &str| case[key].as_str();
         let template = ChatTemplate::new(source_of(name), text("bos_token"), text("eos_token")).unwrap();
+        // Where a template has no word for tools, they are listed for it: `tools_are_listed_...`.
+        let is_own = !matches!(template.tools, ToolsPlace::SystemMessage(_));
         let rendered = template.render(
             case["messages"].as_array().unwrap(),
-            case.get("tools").filter(|tools| !tools.is_null()),
+            case.get("tools").filter(|tools| is_own && !tools.is_null()),
             case["add_generation_prompt"].as_bool().unwrap(),
             case["extra"].as_object().unwrap(),
         );
@@ -52,14 +54,109 @@ fn real_templates_render_as_in_transformers() {
 fn a_template_is_given_what_it_expects_of_a_tool_turn() {
     let expected = |name| template(source_of(name)).expected;
     let cases = [
-        ("smollm2.jinja", true, false),
-        ("qwen3.jinja", true, true),
-        ("deepseek_v3.jinja", false, false),
-        ("deepseek_r1_distill.jinja", false, false),
-        ("deepseek_v3_1.jinja", false, true),
+        ("smollm2.jinja", true, false, false),
+        ("qwen3.jinja", true, false, true),
+        ("deepseek_v3.jinja", false, true, false),
+        ("deepseek_r1_distill.jinja", false, true, false),
+        ("deepseek_v3_1.jinja", false, false, true),
     ];
-    for (name, text_content, object_arguments) in cases {
-        assert_eq!(expected(name), Expectations { text_content, object_arguments }, "{name}");
+    for (name, text_content, null_content, object_arguments) in cases {
+        assert_eq!(expected(name), Expectations { text_content, null_content, object_arguments }, "{name}");
+    }
+    assert_eq!(template(DEEPSEEK_V31).expected, Expectations::default());
+}
+
+/// Writes calls as DeepSeek-V3.1's own template does, and as little as it of tools.
+const DEEPSEEK_V31: &str = "{{ bos_token }}\
+    {% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}\
+    {% for m in messages %}\
+    {% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}{% endif %}\
+    {% if m['role'] == 'assistant' %}{{ '<｜Assistant｜></think>' }}{{ m['content'] if m['content'] is not none else '' }}\
+    {% for tool in m['tool_calls'] or [] %}{{ ('<｜tool▁calls▁begin｜>' if loop.first else '') + '<｜tool▁call▁begin｜>' + \
+    tool['function']['name'] + '<｜tool▁sep｜>' + tool['function']['arguments'] + '<｜tool▁call▁end｜>' }}{% endfor %}\
+    {{ ('<｜tool▁calls▁end｜>' if m['tool_calls'] else '') + '<｜end▁of▁sentence｜>' }}{% endif %}\
+    {% if m['role'] == 'tool' %}{{ '<｜tool▁output▁begin｜>' + m['content'] + '<｜tool▁output▁end｜>' }}{% endif %}\
+    {% endfor %}\
+    {% if add_generation_prompt %}{{ '<｜Assistant｜></think>' }}{% endif %}";
+
+fn weather() -> Value {
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+    let function = json!({"name": "weather", "description": "It is <so>", "parameters": parameters});
+    json!([{"type": "function", "function": function}])
+}
+
+#[test]
+fn calls_stay_in_the_history_whatever_stands_beside_them() {
+    let turns = |content: Value, calls: &[&str]| {
+        let call = |city: &&str| {
+            let arguments = json!({"city": city});
+            json!({"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}})
+        };
+        let calls: Vec<_> = calls.iter().map(call).collect();
+        json!([
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": content, "tool_calls": calls},
+            {"role": "tool", "content": "12", "tool_call_id": "c"},
+        ])
+    };
+    let templates = ["deepseek_v3.jinja", "deepseek_r1_distill.jinja", "qwen3.jinja"]
+        .map(source_of)
+        .into_iter()
+        .chain([DEEPSEEK_V31]);
+    for source in templates {
+        let shown = |content: Value| render(source, turns(content, &["Rome", "Oslo"])).unwrap();
+        let null = shown(Value::Null);
+        for text in ["weather", "Rome", "Oslo", "12"] {
+            assert!(null.contains(text), "{text}: {null}");
+        }
+        // Ollama's and Anthropic's clients send no text so.
+        assert_eq!(shown(json!("")), null);
+        let said = shown(json!("I look."));
+        for text in ["I look.", "weather", "Rome", "Oslo", "12"] {
+            assert!(said.contains(text), "{text}: {said}");
+        }
+        assert!(said.find("I look.") < said.find("Rome"), "{said}");
+    }
+}
+
+#[test]
+fn tools_are_listed_for_templates_that_have_marks_of_calls_and_no_word_for_tools() {
+    let v3_call = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>FUNCTION_NAME\n```json\n";
+    let v31_call =
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>";
+    let parameters = r#"{"type": "object", "properties": {"city": {"type": "string"}}}"#;
+    for (source, call) in [
+        (source_of("deepseek_v3.jinja"), v3_call),
+        (source_of("deepseek_r1_distill.jinja"), v3_call),
+        (DEEPSEEK_V31, v31_call),
+    ] {
+        let template = template(source);
+        assert!(template.knows_tools());
+        let shown = |messages: Value, tools: Option<Value>| {
+            template.render(messages.as_array().unwrap(), tools.as_ref(), true, &Map::new()).unwrap()
+        };
+        let user = json!({"role": "user", "content": "Hi"});
+        let system = |content: &str| json!({"role": "system", "content": content});
+        let alone = shown(json!([user]), Some(weather()));
+        let text = listed_tools::text(weather().as_array().unwrap(), template.call_format()).unwrap();
+        assert!(text.starts_with("## Tools\n") && text.contains("weather") && text.contains("It is <so>"), "{text}");
+        assert!(text.contains(parameters) && text.contains(call), "{text}");
+        assert_eq!(alone, shown(json!([system(&text), user]), None));
+        assert!(alone.starts_with(&format!("<s>{text}")), "{alone}");
+        let beside = shown(json!([system("Be brief."), user]), Some(weather()));
+        assert_eq!(beside, shown(json!([system(&format!("Be brief.\n\n{text}")), user]), None));
+        // Of several system messages some templates show the last alone.
+        let last = shown(json!([system("a"), system("b"), user]), Some(weather()));
+        assert!(last.contains(&format!("b\n\n{text}")), "{last}");
+        assert!(!shown(json!([user]), None).contains("## Tools"));
+        // The form that a model was taught is the one it is shown, whichever is read.
+        let overridden = ChatTemplate::new(source, None, None).unwrap().with_tool_parser(ToolParser::Hermes);
+        assert_eq!(overridden.call_format(), CallFormat::Hermes);
+        let shown = overridden.render(&[user], Some(&weather()), true, &Map::new()).unwrap();
+        assert!(shown.contains(&text), "{shown}");
+    }
+    for (name, knows) in [("smollm2.jinja", false), ("qwen3.jinja", true)] {
+        assert_eq!(template(source_of(name)).knows_tools(), knows, "{name}");
     }
 }
 
