@@ -70,6 +70,12 @@ pub struct Chat {
 }
 
 impl Chat {
+    /// Whether the model is not to think first, and is not within thoughts that it goes on with.
+    pub(super) fn refuses_thoughts(&self) -> bool {
+        let is_off = |name| self.template_variables.get(name).and_then(Value::as_bool) == Some(false);
+        self.continued().is_none() && (is_off("enable_thinking") || is_off("thinking"))
+    }
+
     /// The text that the answer continues, if it continues one.
     pub(super) fn continued(&self) -> Option<&str> {
         let last = self.messages.last().filter(|_| self.continue_final_message)?;

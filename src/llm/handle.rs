@@ -333,6 +333,10 @@ impl Llm {
             }
             text.push_str(content);
         }
+        if chat.refuses_thoughts() && self.parts.template.thinks() && text.trim_end().ends_with("<think>") {
+            // Some templates open thoughts whatever they are told.
+            text.push_str(NO_THOUGHTS);
+        }
         Ok(text)
     }
 

@@ -130,6 +130,14 @@ pub(super) fn set_thinking(variables: &mut Map<String, Value>, thinks: bool) {
     }
 }
 
+/// Tells a template how much the model is to think, where the request says so, unless it is told already. That it is not
+/// to think at all, [`set_thinking`] tells.
+pub(super) fn set_effort(variables: &mut Map<String, Value>, effort: Option<&str>) {
+    if let Some(effort) = effort.filter(|effort| *effort != "none") {
+        variables.entry("reasoning_effort").or_insert_with(|| effort.into());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +163,19 @@ mod tests {
         assert_eq!(left(json!({"type": "allowed_tools", "mode": "auto"})), param("tool_choice.tools"));
         let mode = ToolChoice::read(&json!({"type": "allowed_tools", "mode": "x"})).map_err(|error| error.param);
         assert_eq!(mode, Err(Some("tool_choice.mode".into())));
+    }
+
+    #[test]
+    fn how_much_to_think_is_told_unless_it_is_told_already() {
+        let effort = |variables: Value, effort| {
+            let mut variables = variables.as_object().expect("an object").clone();
+            set_effort(&mut variables, effort);
+            Value::Object(variables)
+        };
+        assert_eq!(effort(json!({}), Some("low")), json!({"reasoning_effort": "low"}));
+        assert_eq!(effort(json!({"reasoning_effort": "high"}), Some("low")), json!({"reasoning_effort": "high"}));
+        assert_eq!(effort(json!({}), Some("none")), json!({}));
+        assert_eq!(effort(json!({}), None), json!({}));
     }
 
     #[test]

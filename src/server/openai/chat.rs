@@ -97,6 +97,7 @@ fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<(Ge
     if let Some(thinks) = thinks.or(forms.then_some(false)) {
         chats::set_thinking(&mut template_variables, thinks);
     }
+    chats::set_effort(&mut template_variables, body.reasoning_effort.as_deref());
     let messages = translate(body.messages)?;
     let chat = Chat { messages, tools, template_variables, ..Chat::default() };
     let chat = ended(chat, body.add_generation_prompt, body.continue_final_message)?;

@@ -371,6 +371,46 @@ async fn a_form_or_a_forced_call_is_a_grammar_that_the_engine_follows() {
 }
 
 #[tokio::test]
+async fn thoughts_that_are_not_wanted_are_ended_where_a_template_opens_them_whatever_it_is_told() {
+    let template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}\
+                    {{ reasoning_effort }}{% if add_generation_prompt %}<think>\n{% endif %}";
+    let (router, requests) = templated(template, "Yes.");
+    let shown = || {
+        let prompt: Vec<u8> = requests.recv().expect("a request").prompt.iter().map(|id| *id as u8).collect();
+        String::from_utf8(prompt).expect("UTF-8")
+    };
+    let (open, ended) = ("<think>\n", "<think>\n\n</think>\n\n");
+    let off = json!({"enable_thinking": false});
+    let continued = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>"}]);
+    for (path, more, end) in [
+        ("/v1/chat/completions", json!({}), open),
+        ("/v1/chat/completions", json!({"reasoning_effort": "none"}), ended),
+        ("/v1/chat/completions", json!({"reasoning_effort": "low"}), "hilow<think>\n"),
+        ("/v1/chat/completions", json!({"chat_template_kwargs": off}), ended),
+        ("/v1/chat/completions", json!({"reasoning_effort": "none", "thinking_budget": 1}), ended),
+        (
+            "/v1/chat/completions",
+            json!({"reasoning_effort": "none", "continue_final_message": true, "messages": continued}),
+            "hi<think>",
+        ),
+        ("/v1/responses", json!({"input": "hi", "reasoning": {"effort": "none"}}), ended),
+        ("/v1/responses", json!({"input": "hi", "reasoning": {"effort": "high"}}), "hihigh<think>\n"),
+        ("/v1/messages", json!({"max_tokens": 9}), ended),
+        ("/v1/messages", json!({"max_tokens": 9, "thinking": {"type": "enabled", "budget_tokens": 1024}}), open),
+        ("/api/chat", json!({"think": false, "stream": false}), ended),
+        ("/api/chat", json!({"think": "high", "stream": false}), "hihigh<think>\n"),
+    ] {
+        let reply = post(&router, path, chat_body(more.clone())).await;
+        assert_eq!(reply.status, 200, "{more}: {}", reply.text);
+        let prompt = shown();
+        assert!(prompt.ends_with(end), "{path} {more}: {prompt}");
+        if path == "/v1/chat/completions" && end == ended {
+            assert_eq!(reply.json()["choices"][0]["message"]["content"], "Yes.", "{more}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_answer_of_one_form_has_no_thoughts_even_where_the_template_opens_them() {
     let (router, requests) = thinking_requests("{}");
     let prompt = || {

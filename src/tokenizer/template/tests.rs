@@ -59,6 +59,7 @@ fn a_template_is_given_what_it_expects_of_a_tool_turn() {
         ("deepseek_v3.jinja", false, true, false),
         ("deepseek_r1_distill.jinja", false, true, false),
         ("deepseek_v3_1.jinja", false, false, true),
+        ("environment.jinja", true, false, true),
     ];
     for (name, text_content, null_content, object_arguments) in cases {
         assert_eq!(expected(name), Expectations { text_content, null_content, object_arguments }, "{name}");

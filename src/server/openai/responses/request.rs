@@ -184,9 +184,11 @@ impl Body {
         let instructions = self.instructions.clone().filter(|text| !text.is_empty()).map(Message::system);
         let grammar = self.grammar(asked, llm)?;
         let mut template_variables = Map::new();
-        if let Some(effort) = self.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref()) {
+        let effort = self.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref());
+        if let Some(effort) = effort {
             chats::set_thinking(&mut template_variables, effort != "none");
         }
+        chats::set_effort(&mut template_variables, effort);
         if grammar.is_some() {
             // Thoughts have no place in an answer of one form.
             chats::set_thinking(&mut template_variables, false);
