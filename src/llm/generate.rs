@@ -164,6 +164,8 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// What an answer must follow. It decides: neither a bias nor `min_tokens` nor `ignore_eos` goes past it.
     pub grammar: Option<Grammar>,
+    /// What the caller calls `grammar`: errors name it.
+    pub grammar_field: &'static str,
     /// The only tokens that may come, if not all may.
     pub allowed_token_ids: Option<Vec<TokenId>>,
     /// Texts that may not come, by themselves or after a space: their last token cannot follow the ones before. Another way
@@ -196,6 +198,7 @@ impl GenerateRequest {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             grammar: None,
+            grammar_field: "grammar",
             allowed_token_ids: None,
             bad_words: Vec::new(),
             thinking_budget: None,
@@ -300,14 +303,24 @@ pub enum GenerateError {
     #[error("this model's chat template has no place for tools; leave them out, or serve a model that knows tools")]
     NoTools,
     /// The grammar is not valid, too large, or uses what is not known.
-    #[error("the grammar cannot be used: {0}")]
-    Grammar(String),
+    #[error("the grammar cannot be used: {problem}")]
+    Grammar {
+        /// What the caller calls the grammar.
+        field: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// A stop string is empty, too long, or there are too many.
     #[error("stop: {0}")]
     Stop(String),
     /// No token can come next that the grammar and the other rules of the request allow.
-    #[error("the answer cannot follow its grammar any further: {0}")]
-    DeadEnd(Arc<str>),
+    #[error("the answer cannot follow its grammar any further: {reason}")]
+    DeadEnd {
+        /// The field that ends it: what the caller calls the grammar or, where there is none, the one of the other rules.
+        field: &'static str,
+        /// Why.
+        reason: Arc<str>,
+    },
     /// The request failed while it ran.
     #[error("the request failed: {0}")]
     Failed(Arc<str>),

@@ -29,6 +29,8 @@ pub struct Generation {
     shift: Option<Shift>,
     ready: VecDeque<GenerationEvent>,
     failed: bool,
+    /// The request's field that no token is allowed by where none is left.
+    ruling_field: &'static str,
 }
 
 /// The state of one answer.
@@ -93,7 +95,13 @@ impl Generation {
         stops: Vec<String>,
         shift: Option<Shift>,
     ) -> Self {
-        Self { engine, stream, prompt, parser, choices, stops, shift, ready: VecDeque::new(), failed: false }
+        let (ready, failed, ruling_field) = (VecDeque::new(), false, "grammar");
+        Self { engine, stream, prompt, parser, choices, stops, shift, ready, failed, ruling_field }
+    }
+
+    /// The same, of a request whose tokens are ruled by that field.
+    pub(super) fn ruled_by(self, ruling_field: &'static str) -> Self {
+        Self { ruling_field, ..self }
     }
 
     /// The prompt as it was encoded.
@@ -191,7 +199,7 @@ impl Generation {
             Some(RequestEvent::Finished { choice, reason }) => self.take_finish(choice, reason),
             Some(RequestEvent::DeadEnd(reason)) => {
                 self.failed = true;
-                return Err(GenerateError::DeadEnd(reason));
+                return Err(GenerateError::DeadEnd { field: self.ruling_field, reason });
             }
             Some(RequestEvent::Failed(reason)) => {
                 self.failed = true;

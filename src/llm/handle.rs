@@ -85,9 +85,14 @@ impl Llm {
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let stops = StopMatcher::new(&request.stop, request.include_stop)
             .map_err(|error| GenerateError::Stop(error.to_string()))?;
-        let grammar = request.grammar.as_ref().map(|grammar| self.masks(grammar)).transpose()?;
+        let grammar = request.grammar.as_ref().map(|grammar| self.masks(grammar, request.grammar_field)).transpose()?;
         let mut prompt = self.prompt_tokens(&request.prompt)?;
         let follows_grammar = grammar.is_some();
+        let ruling_field = match &request.allowed_token_ids {
+            _ if follows_grammar => request.grammar_field,
+            Some(_) => "allowed_token_ids",
+            None => "bad_words",
+        };
         let written = self.script.as_ref().and_then(|script| script.masks(&self.decode_with_special(&prompt)));
         let mut parser = self.answer_parser(&request.prompt, &prompt);
         let masks = self.rules(&request, written.or(grammar), parser.is_in_thoughts())?.masks();
@@ -134,7 +139,8 @@ impl Llm {
         let choice = || Choice::new(decoder.clone(), stops.clone(), conditions.clone(), request.include_stop);
         let choices = (0..request.n).map(|_| choice()).collect();
         let parser = matches!(request.prompt, Prompt::Chat(_)).then_some(parser).filter(AnswerParser::finds_anything);
-        Ok(Generation::new(self.engine().clone(), stream, prompt, parser, choices, request.stop, shift))
+        let generation = Generation::new(self.engine().clone(), stream, prompt, parser, choices, request.stop, shift);
+        Ok(generation.ruled_by(ruling_field))
     }
 
     /// The tokens that end an answer.
@@ -210,10 +216,11 @@ impl Llm {
         })
     }
 
-    fn masks(&self, grammar: &Grammar) -> Result<Arc<dyn TokenMasks>, GenerateError> {
+    fn masks(&self, grammar: &Grammar, field: &'static str) -> Result<Arc<dyn TokenMasks>, GenerateError> {
+        let invalid = |problem| GenerateError::Grammar { field, problem };
         let compiler = self.parts.grammars.get_or_init(|| self.new_compiler());
-        let compiler = compiler.as_ref().map_err(|reason| GenerateError::Grammar(reason.clone()))?;
-        compiler.compile(grammar).map_err(GenerateError::Grammar)
+        let compiler = compiler.as_ref().map_err(|reason| invalid(reason.clone()))?;
+        compiler.compile(grammar).map_err(invalid)
     }
 
     fn new_compiler(&self) -> Result<GrammarCompiler, String> {

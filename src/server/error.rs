@@ -132,8 +132,8 @@ impl From<GenerateError> for ApiError {
             GenerateError::NoTools => {
                 Self { param: Some("tools".into()), ..Self::client(StatusCode::BAD_REQUEST, None, message) }
             }
-            GenerateError::Grammar(_) | GenerateError::DeadEnd(_) => Self {
-                param: Some("response_format".into()),
+            GenerateError::Grammar { field, .. } | GenerateError::DeadEnd { field, .. } => Self {
+                param: Some(field.into()),
                 ..Self::client(StatusCode::BAD_REQUEST, Some("invalid_grammar"), message)
             },
             GenerateError::Stop(_) => {

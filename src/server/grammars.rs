@@ -9,6 +9,16 @@ use crate::llm::Grammar;
 
 use super::error::ApiError;
 
+/// What `structured_outputs` may ask for; its other fields are settings.
+const STRUCTURED_OUTPUTS: [&str; 6] = [
+    "structured_outputs.json",
+    "structured_outputs.regex",
+    "structured_outputs.choice",
+    "structured_outputs.grammar",
+    "structured_outputs.json_object",
+    "structured_outputs.structural_tag",
+];
+
 /// The fields of OpenAI's API and of vLLM's additions that ask for a form.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct FormFields {
@@ -21,14 +31,14 @@ pub(super) struct FormFields {
 }
 
 impl FormFields {
-    /// The one form that is asked for.
+    /// The one form that is asked for, with the name of the field that asks for it.
     ///
     /// # Errors
     /// 400, naming the field that is wrong, or the second of two.
-    pub(super) fn grammar(&self) -> Result<Option<Grammar>, ApiError> {
-        let mut asked: Vec<(String, Grammar)> = Vec::new();
+    pub(super) fn grammar(&self) -> Result<Option<(&'static str, Grammar)>, ApiError> {
+        let mut asked: Vec<(&'static str, Grammar)> = Vec::new();
         if let Some(grammar) = self.response_format.as_ref().map(|value| response_format(value, "response_format")) {
-            asked.extend(grammar?.map(|grammar| ("response_format".to_owned(), grammar)));
+            asked.extend(grammar?.map(|grammar| ("response_format", grammar)));
         }
         let guided = [
             ("json", "guided_json", &self.guided_json),
@@ -38,7 +48,7 @@ impl FormFields {
         ];
         for (kind, name, value) in guided {
             if let Some(value) = value {
-                asked.extend(constraint(kind, value, name)?.map(|grammar| (name.to_owned(), grammar)));
+                asked.extend(constraint(kind, value, name)?.map(|grammar| (name, grammar)));
             }
         }
         let structured = match &self.structured_outputs {
@@ -48,10 +58,13 @@ impl FormFields {
         };
         for (kind, value) in structured.into_iter().flatten() {
             let name = format!("structured_outputs.{kind}");
-            asked.extend(constraint(kind, value, &name)?.map(|grammar| (name, grammar)));
+            let grammar = constraint(kind, value, &name)?;
+            // What asks for a form is among them.
+            let known = STRUCTURED_OUTPUTS.into_iter().find(|known| *known == name);
+            asked.extend(known.zip(grammar));
         }
         let mut asked = asked.into_iter();
-        let first = asked.next().map(|(_, grammar)| grammar);
+        let first = asked.next();
         match asked.next() {
             Some((name, _)) => Err(ApiError::invalid(name, "one form of an answer can be asked for, not two")),
             None => Ok(first),
@@ -129,7 +142,13 @@ mod tests {
     use serde_json::json;
 
     fn grammar(fields: Value) -> Result<Option<Grammar>, ApiError> {
-        serde_json::from_value::<FormFields>(fields).expect("any values").grammar()
+        let asked = serde_json::from_value::<FormFields>(fields.clone()).expect("any values").grammar()?;
+        Ok(asked.map(|(name, grammar)| {
+            // The field that asks is named by the way to it.
+            let place = format!("/{}", name.replace('.', "/"));
+            assert!(fields.pointer(&place).is_some_and(|value| !value.is_null()), "{name}: {fields}");
+            grammar
+        }))
     }
 
     #[test]

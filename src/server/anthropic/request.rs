@@ -105,21 +105,22 @@ impl Body {
         }
     }
 
-    /// What the answer must follow: a form, or a call that is forced in the model's own way of writing calls.
-    fn grammar(&self, chat: &Chat, llm: &Llm) -> Result<Option<Grammar>, ApiError> {
+    /// What the answer must follow: a form, or a call that is forced in the model's own way of writing calls. With the field
+    /// that it comes from.
+    fn grammar(&self, chat: &Chat, llm: &Llm) -> Result<Option<(&'static str, Grammar)>, ApiError> {
         let format = self.output_config.as_ref().and_then(|Object(config)| config.format.as_ref());
         let form = format.map_or(Ok(None), |format| response_format(format, "output_config.format"))?;
         let choice = self.choice()?;
         let tools = chat.tools.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         match choice.forced(tools) {
-            None => Ok(form),
+            None => Ok(form.map(|form| ("output_config.format", form))),
             Some(forced) if forced.is_empty() => Err(ApiError::invalid("tool_choice", "no tool is called so")),
             Some(_) if form.is_some() => {
                 Err(ApiError::invalid("tool_choice", "an answer of one form and a forced call exclude each other"))
             }
             Some(forced) => {
                 let one = self.one_call() || matches!(choice, ToolChoice::Named(_));
-                Ok(Some(llm.forced_calls(&forced, one)))
+                Ok(Some(("tools", llm.forced_calls(&forced, one))))
             }
         }
     }
@@ -153,7 +154,8 @@ impl Body {
                 top_k: self.top_k,
                 ..SamplingOptions::default()
             },
-            grammar,
+            grammar_field: grammar.as_ref().map_or("grammar", |(field, _)| field),
+            grammar: grammar.map(|(_, grammar)| grammar),
             thinking_budget: self.thinking.as_ref().and_then(|Object(thinking)| thinking.budget_tokens),
             tenant,
             ..GenerateRequest::new(Prompt::Chat(chat))

@@ -200,6 +200,7 @@ impl Fields {
             // Only where it is asked for: nothing is lost silently.
             shift_keeping: self.shift.unwrap_or(false).then_some(keep),
             stop: chats::stop_strings(options.stop.as_ref(), "options.stop")?,
+            grammar_field: grammar.as_ref().map_or("grammar", |_| "format"),
             grammar,
             tenant,
             ..GenerateRequest::new(prompt)

@@ -68,6 +68,7 @@ pub(super) async fn create(
         if generate.grammar.is_some() {
             return Err(ApiError::invalid("tool_choice", "an answer of one form and a forced call exclude each other"));
         }
+        generate.grammar_field = "tools";
         generate.grammar = Some(model.llm.forced_calls(&forced, one_call || matches!(choice, ToolChoice::Named(_))));
     }
     let run = Run::start(&app, &model, record, vec![generate], true)

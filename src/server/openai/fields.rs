@@ -43,9 +43,9 @@ pub(super) struct Fields {
     thinking_token_budget: Option<u32>,
     priority: Option<i32>,
     return_token_ids: Option<bool>,
-    /// What the answer must follow; read from fields of its own.
+    /// What the answer must follow, and the field that says so; read from fields of its own.
     #[serde(skip)]
-    pub(super) grammar: Option<Grammar>,
+    pub(super) grammar: Option<(&'static str, Grammar)>,
     stream: Option<bool>,
     stream_options: Option<Object<StreamOptions>>,
 }
@@ -115,7 +115,8 @@ impl Fields {
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             stop_token_ids: self.stop_token_ids.clone().unwrap_or_default(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
-            grammar: self.grammar.clone(),
+            grammar: self.grammar.as_ref().map(|(_, grammar)| grammar.clone()),
+            grammar_field: self.grammar.as_ref().map_or("grammar", |(field, _)| field),
             allowed_token_ids: self.allowed_token_ids.clone(),
             bad_words: self.bad_words.clone().unwrap_or_default(),
             thinking_budget: self.thinking_budget.or(self.thinking_token_budget),

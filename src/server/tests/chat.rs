@@ -363,11 +363,34 @@ async fn a_form_or_a_forced_call_is_a_grammar_that_the_engine_follows() {
         assert_eq!(reply.status, 200, "{more}: {}", reply.text);
         assert_eq!(requests.recv().expect("a request").masks.is_some(), followed, "{more}");
     }
-    let unknown = json!({"type": "json_schema", "json_schema": {"schema": {"type": "array", "uniqueItems": true}}});
-    let reply = post(&router, "/v1/chat/completions", chat_body(json!({"response_format": unknown}))).await;
-    let expected = (400, Some("invalid_grammar".to_owned()), Some("response_format".to_owned()));
-    assert_eq!(reply.error(), expected, "{}", reply.text);
-    assert!(reply.message().contains("uniqueItems"), "{}", reply.text);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_form_names_the_field_that_asks_for_it() {
+    let (router, _requests) = saying("{}");
+    let unknown = json!({"type": "array", "uniqueItems": true});
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"properties": {"p": unknown}}}}]);
+    let response_format = json!({"type": "json_schema", "json_schema": {"schema": unknown}});
+    let cases = [
+        ("/v1/chat/completions", json!({"response_format": response_format}), "response_format"),
+        ("/v1/chat/completions", json!({"guided_json": unknown}), "guided_json"),
+        ("/v1/chat/completions", json!({"guided_regex": "("}), "guided_regex"),
+        ("/v1/chat/completions", json!({"structured_outputs": {"json": unknown}}), "structured_outputs.json"),
+        ("/v1/chat/completions", json!({"tools": tools, "tool_choice": "required"}), "tools"),
+        ("/v1/completions", json!({"prompt": "p", "guided_grammar": "start: missing"}), "guided_grammar"),
+        (
+            "/v1/responses",
+            json!({"input": "hi", "text": {"format": {"type": "json_schema", "name": "n", "schema": unknown}}}),
+            "text.format",
+        ),
+    ];
+    for (path, more, field) in cases {
+        let reply = post(&router, path, chat_body(more.clone())).await;
+        let expected = (400, Some("invalid_grammar".to_owned()), Some(field.to_owned()));
+        assert_eq!(reply.error(), expected, "{more}: {}", reply.text);
+        let is_schema = more.to_string().contains("uniqueItems");
+        assert_eq!(reply.message().contains("uniqueItems"), is_schema, "{}", reply.text);
+    }
 }
 
 #[tokio::test]

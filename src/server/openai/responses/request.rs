@@ -151,8 +151,9 @@ impl Body {
         Ok(())
     }
 
-    /// What the answer must follow: a form, or a call that is forced in the model's own way of writing calls.
-    fn grammar(&self, asked: &Asked, llm: &Llm) -> Result<Option<Grammar>, ApiError> {
+    /// What the answer must follow: a form, or a call that is forced in the model's own way of writing calls. With the field
+    /// that it comes from.
+    fn grammar(&self, asked: &Asked, llm: &Llm) -> Result<Option<(&'static str, Grammar)>, ApiError> {
         let tools = asked.tools.as_ref().and_then(Value::as_array);
         let forced = match tools.and_then(|tools| asked.choice.forced(tools)) {
             Some(forced) if forced.is_empty() => {
@@ -169,7 +170,8 @@ impl Body {
             (Some(_), Some(_)) => {
                 Err(ApiError::invalid("tool_choice", "an answer of one form and a forced call exclude each other"))
             }
-            (form, forced) => Ok(form.or_else(|| forced.map(|tools| llm.forced_calls(&tools, one)))),
+            (Some(form), None) => Ok(Some(("text.format", form))),
+            (None, forced) => Ok(forced.map(|tools| ("tools", llm.forced_calls(&tools, one)))),
         }
     }
 
@@ -207,7 +209,8 @@ impl Body {
                 logprobs: self.logprobs(),
                 ..SamplingOptions::default()
             },
-            grammar,
+            grammar_field: grammar.as_ref().map_or("grammar", |(field, _)| field),
+            grammar: grammar.map(|(_, grammar)| grammar),
             tenant,
             ..GenerateRequest::new(Prompt::Chat(chat))
         })
