@@ -61,6 +61,20 @@ impl FreeList {
         self.len -= 1;
     }
 
+    /// Knows the blocks `0 .. num_blocks` from now on, in the same order: those that go were free, and those that come are
+    /// the first to be reused.
+    pub(super) fn resize(&mut self, num_blocks: u32) {
+        let known = self.joint();
+        for block in num_blocks..known {
+            self.remove(BlockId(block));
+        }
+        let free: Vec<BlockId> = std::iter::from_fn(|| self.pop_front()).collect();
+        self.links = (0..=num_blocks).map(|node| Link { previous: node, next: node }).collect();
+        for block in (known..num_blocks).map(BlockId).chain(free) {
+            self.push_back(block);
+        }
+    }
+
     fn joint(&self) -> u32 {
         (self.links.len() - 1) as u32
     }
@@ -102,6 +116,27 @@ mod tests {
         assert_eq!((list.pop_front(), list.pop_front(), list.pop_front()), (Some(BlockId(0)), Some(BlockId(1)), None));
         list.push_front(BlockId(1));
         assert_eq!(drain(list), [1]);
+    }
+
+    #[test]
+    fn blocks_that_go_leave_the_order_and_those_that_come_are_reused_first() {
+        let mut list = FreeList::full(5);
+        list.remove(BlockId(0));
+        list.remove(BlockId(1));
+        list.push_back(BlockId(1));
+        list.resize(3);
+        assert_eq!(list.len(), 2);
+        list.push_back(BlockId(0));
+        list.resize(5);
+        assert_eq!(drain(list), [3, 4, 2, 1, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "BlockId(2) is not in the free list")]
+    fn a_block_in_use_does_not_go() {
+        let mut list = FreeList::full(3);
+        list.remove(BlockId(2));
+        list.resize(1);
     }
 
     #[test]

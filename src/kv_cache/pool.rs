@@ -39,8 +39,8 @@ pub struct PoolStats {
     pub evictions: u64,
 }
 
-/// A fixed number of blocks. A block is free or referenced; a free one keeps its content until it is reused,
-/// the least recently used first.
+/// A number of blocks. A block is free or referenced; a free one keeps its content until it is reused, the least recently
+/// used first, or until the pool is made smaller.
 pub struct BlockPool {
     block_size: u32,
     blocks: Vec<Block>,
@@ -66,6 +66,30 @@ impl BlockPool {
             hasher: KeyHasher::new(hash_key),
             stats: PoolStats::default(),
         }
+    }
+
+    /// Has the blocks `0 .. num_blocks` from now on: the contents of those that go are given up, and those that come are free
+    /// and hold nothing.
+    ///
+    /// # Panics
+    /// If a block that goes is in use.
+    pub fn resize(&mut self, num_blocks: u32) {
+        for id in (num_blocks..self.blocks.len() as u32).map(BlockId) {
+            let Block { references, indexed } = self.blocks[id.index()];
+            assert!(references == 0, "{id:?} goes with {references} references");
+            if indexed {
+                let held = self.index.remove(&self.keys[id.index()]);
+                assert!(held == Some(id), "the index holds {held:?} for the content of {id:?}");
+                self.stats.evictions += 1;
+            }
+        }
+        self.blocks.resize(num_blocks as usize, Block { references: 0, indexed: false });
+        self.keys.resize(num_blocks as usize, BlockKey::default());
+        self.free.resize(num_blocks);
+        assert!(
+            self.free.len() <= self.blocks.len() && self.index.len() <= self.blocks.len(),
+            "of each block one entry"
+        );
     }
 
     /// Tokens a block.
@@ -251,6 +275,46 @@ mod tests {
         pool.take_prefix(&keys, &mut taken);
         assert_eq!(taken, [first]);
         assert_eq!(pool.references(first), 2);
+    }
+
+    #[test]
+    fn a_smaller_pool_forgets_what_goes_and_keeps_what_stays() {
+        let mut pool = pool(4);
+        let keys = keys(&pool, &[1, 2, 3, 4, 5, 6]);
+        let blocks: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
+        assert_eq!(blocks, [0, 1, 2, 3].map(BlockId));
+        for (id, key) in blocks.iter().zip(&keys) {
+            pool.publish(*id, *key);
+        }
+        blocks.iter().for_each(|id| pool.release(*id));
+
+        pool.resize(2);
+        assert_eq!((pool.num_total(), pool.num_free(), pool.stats().evictions), (2, 2, 1));
+        assert_eq!(pool.find_prefix(&keys), PrefixMatch { blocks: 2, free: 2 });
+        let mut taken = Vec::new();
+        pool.take_prefix(&keys, &mut taken);
+        assert_eq!(taken, [0, 1].map(BlockId));
+        assert_eq!(pool.allocate(), None, "what went is not given out");
+
+        // One that is in use below what goes stays as it is.
+        pool.resize(3);
+        assert_eq!((pool.num_total(), pool.num_free()), (3, 1));
+        assert_eq!(pool.find_prefix(&keys), PrefixMatch { blocks: 2, free: 0 }, "what comes back holds nothing");
+        assert_eq!(pool.allocate(), Some(BlockId(2)));
+        pool.release(BlockId(2));
+        pool.release(taken[1]);
+        pool.resize(1);
+        assert_eq!((pool.num_total(), pool.num_free(), pool.references(taken[0])), (1, 0, 1));
+        assert_eq!(pool.find_prefix(&keys), PrefixMatch { blocks: 1, free: 0 });
+    }
+
+    #[test]
+    #[should_panic(expected = "BlockId(1) goes with 1 references")]
+    fn a_block_in_use_does_not_go() {
+        let mut pool = pool(2);
+        pool.allocate().unwrap();
+        pool.allocate().unwrap();
+        pool.resize(1);
     }
 
     #[test]

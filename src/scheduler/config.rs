@@ -12,7 +12,7 @@ pub const CROWD_CHUNKS: u32 = 8;
 pub struct SchedulerConfig {
     /// Tokens a block of the KV cache.
     pub block_size: u32,
-    /// Blocks of the KV cache; together they hold at least `max_model_len` tokens.
+    /// Blocks of the KV cache, at most and at first; together they hold at least `max_model_len` tokens.
     pub num_blocks: u32,
     /// Most sequences that compute at a time; a request of `n` choices counts `n`.
     pub max_sequences: u32,
@@ -48,6 +48,11 @@ impl SchedulerConfig {
         let tokens = chunk.max(decodes * self.prompt_tokens_per_decode as usize).max(crowd);
         let beyond = (decodes + tokens) % self.step_multiple as usize;
         if beyond < tokens { tokens - beyond } else { tokens }
+    }
+
+    /// Blocks of the KV cache without which a sequence might never end.
+    pub fn least_blocks(&self) -> u32 {
+        self.max_model_len.div_ceil(self.block_size)
     }
 
     /// Checks each limit by itself and against the others.

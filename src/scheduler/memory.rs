@@ -39,6 +39,11 @@ impl Memory {
         &self.pool
     }
 
+    /// Has `blocks` blocks from now on. No step is in flight that may use one that goes.
+    pub(super) fn resize(&mut self, blocks: u32) {
+        self.pool.resize(blocks);
+    }
+
     /// Nothing yet, for a sequence that shares among equal salts.
     pub(super) fn sequence(&self, salt: Option<&str>) -> SequenceMemory {
         SequenceMemory { table: BlockTable::default(), chain: self.pool.chain(salt) }

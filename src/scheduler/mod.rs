@@ -118,6 +118,17 @@ impl Scheduler {
         self.sequences.len() == 0 && self.in_flight.is_empty() && self.released.is_empty()
     }
 
+    /// Plans with `blocks` blocks of the KV cache from now on. Prefixes that lie in those that stay are found as before.
+    ///
+    /// # Panics
+    /// If it is not idle, or that is less than [`SchedulerConfig::least_blocks`] or more than it began with.
+    pub fn resize_cache(&mut self, blocks: u32) {
+        let (least, most) = (self.config.least_blocks(), self.config.num_blocks);
+        assert!(self.is_idle(), "the KV cache is resized while sequences live");
+        assert!((least..=most).contains(&blocks), "{blocks} blocks of KV cache, and {least} to {most} may be");
+        self.memory.resize(blocks);
+    }
+
     /// What it holds now, and counts since the start.
     pub fn stats(&self) -> SchedulerStats {
         let pool = self.memory.pool();

@@ -53,6 +53,11 @@ impl Device {
         }
     }
 
+    /// What goes is lost, and what comes holds nothing.
+    pub(super) fn resize(&mut self, num_blocks: u32) {
+        self.slots.resize(num_blocks as usize * self.block_size, None);
+    }
+
     /// Runs one step and returns its samples.
     pub(super) fn execute(&mut self, output: &SchedulerOutput) -> Vec<(SeqId, TokenId)> {
         for seq in &output.released {

@@ -66,6 +66,9 @@ impl Simulation {
         let last_arrival = self.scenario.plans.iter().map(|plan| plan.arrives).max().unwrap_or(0);
         for tick in 0.. {
             assert!(tick < 20_000, "somebody starves");
+            if self.scheduler.is_idle() && self.random.one_in(2) {
+                self.resize();
+            }
             let all_came = self.arrivals(tick);
             self.cancels(tick);
             self.check();
@@ -85,6 +88,14 @@ impl Simulation {
         }
         self.check_end();
         self.scheduler.stats()
+    }
+
+    /// Nobody is there: the cache may have another size.
+    fn resize(&mut self) {
+        let config = &self.scenario.config;
+        let blocks = self.random.between(config.least_blocks(), config.num_blocks);
+        self.scheduler.resize_cache(blocks);
+        self.device.resize(blocks);
     }
 
     /// Returns whether every client has been let in; the refused try again.
