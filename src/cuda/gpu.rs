@@ -36,6 +36,17 @@ impl Context {
         })
     }
 
+    /// The driver's number of the GPU.
+    pub(super) fn device(&self) -> sys::CUdevice {
+        self.context.cu_device()
+    }
+
+    /// Whether memory can be put behind addresses and taken away.
+    pub(super) fn has_virtual_memory(&self) -> Result<bool, CudaError> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED;
+        Ok(self.context.attribute(attribute).map_err(driver("reading the GPU's limits"))? != 0)
+    }
+
     /// What is allocated in it.
     pub(super) fn allocations(&self) -> &Allocations {
         &self.allocations

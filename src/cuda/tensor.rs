@@ -1,13 +1,14 @@
 //! GPU memory as two-dimensional tensors.
 
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result;
 
 use super::CudaError;
 use super::error::driver;
 use super::gpu::Context;
+use super::pages::Pages;
 
 /// Element types that kernels know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +56,8 @@ pub(super) struct Memory {
     pointer: u64,
     bytes: usize,
     what: String,
+    /// Where it is not one allocation: it gives itself back.
+    pages: Option<Mutex<Pages>>,
 }
 
 impl Memory {
@@ -67,7 +70,7 @@ impl Memory {
         }
         // SAFETY: the context is bound to this thread; the pointer is freed once, in `drop`.
         match unsafe { result::malloc_sync(bytes.max(1)) } {
-            Ok(pointer) => Ok(Self { context: context.clone(), pointer, bytes, what }),
+            Ok(pointer) => Ok(Self { context: context.clone(), pointer, bytes, what, pages: None }),
             Err(_) => {
                 context.allocations().give_back(&what, bytes);
                 let free_bytes = result::mem_get_info().map_or(0, |(free, _)| free);
@@ -79,6 +82,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.pages.is_some() {
+            return;
+        }
         if self.context.bind().is_ok() {
             // SAFETY: `malloc_sync` gave the pointer. cuMemFree waits for work that uses it.
             let _ = unsafe { result::free_sync(self.pointer) };
@@ -108,6 +114,29 @@ impl DeviceTensor {
     ) -> Result<Self, CudaError> {
         let memory = Memory::allocate(context, rows * columns * dtype.size(), what)?;
         Ok(Self { memory: Arc::new(memory), offset: 0, rows, columns, dtype })
+    }
+
+    /// A tensor over `pages`, some of which may have no memory: who reads or writes knows which.
+    pub(super) fn over(context: &Arc<Context>, pages: Pages, rows: usize, columns: usize, dtype: DType) -> Self {
+        let (pointer, bytes) = (pages.address(), rows * columns * dtype.size());
+        let pages = Some(Mutex::new(pages));
+        let memory = Memory { context: context.clone(), pointer, bytes, what: String::new(), pages };
+        Self { memory: Arc::new(memory), offset: 0, rows, columns, dtype }
+    }
+
+    /// The pages that it lies in, where they come and go.
+    pub(super) fn pages(&self) -> Option<MutexGuard<'_, Pages>> {
+        self.memory.pages.as_ref().map(|pages| pages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether parts of its memory can be given back.
+    pub fn can_shrink(&self) -> bool {
+        self.memory.pages.is_some()
+    }
+
+    /// Bytes of its memory that were given back.
+    pub fn given_back_bytes(&self) -> usize {
+        self.pages().map_or(0, |pages| pages.given_back_bytes())
     }
 
     /// Rows.

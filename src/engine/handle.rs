@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::request::{MAX_LISTED_TOKENS, MAX_LOGPROBS, Request, RequestEvent, RequestId, Tenant};
 
@@ -118,8 +118,20 @@ impl Drop for TenantPermit {
 pub(crate) enum Command {
     /// A checked request.
     Submit(Box<Submission>),
+    /// Make the KV cache larger or smaller.
+    ResizeKv(KvResize),
     /// End everything: running requests get this as their failure.
     Shutdown(Arc<str>),
+}
+
+/// The wish for a KV cache of another size.
+pub(crate) struct KvResize {
+    /// Held between what one whole context needs and what was planned.
+    pub(crate) blocks: u32,
+    /// Bytes of main memory that are free.
+    pub(crate) main_bytes: u64,
+    /// Hears how many there are then; `None` where requests live, and nothing was done.
+    pub(crate) reply: oneshot::Sender<Option<u32>>,
 }
 
 /// A checked request on its way to the engine.
@@ -252,6 +264,15 @@ impl EngineHandle {
         let all = self.shared.limits.max_waiting + self.shared.limits.max_sequences;
         // The semaphore is never closed, so acquiring fails for nobody.
         let _ = self.shared.permits.acquire_many(all).await;
+    }
+
+    /// Makes the KV cache `blocks` large, held between what one whole context needs and what was planned, and as far as there
+    /// is memory, of main memory `main_bytes`: how many there are then. `None` where requests live or the engine has stopped,
+    /// and nothing was done.
+    pub(crate) async fn resize_kv(&self, blocks: u32, main_bytes: u64) -> Option<u32> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::ResizeKv(KvResize { blocks, main_bytes, reply })).ok()?;
+        answer.await.ok().flatten()
     }
 
     /// Ends every request with `reason` and stops the engine's thread.

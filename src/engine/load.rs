@@ -37,6 +37,9 @@ impl StartError {
     }
 }
 
+/// Tokens of a block of the KV cache.
+pub(crate) const BLOCK_TOKENS: u32 = KvLayout::BLOCK_SIZE as u32;
+
 /// Loads the model in `files` to `target` and starts an engine on it.
 ///
 /// # Errors
@@ -49,7 +52,7 @@ pub(crate) fn start(
     let (runner, model) = runner::load(files, config, target)?;
     let sizes = model.sizes;
     let scheduler = SchedulerConfig {
-        block_size: KvLayout::BLOCK_SIZE as u32,
+        block_size: BLOCK_TOKENS,
         num_blocks: model.plan.blocks,
         max_sequences: sizes.max_sequences,
         max_step_tokens: sizes.max_step_tokens,

@@ -11,6 +11,7 @@ pub struct EngineMetrics {
     pub(crate) waiting: AtomicU64,
     pub(crate) blocks_total: AtomicU64,
     pub(crate) blocks_used: AtomicU64,
+    pub(crate) kv_given_back_bytes: AtomicU64,
     pub(crate) steps: AtomicU64,
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) generated_tokens: AtomicU64,
@@ -32,6 +33,8 @@ pub struct MetricsSnapshot {
     pub blocks_total: u64,
     /// Blocks that live sequences hold (gauge).
     pub blocks_used: u64,
+    /// Bytes of what was planned for the KV cache that it has given back (gauge).
+    pub kv_given_back_bytes: u64,
     /// Steps done.
     pub steps: u64,
     /// Prompt tokens computed or found in the prefix cache.
@@ -58,6 +61,7 @@ impl EngineMetrics {
             waiting: self.waiting.load(Relaxed),
             blocks_total: self.blocks_total.load(Relaxed),
             blocks_used: self.blocks_used.load(Relaxed),
+            kv_given_back_bytes: self.kv_given_back_bytes.load(Relaxed),
             steps: self.steps.load(Relaxed),
             prompt_tokens: self.prompt_tokens.load(Relaxed),
             generated_tokens: self.generated_tokens.load(Relaxed),

@@ -17,10 +17,10 @@ pub(crate) use crate::runner::{
 };
 pub use crate::runner::{MemoryToPlan, ModelFacts, Offload, PlanPreview};
 #[cfg(test)]
-pub(crate) use handle::{Command, Submission, channel};
+pub(crate) use handle::{Command, KvResize, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};
 pub use load::StartError;
-pub(crate) use load::start;
+pub(crate) use load::{BLOCK_TOKENS, start};
 pub use metrics::{EngineMetrics, MetricsSnapshot};
 #[cfg(test)]
 pub(crate) use run::spawn;

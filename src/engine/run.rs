@@ -14,7 +14,7 @@ use crate::runner::{RunnerError, SampleError, StepOutput, StepRunner};
 use crate::scheduler::{AdmitError, Scheduler, SchedulerEvent, SchedulerOutput};
 
 use super::delivery::{Delivery, Reader};
-use super::handle::{Command, EngineInbox, Submission};
+use super::handle::{Command, EngineInbox, KvResize, Submission};
 
 /// A request that the scheduler has.
 struct Live {
@@ -45,6 +45,8 @@ pub(crate) struct Engine<R> {
     spare: Vec<SchedulerOutput>,
     events: Vec<SchedulerEvent>,
     delivery: Delivery,
+    /// What is to be done once a step is over.
+    resize: Option<KvResize>,
 }
 
 /// Whether the loop goes on.
@@ -76,7 +78,10 @@ pub(crate) fn spawn<R: StepRunner + 'static>(
         spare: Vec::new(),
         events: Vec::new(),
         delivery,
+        resize: None,
     };
+    // Nobody who has a handle sees a cache without blocks.
+    engine.publish();
     std::thread::Builder::new().name("lantern-engine".into()).spawn(move || {
         let ended = catch_unwind(AssertUnwindSafe(|| engine.run()));
         let reason = match ended {
@@ -105,6 +110,7 @@ impl<R: StepRunner> Engine<R> {
             }
             self.drop_abandoned();
             self.step()?;
+            self.resize_kv()?;
             self.publish();
         }
     }
@@ -132,6 +138,7 @@ impl<R: StepRunner> Engine<R> {
     fn take(&mut self, command: Command) -> Flow {
         match command {
             Command::Submit(submission) => self.admit(*submission),
+            Command::ResizeKv(wish) => self.resize = Some(wish),
             Command::Shutdown(reason) => return Flow::Stop(reason),
         }
         Flow::Continue
@@ -204,6 +211,28 @@ impl<R: StepRunner> Engine<R> {
             metrics.steps.fetch_add(1, Relaxed);
             metrics.step_nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
         }
+        Ok(())
+    }
+
+    /// Gives the KV cache the size that was wished for, unless somebody needs the one that it has.
+    fn resize_kv(&mut self) -> Result<(), RunnerError> {
+        let Some(KvResize { blocks, main_bytes, reply }) = self.resize.take() else { return Ok(()) };
+        // What has ended is let go of first.
+        while self.live.is_empty() && !self.scheduler.is_idle() {
+            self.step()?;
+        }
+        let mut now = None;
+        if self.live.is_empty() {
+            let config = self.scheduler.config();
+            let blocks = blocks.clamp(config.least_blocks(), config.num_blocks);
+            let size = self.runner.resize_kv(blocks, main_bytes)?;
+            self.scheduler.resize_cache(size.blocks);
+            self.inbox.metrics().kv_given_back_bytes.store(size.given_back_bytes, Relaxed);
+            now = Some(size.blocks);
+        }
+        // Before it is answered, so that who has the answer sees gauges that agree.
+        self.publish();
+        let _ = reply.send(now);
         Ok(())
     }
 

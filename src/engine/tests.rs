@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::request::{
     FinishReason, MAX_LISTED_TOKENS, Request, RequestEvent, SamplingParams, SeqId, StopConditions, Tenant,
 };
-use crate::runner::{RunnerError, SampleError, Sampled, StepOutput, StepRunner};
+use crate::runner::{KvSize, RunnerError, SampleError, Sampled, StepOutput, StepRunner};
 use crate::scheduler::{Lag, Scheduler, SchedulerConfig, SchedulerOutput};
 
 use super::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, SubmitError, channel, spawn};
@@ -54,6 +55,13 @@ impl StepRunner for Sevens {
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
         self.computed.pop_front().ok_or(RunnerError::NothingBegun)
+    }
+
+    /// Main memory has room for as many blocks as it has bytes.
+    fn resize_kv(&mut self, blocks: u32, main_bytes: u64) -> Result<KvSize, RunnerError> {
+        assert!(self.computed.is_empty(), "a step is in flight");
+        let blocks = if main_bytes == 0 { blocks } else { blocks.min(main_bytes as u32) };
+        Ok(KvSize { blocks, given_back_bytes: 1000 * u64::from(512 - blocks) })
     }
 }
 
@@ -262,6 +270,56 @@ fn draining_finishes_what_runs_and_shutdown_tells_the_rest() {
     setup.thread.join().expect("the engine's thread ends in order");
     let last = std::iter::from_fn(|| running.blocking_next()).last();
     assert_eq!(last, Some(RequestEvent::Failed("the machine goes down".into())));
+}
+
+fn resize(engine: &EngineHandle, blocks: u32, main_bytes: u64) -> Option<u32> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(engine.resize_kv(blocks, main_bytes))
+}
+
+#[test]
+fn an_idle_engine_resizes_its_cache_within_its_bounds_and_serves_as_before() {
+    for lag in [Lag::Zero, Lag::One] {
+        let setup = engine(lag, 4, None);
+        let gauges = || {
+            let counted = setup.engine.metrics().snapshot();
+            (counted.blocks_total, counted.blocks_used, counted.kv_given_back_bytes)
+        };
+        assert_eq!(gauges(), (512, 0, 0), "before anything was done");
+        let longest = vec![1; 4000];
+        let whole = tokens(&setup.engine, &longest, 90);
+        // One whole context of 4096 tokens stays.
+        assert_eq!((resize(&setup.engine, 0, 0), gauges()), (Some(256), (256, 0, 256_000)));
+        let again = tokens(&setup.engine, &longest, 90);
+        assert_eq!(whole[1..], again[1..], "{lag:?}");
+        let RequestEvent::Prompt { cached_tokens, .. } = again[0] else { panic!("{:?}", again[0]) };
+        assert_eq!(cached_tokens, 3984, "what lies in the blocks that stay is found");
+        assert_eq!((resize(&setup.engine, u32::MAX, 300), gauges()), (Some(300), (300, 0, 212_000)));
+        assert_eq!((resize(&setup.engine, u32::MAX, 9999), gauges()), (Some(512), (512, 0, 0)));
+        assert_eq!(tokens(&setup.engine, &longest, 90)[1..], whole[1..], "{lag:?}");
+    }
+}
+
+#[test]
+fn a_busy_engine_keeps_its_cache_as_it_is() {
+    let (gate, held) = mpsc::channel();
+    let setup = engine(Lag::One, 4, Some(held));
+    let mut running = setup.engine.submit(request(&[1], 200)).expect("taken");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let answer = runtime.block_on(async {
+        let mut asked = std::pin::pin!(setup.engine.resize_kv(0, 0));
+        // The first look sends the wish; the request needs many steps after that.
+        let early = std::future::poll_fn(|context| Poll::Ready(asked.as_mut().poll(context).is_ready())).await;
+        assert!(!early, "the engine waits for the gate");
+        drop(gate);
+        asked.await
+    });
+    assert_eq!((answer, setup.engine.metrics().snapshot().blocks_total), (None, 512));
+    assert_eq!(std::iter::from_fn(|| running.blocking_next()).count(), 202);
+    assert_eq!(resize(&setup.engine, 0, 0), Some(256), "now it is idle");
+    setup.engine.shutdown("the test is over");
+    setup.thread.join().expect("the engine's thread ends in order");
+    assert_eq!(resize(&setup.engine, 0, 0), None, "nobody is there to do it");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::config::KvDType;
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, ColumnKernels,
     CudaError, DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm,
-    GemvFp8, Gpu, HeadKernels, LatentKernels, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels,
+    GemvFp8, Gpu, HeadKernels, LatentKernels, PartRows, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels,
     tile_queries,
 };
 
@@ -135,12 +135,14 @@ impl GpuCompute {
         Ok(tensor)
     }
 
-    /// The whole cache `[layer][plane][block]`, one row a block, zeroed, and its layers.
+    /// The whole cache `[layer][plane][block]`, one row a block, zeroed, and its layers. It may be made smaller down to
+    /// `least` blocks.
     pub(super) fn kv_cache(
         &self,
         layers: usize,
         layout: KvLayout,
         blocks: usize,
+        least: usize,
     ) -> Result<(DeviceTensor, Vec<GpuKvLayer>)> {
         let tokens = blocks * layout.kv_heads * KvLayout::BLOCK_SIZE;
         let block = layout.kv_heads * KvLayout::BLOCK_SIZE * layout.head_dim;
@@ -154,7 +156,8 @@ impl GpuCompute {
             other => bail!("a cache of {other} is for the CPU; on a GPU there are its model's own type and fp8"),
         };
         let planes = layout.planes.count();
-        let whole = self.gpu.zeros(layers * planes * blocks, block, dtype, "the KV cache").map_err(Error::wrap)?;
+        let parts = PartRows { parts: layers * planes, rows: blocks, least };
+        let whole = self.gpu.zeros_in_parts(parts, block, dtype, "the KV cache").map_err(Error::wrap)?;
         let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, dtype);
         let layer = |layer: usize| GpuKvLayer { keys: half(planes * layer), values: half(planes * layer + planes - 1) };
         let layers = (0..layers).map(layer).collect();

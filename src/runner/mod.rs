@@ -30,5 +30,7 @@ pub(crate) use load::{LoadedModel, ModelFiles, Target, describe, load};
 pub use load::{ModelError, ModelFacts};
 pub(crate) use plan::preview;
 pub use plan::{MemoryToPlan, Offload, PlanError, PlanPreview};
+#[cfg(test)]
+pub(crate) use step::KvSize;
 pub use step::RunnerError;
 pub(crate) use step::{StepOutput, StepRunner};

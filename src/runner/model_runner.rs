@@ -14,9 +14,9 @@ use crate::sampling::{Sampled, Sampler, token_logprobs};
 use crate::scheduler::{ScheduledRow, SchedulerOutput};
 
 use super::batch::InputBatch;
-use super::plan::{LOGIT_ROWS, MemoryPlan};
+use super::plan::{LOGIT_ROWS, MemoryPlan, room};
 use super::pooling::Pools;
-use super::step::{RunnerError, StepOutput, StepRunner};
+use super::step::{KvSize, RunnerError, StepOutput, StepRunner};
 
 /// A loaded model with its KV storage and its sampler.
 pub(crate) struct ModelRunner {
@@ -53,7 +53,8 @@ impl ModelRunner {
         max_step_tokens: usize,
     ) -> Result<Self, RunnerError> {
         let spec = model.spec();
-        let kv = KvCache::zeros(&compute, model.layer_count(), spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
+        let (layout, least) = (spec.kv_layout(plan.kv_dtype), plan.least_blocks() as usize);
+        let kv = KvCache::shrinkable(&compute, model.layer_count(), layout, plan.blocks as usize, least)?;
         let workspace = Workspace::new(spec, max_step_tokens, LOGIT_ROWS, &compute)?;
         Ok(Self {
             compute,
@@ -163,6 +164,12 @@ impl StepRunner for ModelRunner {
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
         self.computed.pop_front().ok_or(RunnerError::NothingBegun)
+    }
+
+    fn resize_kv(&mut self, blocks: u32, main_bytes: u64) -> Result<KvSize, RunnerError> {
+        let most = self.kv.blocks() + room(main_bytes, self.kv.block_bytes());
+        self.kv.resize(&self.compute, most.min(blocks as usize))?;
+        Ok(KvSize { blocks: self.kv.blocks() as u32, given_back_bytes: self.kv.given_back_bytes() })
     }
 }
 

@@ -182,6 +182,11 @@ impl MemoryPlan {
         u64::from(self.blocks) * KvLayout::BLOCK_SIZE as u64
     }
 
+    /// Blocks of the KV cache that one request of the full context takes.
+    pub(crate) fn least_blocks(&self) -> u32 {
+        self.context_length.div_ceil(KvLayout::BLOCK_SIZE as u32)
+    }
+
     /// Requests of the full context that fit at once.
     pub(crate) fn full_contexts(&self) -> u32 {
         u32::try_from(self.kv_tokens() / u64::from(self.context_length)).unwrap_or(u32::MAX)
@@ -245,6 +250,11 @@ pub(crate) fn plan(
         block_bytes,
         context_length: u32::try_from(fits.min(u64::from(context))).unwrap_or(context),
     })
+}
+
+/// Blocks of `block_bytes` that a KV cache may have besides those that it has, where `free_bytes` are free.
+pub(crate) fn room(free_bytes: u64, block_bytes: usize) -> usize {
+    (free_bytes as f64 * USABLE_SHARE) as usize / block_bytes
 }
 
 /// Bytes of one block of the KV cache, all layers of `spec`.

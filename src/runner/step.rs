@@ -47,6 +47,15 @@ impl From<candle_core::Error> for RunnerError {
     }
 }
 
+/// How large a KV cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KvSize {
+    /// Blocks that it has.
+    pub(crate) blocks: u32,
+    /// Bytes of what was planned for it that it does not take.
+    pub(crate) given_back_bytes: u64,
+}
+
 /// Computes steps; keeps what belongs to a sequence and is not a KV block (its place in the random stream, counts).
 pub(crate) trait StepRunner: Send {
     /// A sequence begins: choice `choice` of `request`, with the random stream of `seed`.
@@ -67,6 +76,14 @@ pub(crate) trait StepRunner: Send {
     /// # Errors
     /// [`RunnerError`]; the cache's content is then undefined.
     fn collect(&mut self) -> Result<StepOutput, RunnerError>;
+
+    /// Gives back the memory of the KV cache's blocks from `blocks` on, or takes it again, zeroed, as far as there is memory
+    /// (of main memory `main_bytes` are free); what lies in the blocks before stays. No step is in flight. What it has then,
+    /// which is more than `blocks` where it cannot shrink.
+    ///
+    /// # Errors
+    /// [`RunnerError`]; the cache's content is then undefined.
+    fn resize_kv(&mut self, blocks: u32, main_bytes: u64) -> Result<KvSize, RunnerError>;
 }
 
 impl<R: StepRunner + ?Sized> StepRunner for Box<R> {
@@ -84,6 +101,10 @@ impl<R: StepRunner + ?Sized> StepRunner for Box<R> {
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
         (**self).collect()
+    }
+
+    fn resize_kv(&mut self, blocks: u32, main_bytes: u64) -> Result<KvSize, RunnerError> {
+        (**self).resize_kv(blocks, main_bytes)
     }
 }
 

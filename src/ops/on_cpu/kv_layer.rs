@@ -11,7 +11,6 @@ use candle_core::{Result, Tensor, bail};
 #[derive(Clone, Debug)]
 pub struct KvLayer {
     layout: KvLayout,
-    blocks: usize,
     planes: Arc<RwLock<Planes>>,
 }
 
@@ -37,12 +36,31 @@ impl KvLayer {
         }
         let plane = |number: usize| vec![0; if number < planes.count() { blocks * layout.block_bytes() } else { 0 }];
         let planes = Planes { keys: plane(0), values: plane(1) };
-        Ok(Self { layout, blocks, planes: Arc::new(RwLock::new(planes)) })
+        Ok(Self { layout, planes: Arc::new(RwLock::new(planes)) })
     }
 
     /// Blocks of the cache.
     pub fn blocks(&self) -> usize {
-        self.blocks
+        let planes = self.planes.read().unwrap_or_else(PoisonError::into_inner);
+        planes.keys.len() / self.layout.block_bytes()
+    }
+
+    /// Gives back the memory of the blocks from `blocks` on, or takes it, zeroed.
+    pub fn resize(&self, blocks: usize) {
+        let mut planes = self.planes.write().unwrap_or_else(PoisonError::into_inner);
+        let bytes = blocks * self.layout.block_bytes();
+        let Planes { keys, values } = &mut *planes;
+        for plane in [keys, values].into_iter().take(self.layout.planes.count()) {
+            if bytes > plane.len() {
+                // Not `resize`, which would write to all of it and so take memory before it is used.
+                let mut larger = vec![0; bytes];
+                larger[..plane.len()].copy_from_slice(plane);
+                *plane = larger;
+            } else {
+                plane.truncate(bytes);
+                plane.shrink_to_fit();
+            }
+        }
     }
 
     /// How it lies.

@@ -208,7 +208,8 @@ pub(super) fn build(
     let workspace = Workspace::new(spec, layout.sizes.max_step_tokens as usize, rows, &compute)?;
     let sampling = Sampling::new(gpu.gpu(), rows, spec.vocab)?;
     let buffers = StepBuffers::new(gpu.gpu(), layout.limits, spec.hidden, spec.vocab)?;
-    let kv = KvCache::zeros(&compute, model.layer_count(), spec.kv_layout(plan.kv_dtype), plan.blocks as usize)?;
+    let (kv_layout, least) = (spec.kv_layout(plan.kv_dtype), plan.least_blocks() as usize);
+    let kv = KvCache::shrinkable(&compute, model.layer_count(), kv_layout, plan.blocks as usize, least)?;
     let done = [gpu.gpu().event()?, gpu.gpu().event()?];
     Ok(GpuRunner {
         workspace,

@@ -162,6 +162,35 @@ fn all_cases_of_memory_fit_as_a_whole() {
     }
 }
 
+/// A model with a KV cache of many contexts gives back all but one, and takes it again.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_memory_that_a_cache_gives_back_is_what_is_said() {
+    let shapes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shapes");
+    let source = ModelSource::random(&shapes.join("qwen2.5-1.5b.json")).expect("a shape");
+    let config =
+        EngineConfig { gpu_memory_limit_bytes: Some(8 << 30), context_length: Some(8192), ..EngineConfig::default() };
+    let gpu = gpu();
+    let target = GpuTarget { ordinal: 0, library_folders: Vec::new(), main_bytes: 0 };
+    let (mut runner, loaded) = load_on(gpu.clone(), source, &config, &target).expect("it fits");
+    let free = || gpu.memory().expect("an answer").0 as u64;
+    let (plan, before) = (loaded.plan, free());
+    let rate = decode_rate(&mut *runner);
+    let started = Instant::now();
+    let small = runner.resize_kv(plan.least_blocks(), 0).expect("memory is given back");
+    println!("{small:?} of {} blocks in {:?}", plan.blocks, started.elapsed());
+    assert_eq!((small.blocks, free() - before), (512, small.given_back_bytes));
+    let left = plan.kv_bytes() - small.given_back_bytes;
+    // 56 planes, each of which may begin and end inside of a page.
+    let most = u64::from(small.blocks) * plan.block_bytes + 56 * (4 << 20);
+    assert!(left <= most, "{left} bytes are left, {most} at most were expected");
+    println!("{rate:.1} tokens a second, then {:.1}", decode_rate(&mut *runner));
+    let started = Instant::now();
+    let grown = runner.resize_kv(plan.blocks, 0).expect("memory");
+    println!("{grown:?} in {:?}", started.elapsed());
+    assert_eq!((grown.blocks, grown.given_back_bytes, free()), (plan.blocks, 0, before));
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_memory_under_a_limit_is_what_was_planned() {

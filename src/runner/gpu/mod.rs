@@ -31,8 +31,9 @@ use crate::sampling::{SampleError, Sampled};
 use crate::scheduler::SchedulerOutput;
 
 use super::batch::InputBatch;
+use super::plan::room;
 use super::pooling::{PoolPart, Pools};
-use super::step::{RunnerError, StepOutput, StepRunner};
+use super::step::{KvSize, RunnerError, StepOutput, StepRunner};
 use buffers::{HostInputs, Padding, StepArrays, StepBuffers};
 use cpu_layers::CpuLayers;
 use graphs::{Recorded, StepGraphs};
@@ -161,6 +162,22 @@ impl StepRunner for GpuRunner {
             self.draw()?;
         }
         Ok(output)
+    }
+
+    fn resize_kv(&mut self, blocks: u32, _main_bytes: u64) -> Result<KvSize, RunnerError> {
+        assert!(self.in_flight.is_empty(), "the KV cache is resized while a step is in flight");
+        // That of layers on the CPU stays as it is: main memory is not what the next model wants.
+        let now = self.kv.blocks();
+        if blocks as usize <= now {
+            self.kv.resize(&self.compute, blocks as usize)?;
+        } else {
+            let (free_bytes, _) = self.gpu.gpu().memory()?;
+            let most = now + room(free_bytes as u64, self.kv.block_bytes());
+            if let Err(error) = self.kv.resize(&self.compute, most.min(blocks as usize)) {
+                tracing::warn!(%error, "the KV cache stays as small as it is");
+            }
+        }
+        Ok(KvSize { blocks: self.kv.blocks() as u32, given_back_bytes: self.kv.given_back_bytes() })
     }
 }
 
