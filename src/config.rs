@@ -257,6 +257,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         device: settings.device.unwrap_or(default.device),
         reserved_bytes: default.reserved_bytes,
         tool_parser: settings.tool_parser.unwrap_or_default(),
+        least_context: default.least_context,
     }
 }
 

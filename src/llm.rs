@@ -9,6 +9,7 @@ mod generation;
 mod grammar;
 mod handle;
 mod info;
+mod kv;
 mod library;
 mod load;
 mod perplexity;

@@ -154,6 +154,9 @@ pub struct EngineConfig {
     pub gpu_layers: GpuLayers,
     /// Bytes of main memory that are promised to others: they look free until they are used.
     pub reserved_bytes: u64,
+    /// Tokens of context for which there must be memory, or for all that are wanted if those are fewer: with less a model
+    /// counts as one that does not fit.
+    pub least_context: u32,
     /// Sequences in one step, 1 to [`MAX_SEQUENCES`]. `None`: see [`StepSizes`], as for the next three.
     pub max_sequences: Option<u32>,
     /// Tokens in one step, at least `max_sequences`.
@@ -252,6 +255,7 @@ impl Default for EngineConfig {
             gpu_memory_limit_bytes: None,
             reserved_bytes: 0,
             tool_parser: ToolParser::Auto,
+            least_context: 0,
             gpu_layers: GpuLayers::Auto,
             max_sequences: None,
             max_step_tokens: None,

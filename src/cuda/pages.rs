@@ -220,19 +220,36 @@ impl Gpu {
     /// [`CudaError::OutOfMemory`].
     pub fn zeros_in_parts(
         &self,
-        PartRows { parts, rows, least }: PartRows,
+        parts: PartRows,
         columns: usize,
         dtype: DType,
         what: &str,
     ) -> Result<DeviceTensor, CudaError> {
-        let Some(pages) = Pages::reserve(self.context(), parts * rows * columns * dtype.size(), what)? else {
-            return self.zeros(parts * rows, columns, dtype, what);
-        };
+        match self.zeros_in_pages(parts, columns, dtype, what) {
+            Ok(Some(tensor)) => return Ok(tensor),
+            Ok(None) => {}
+            Err(CudaError::Driver { call, message }) => {
+                tracing::warn!(call, message, what, "memory is taken whole, and cannot be given back in parts");
+            }
+            Err(error) => return Err(error),
+        }
+        self.zeros(parts.parts * parts.rows, columns, dtype, what)
+    }
+
+    fn zeros_in_pages(
+        &self,
+        PartRows { parts, rows, least }: PartRows,
+        columns: usize,
+        dtype: DType,
+        what: &str,
+    ) -> Result<Option<DeviceTensor>, CudaError> {
+        let bytes = parts * rows * columns * dtype.size();
+        let Some(pages) = Pages::reserve(self.context(), bytes, what)? else { return Ok(None) };
         let tensor = DeviceTensor::over(self.context(), pages, parts * rows, columns, dtype);
         // What stays comes first, so that the rest lies in runs of its own.
         self.resize_parts(&tensor, parts, least)?;
         self.resize_parts(&tensor, parts, rows)?;
-        Ok(tensor)
+        Ok(Some(tensor))
     }
 
     /// Leaves memory behind the first `rows` of each of the `parts` of `tensor` and takes what is missing of it, zeroed.
@@ -298,29 +315,36 @@ mod tests {
         const MIB: usize = 1 << 20;
         let gpu = Gpu::open(0).expect("an NVIDIA GPU");
         let free = || gpu.memory().expect("an answer").0;
+        let free_before = free();
         let counted = || gpu.allocated().0 as usize;
+        // By our count, and by the driver's, whose tables of pages may take some more.
+        let check = |bytes: usize| {
+            let of_driver = free_before.saturating_sub(free());
+            assert!(counted() == bytes && of_driver.abs_diff(bytes) <= 8 * MIB, "{bytes} bytes, by the driver {of_driver}");
+        };
         // Rows of 64 KiB; parts of 100.5 MiB, which begin inside of pages.
         let parts = PartRows { parts: 3, rows: 1608, least: 100 };
-        let (free_before, row) = (free(), 64 << 10);
+        let row = 64 << 10;
         let tensor = gpu.zeros_in_parts(parts, row, DType::U8, "parts").expect("memory");
         assert!(tensor.can_shrink(), "the driver knows virtual memory");
         let whole = 302 * MIB;
-        assert_eq!((free_before - free(), counted()), (whole, whole));
+        check(whole);
         assert!(gpu.download(&tensor).expect("a copy").iter().all(|byte| *byte == 0));
         let ones = vec![1; tensor.bytes()];
         gpu.upload(&tensor, &ones).expect("a copy");
 
         gpu.resize_parts(&tensor, parts.parts, parts.least).expect("memory is given back");
         // 6.25 MiB of each part stay, in whole pages: 0 to 8, 100 to 108 and 200 to 208 MiB.
-        assert_eq!((tensor.given_back_bytes(), counted()), (whole - 24 * MIB, 24 * MIB));
-        assert_eq!(free_before - free(), 24 * MIB);
+        assert_eq!(tensor.given_back_bytes(), whole - 24 * MIB);
+        check(24 * MIB);
         for part in 0..parts.parts {
             let kept = gpu.download(&tensor.slice(part * parts.rows, parts.least)).expect("a copy");
             assert!(kept.iter().all(|byte| *byte == 1), "part {part}");
         }
 
         gpu.resize_parts(&tensor, parts.parts, parts.rows).expect("memory");
-        assert_eq!((free_before - free(), counted(), tensor.given_back_bytes()), (whole, whole, 0));
+        assert_eq!(tensor.given_back_bytes(), 0);
+        check(whole);
         let bytes = gpu.download(&tensor).expect("a copy");
         for part in 0..parts.parts {
             let (kept, fresh) = bytes[part * parts.rows * row..][..parts.rows * row].split_at(parts.least * row);
@@ -329,7 +353,7 @@ mod tests {
             assert!(fresh[2 * MIB..fresh.len() - 2 * MIB].iter().all(|byte| *byte == 0), "part {part}");
         }
         drop((tensor, bytes));
-        assert_eq!((free_before, counted()), (free(), 0));
+        check(0);
 
         // What the limit refuses leaves all as it was.
         let tensor = gpu.zeros_in_parts(parts, row, DType::U8, "parts").expect("memory");

@@ -37,6 +37,9 @@ pub struct Beside {
     pub gpu_or_nothing: bool,
     /// Bytes of main memory that were planned for others, whether or not they use them yet.
     pub reserved_bytes: u64,
+    /// Tokens of context, or all that are wanted if those are fewer, with less than which it is rather not loaded where those
+    /// others are: they can give memory back first.
+    pub least_context: u32,
 }
 
 /// What is known of a model without loading it.
@@ -134,7 +137,8 @@ impl ModelLibrary {
     /// [`LoadError`].
     pub fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
         let (model, kind) = self.find(name)?;
-        let mut engine = EngineConfig { reserved_bytes: beside.reserved_bytes, ..self.engine.clone() };
+        let Beside { reserved_bytes, least_context, .. } = beside;
+        let mut engine = EngineConfig { reserved_bytes, least_context, ..self.engine.clone() };
         if beside.gpu_or_nothing && engine.device == DeviceWish::Auto {
             engine.device = DeviceWish::Cuda(None);
         }

@@ -108,7 +108,9 @@ pub(super) fn load_files(
         let library_folders = libraries.map(Path::to_owned).into_iter().collect();
         let target = engine::GpuTarget { ordinal: ordinal as usize, library_folders, main_bytes: free_bytes };
         let card = choice.climb.gpus.iter().find(|gpu| gpu.ordinal == ordinal).map_or("a GPU", |gpu| &gpu.name);
-        match engine::start(files, config, Target::Gpu(target)) {
+        // Who may run on either device finds nobody on the GPU who could give memory back.
+        let least_context = if config.device == DeviceWish::Auto { 0 } else { config.least_context };
+        match engine::start(files, &EngineConfig { least_context, ..config.clone() }, Target::Gpu(target)) {
             Ok(started) => {
                 return finish(
                     started,

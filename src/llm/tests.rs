@@ -87,6 +87,39 @@ fn the_prefix_cache_changes_no_bit_and_is_hit() {
 }
 
 #[test]
+fn a_cache_that_became_smaller_changes_no_bit_and_keeps_the_prefixes_of_what_stays() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    for family in ["llama3", "deepseek_v2"] {
+        let (alone, prompt) = (alone(family), &prompts()[9]);
+        let llm = load(family, |config| config.lag = Some(Lag::One));
+        assert_eq!(one(&llm, prompt, 9), alone[9], "{family}");
+        let hits = || llm.engine().metrics().snapshot().prefix_hits;
+        assert!(llm.info().full_contexts > 1 && llm.kv_can_shrink() && hits() == 0, "{:?}", llm.info());
+
+        let given_back = runtime.block_on(llm.shrink_kv()).expect("it is idle");
+        let small = llm.present();
+        let (planned, kv) = (small.planned_bytes + given_back, small.kv_bytes + given_back);
+        assert_eq!((planned, kv), (llm.info().planned_bytes, llm.info().kv_bytes));
+        assert_eq!((small.full_contexts, llm.kv_can_shrink()), (1, false), "{small:?}");
+        assert_eq!(runtime.block_on(llm.shrink_kv()), Some(0), "there is no more");
+        assert_eq!(
+            (one(&llm, prompt, 9), hits()),
+            (alone[9].clone(), 64),
+            "{family}: the first blocks are as they were"
+        );
+        assert_eq!(together(&llm), alone, "{family} in one context");
+
+        assert_eq!(runtime.block_on(llm.grow_kv(u64::MAX)), Some(0), "all memory is promised to others");
+        assert_eq!(runtime.block_on(llm.grow_kv(0)), Some(given_back));
+        assert_eq!(&llm.present(), llm.info());
+        let before = hits();
+        assert_eq!(one(&llm, prompt, 9), alone[9], "{family}");
+        assert_eq!(together(&llm), alone, "{family} in a cache that grew");
+        assert!(hits() > before, "{family}");
+    }
+}
+
+#[test]
 fn a_shifted_context_goes_on_from_its_beginning_and_its_newer_half() {
     let llm = load("llama3", |config| config.context_length = Some(64));
     let greedy = |prompt: &[u32], tokens: u32| {

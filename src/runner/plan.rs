@@ -227,12 +227,13 @@ pub(crate) fn plan(
             .min(full.saturating_mul(max_full_contexts))
             .max(full.min(left / block_bytes)),
     };
-    if budget == 0 {
+    let least = u64::from(context.min(config.least_context)).div_ceil(block_size).max(1);
+    if budget == 0 || left / block_bytes < least {
         return Err(PlanError::DoesNotFit {
-            needed_bytes: before_kv + block_bytes,
+            needed_bytes: before_kv + least * block_bytes,
             weight_bytes,
             workspace_bytes: workspace_bytes + kernel_bytes + graph_bytes,
-            least_kv_bytes: block_bytes,
+            least_kv_bytes: least * block_bytes,
             free_bytes: usable,
         });
     }

@@ -43,7 +43,7 @@ pub(super) async fn health(State(app): State<App>) -> Response {
 }
 
 fn facts(llm: &Llm) -> Value {
-    let (info, engine) = (llm.info(), llm.engine().metrics().snapshot());
+    let (info, engine) = (llm.present(), llm.engine().metrics().snapshot());
     json!({
         "model": info.name,
         "device": info.device,

@@ -105,12 +105,16 @@ impl Metrics {
     fn engine(&self, llm: &Llm) -> Result<Vec<MetricFamily>, prometheus::Error> {
         let now = llm.engine().metrics().snapshot();
         let used = if now.blocks_total == 0 { 0.0 } else { now.blocks_used as f64 / now.blocks_total as f64 };
-        let info = llm.info();
+        let info = llm.present();
         let gauges = [
             ("vllm:num_requests_running", "Sequences that are being computed", now.running as f64),
             ("vllm:num_requests_waiting", "Requests that wait", now.waiting as f64),
             ("vllm:kv_cache_usage_perc", "Share of the KV cache that live sequences hold; 1 is all of it", used),
-            ("lantern:memory_planned_bytes", "Bytes that the model was planned to take", info.planned_bytes as f64),
+            (
+                "lantern:memory_planned_bytes",
+                "Bytes that the model was planned to take, less what its KV cache has given back",
+                info.planned_bytes as f64,
+            ),
         ];
         let counters = [
             ("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache", now.prefix_queries),
@@ -123,7 +127,11 @@ impl Metrics {
         let mut families = Vec::new();
         // Of main memory nobody knows what is ours.
         let taken = info.used_bytes.map(|bytes| {
-            ("lantern:memory_used_bytes", "Bytes of the GPU that were taken once the model was ready", bytes as f64)
+            (
+                "lantern:memory_used_bytes",
+                "Bytes of the GPU that were taken once the model was ready, less what its KV cache has given back",
+                bytes as f64,
+            )
         });
         for (name, help, value) in gauges.into_iter().chain(taken) {
             let gauge = Gauge::with_opts(options(name, help))?;

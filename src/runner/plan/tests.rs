@@ -75,6 +75,29 @@ fn tables_are_made_for_the_context_that_fits() {
 }
 
 #[test]
+fn with_less_than_the_least_context_a_model_does_not_fit() {
+    let spec = ModelSource::random(&config_file("qwen2.5-7b")).expect("a config").spec;
+    let weights = GpuWeights { bytes: 6 * GIB, dense_bytes: 0 };
+    let fit = |least_context, context_length| {
+        let config = EngineConfig { least_context, context_length, ..EngineConfig::default() };
+        plan_for_gpu(&spec, weights, &config, GpuMemory { free_bytes: 8 * GIB, is_f16: false }).map(|(plan, _)| plan)
+    };
+    let most = fit(0, None).expect("it fits").context_length;
+    assert!((1024..spec.max_context).contains(&most), "{most}");
+    assert_eq!(fit(1024, None).expect("it fits").context_length, most);
+    let refused = fit(most + 1024, None).expect_err("less than the least");
+    let PlanError::DoesNotFit { least_kv_bytes, .. } = refused else { panic!("{refused}") };
+    let block_bytes = block_bytes(&spec, KvDType::Bf16);
+    assert_eq!(least_kv_bytes, u64::from(most + 1024).div_ceil(16) * block_bytes);
+    assert_eq!(fit(most + 1024, Some(512)).expect("no more is wanted").context_length, 512);
+    // Below the least by what was set, not for want of memory.
+    let kv_cache_bytes = Some(64 * block_bytes);
+    let config = EngineConfig { least_context: 8192, kv_cache_bytes, ..EngineConfig::default() };
+    let small = plan(&spec, GIB, &config, StepSizes::CPU, Placement::CPU, 64 * GIB).expect("it fits");
+    assert!(small.context_length < 8192, "{small:?}");
+}
+
+#[test]
 fn the_kv_cache_counts_its_type_and_one_that_is_not_there_is_refused_by_name() {
     let spec = ModelSource::random(&config_file("qwen2.5-1.5b")).expect("a config").spec;
     let on_cpu = |dtype| {

@@ -1,13 +1,15 @@
 //! The models that are served, by name: those that are loaded, and those that are loaded when somebody asks for them.
 //!
 //! Knows no API. Invariants: one model is loaded at a time; one that is in use does not leave; one that leaves has given
-//! its memory back before the next takes it.
+//! its memory back before the next takes it. Where memory is short, the KV caches of idle models become smaller before any
+//! model leaves.
 
 mod lease;
 mod names;
 mod source;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -127,6 +129,8 @@ pub(super) struct Models {
     waiting: Semaphore,
     /// Rings when a model is no longer in use.
     returned: Arc<Notify>,
+    /// Whether memory came free that no model was loaded for: caches that became smaller may have it.
+    freed: AtomicBool,
     /// Whether no further model is to be loaded, since the server ends.
     closing: watch::Sender<bool>,
     limits: Limits,
@@ -151,6 +155,7 @@ impl Models {
             loads: Mutex::default(),
             waiting: Semaphore::new(config.max_load_waiting.clamp(1, Semaphore::MAX_PERMITS)),
             returned: Arc::default(),
+            freed: AtomicBool::new(false),
             closing: watch::Sender::new(false),
             limits: Limits {
                 keep_alive: config.keep_alive,
@@ -284,6 +289,9 @@ impl Models {
         let models = self.clone();
         tokio::spawn(async move {
             let outcome = models.load(&name).await;
+            if outcome.is_err() {
+                models.freed.store(true, Ordering::Relaxed);
+            }
             // Before it is told: who asks from now on finds the model, or tries again.
             models.loads.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             // Perhaps nobody waits any more.
@@ -323,29 +331,34 @@ impl Models {
         unavailable("too_many_wait", message)
     }
 
-    /// Loads a model of the source's, in its turn; idle ones leave for it where that is needed. While it waits for one that
-    /// is in use, others have their turn.
+    /// Loads a model of the source's, in its turn; where that is needed the caches of idle ones become smaller for it, then
+    /// idle ones leave. While it waits for one that is in use, others have their turn.
     async fn load(self: &Arc<Self>, name: &str) -> Result<Served, ApiError> {
         let started = Instant::now();
+        let mut caches_shrink = true;
         loop {
             let turn = self.loading.lock().await;
             if let Some(served) = self.find(name) {
                 return Ok(served);
             }
-            let beside = self.beside();
+            caches_shrink = caches_shrink && !self.idle_caches().is_empty();
+            let beside = self.beside(if caches_shrink { USEFUL_CONTEXT } else { 0 });
             let (source, wanted) = (self.source()?, name.to_owned());
             let returned = self.returned.notified();
             let outcome = tokio::task::spawn_blocking(move || source.load(&wanted, beside)).await;
             match outcome.map_err(|_| ApiError::internal("loading the model met a defect of the server's"))? {
                 Ok(llm) => {
                     tracing::info!(model = name, seconds = started.elapsed().as_secs_f32(), "loaded");
+                    self.freed.store(false, Ordering::Relaxed);
                     return Ok(self.insert(llm, Vec::new(), false));
                 }
+                Err(error) if error.does_not_fit() && caches_shrink => caches_shrink = self.shrink_a_cache(name).await,
                 Err(error) if error.does_not_fit() && self.may_become_free() => {
                     if !self.unload_longest_idle().await {
                         tracing::info!(model = name, "waits until another model is no longer in use");
                         drop(turn);
                         returned.await;
+                        caches_shrink = true;
                     }
                 }
                 Err(error) => return Err(load_failed(name, &error)),
@@ -354,13 +367,68 @@ impl Models {
     }
 
     /// What those that are loaded hold.
-    fn beside(&self) -> Beside {
-        let loaded = self.lock();
-        let infos = || loaded.iter().map(|loaded| loaded.llm.info());
+    fn beside(&self, least_context: u32) -> Beside {
+        let infos: Vec<ModelInfo> = self.lock().iter().map(|loaded| loaded.llm.present()).collect();
         Beside {
-            gpu_or_nothing: infos().any(ModelInfo::is_on_gpu),
+            gpu_or_nothing: infos.iter().any(ModelInfo::is_on_gpu),
             // Their memory is taken as it is used: what looks free may be promised.
-            reserved_bytes: infos().filter(|info| !info.is_on_gpu()).map(|info| info.planned_bytes).sum(),
+            reserved_bytes: infos.iter().filter(|info| !info.is_on_gpu()).map(|info| info.planned_bytes).sum(),
+            least_context,
+        }
+    }
+
+    /// The idle models whose KV caches may become smaller, the longest idle first: those on the GPU, if any model is there,
+    /// for the next is to be there too.
+    fn idle_caches(&self) -> Vec<Llm> {
+        let loaded = self.lock();
+        let is_on_gpu = |loaded: &Loaded| loaded.llm.info().is_on_gpu();
+        let on_gpu = loaded.iter().any(is_on_gpu);
+        let here = loaded.iter().filter(|loaded| is_on_gpu(loaded) == on_gpu && loaded.llm.kv_can_shrink());
+        let mut idle: Vec<_> =
+            here.filter_map(|loaded| Some((loaded.uses.idle_since()?, loaded.llm.clone()))).collect();
+        idle.sort_by_key(|(since, _)| *since);
+        idle.into_iter().map(|(_, llm)| llm).collect()
+    }
+
+    /// Makes the KV cache of the model that nobody has used for the longest time as small as it may be; whether there was one.
+    async fn shrink_a_cache(&self, newcomer: &str) -> bool {
+        for llm in self.idle_caches() {
+            // Of one that is in use again, or whose memory is of one piece, nothing comes.
+            if let Some(bytes @ 1..) = llm.shrink_kv().await {
+                tracing::info!(model = llm.info().name, bytes, newcomer, "its KV cache has become smaller");
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Where memory came free and nobody loads a model, KV caches that had become smaller take of it what they may, the last
+    /// used model's first.
+    async fn grow_caches(&self) {
+        let Ok(_turn) = self.loading.try_lock() else { return };
+        if !self.freed.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let mut shrunk: Vec<_> = {
+            let loaded = self.lock();
+            let shrunk = loaded.iter().filter(|loaded| loaded.llm.kv_given_back_bytes() > 0);
+            shrunk.map(|loaded| (loaded.uses.idle_since(), loaded.llm.clone())).collect()
+        };
+        shrunk.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
+        let mut in_use = false;
+        for (_, llm) in shrunk {
+            let Some(bytes) = llm.grow_kv(self.beside(0).reserved_bytes).await else {
+                in_use = true;
+                continue;
+            };
+            tracing::info!(model = llm.info().name, bytes, "its KV cache has grown again");
+            if llm.kv_given_back_bytes() > 0 {
+                // There is no more. Asked again and again, it would take what plans leave to others.
+                return;
+            }
+        }
+        if in_use {
+            self.freed.store(true, Ordering::Relaxed);
         }
     }
 
@@ -386,7 +454,7 @@ impl Models {
         }
     }
 
-    /// Unloads what has been idle for as long as it is kept.
+    /// Unloads what has been idle for as long as it is kept; the others may have its memory.
     pub(super) async fn unload_expired(&self) {
         loop {
             let leaving = {
@@ -395,8 +463,11 @@ impl Models {
                 expired.map(|at| loaded.remove(at))
             };
             match leaving {
-                Some(leaving) => unload(leaving, "nobody has used it (keep_alive)").await,
-                None => return,
+                Some(leaving) => {
+                    unload(leaving, "nobody has used it (keep_alive)").await;
+                    self.freed.store(true, Ordering::Relaxed);
+                }
+                None => return self.grow_caches().await,
             }
         }
     }
@@ -430,6 +501,9 @@ impl Models {
         self.lock().iter().map(|loaded| loaded.llm.engine().clone()).collect()
     }
 }
+
+/// Context, in tokens, that a model is to have before the KV caches of idle ones stay as they are: with less nobody is served.
+const USEFUL_CONTEXT: u32 = 8192;
 
 /// How often it is looked which engines there are to be watched.
 const WATCH_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);

@@ -148,7 +148,7 @@ fn expires_at(left: Duration) -> Option<String> {
 pub(super) async fn ps(State(app): State<App>) -> Json<ModelList> {
     let local = app.models.local().await;
     let one = |listed: &Listed| {
-        let info = listed.llm.info();
+        let info = listed.llm.present();
         let expires = listed.left.and_then(expires_at);
         let running = Running {
             expires_at: expires.unwrap_or_else(|| NEVER.into()),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 
-use crate::engine::{Command, EngineHandle, EngineLimits, Submission, channel};
+use crate::engine::{Command, EngineHandle, EngineLimits, KvResize, Submission, channel};
 use crate::llm::{Llm, LlmParts, ModelInfo, SamplingOptions};
 use crate::request::{FinishReason, Pooling, Request, RequestEvent, TokenId, TokenLogprobs};
 use crate::server::ServerConfig;
@@ -62,27 +63,47 @@ pub(super) fn limits() -> EngineLimits {
     EngineLimits { max_context: CONTEXT, max_sequences: 4, max_waiting: 4, vocab_size: 257 }
 }
 
-/// A model whose engine does with each request what `script` says, on a thread of its own.
-pub(super) fn llm(limits: EngineLimits, mut script: impl FnMut(Submission) + Send + 'static) -> Llm {
+/// Blocks of a KV cache, which becomes half as large and no smaller, and the bytes of all of them.
+const KV_BLOCKS: u32 = CONTEXT / 16 * 2;
+const KV_BYTES: u64 = 1_000_000_000;
+
+/// An engine that does with each request what `script` says, on a thread of its own.
+fn engine(limits: EngineLimits, script: impl FnMut(Submission) + Send + 'static) -> EngineHandle {
     let (engine, mut inbox) = channel(limits);
+    inbox.metrics().blocks_total.store(KV_BLOCKS.into(), Relaxed);
     std::thread::spawn(move || {
-        while let Some(Command::Submit(submission)) = inbox.wait() {
-            script(*submission);
+        // Gone before the inbox is, as a model's memory.
+        let mut script = script;
+        loop {
+            match inbox.wait() {
+                Some(Command::Submit(submission)) => script(*submission),
+                Some(Command::ResizeKv(KvResize { blocks, reply, .. })) => {
+                    let blocks = blocks.clamp(KV_BLOCKS / 2, KV_BLOCKS);
+                    let metrics = inbox.metrics();
+                    metrics.blocks_total.store(blocks.into(), Relaxed);
+                    let given_back_bytes = KV_BYTES * u64::from(KV_BLOCKS - blocks) / u64::from(KV_BLOCKS);
+                    metrics.kv_given_back_bytes.store(given_back_bytes, Relaxed);
+                    let _ = reply.send(Some(blocks));
+                }
+                Some(Command::Shutdown(_)) | None => return,
+            }
         }
     });
-    over(engine)
+    engine
+}
+
+/// A model whose engine does with each request what `script` says.
+pub(super) fn llm(limits: EngineLimits, script: impl FnMut(Submission) + Send + 'static) -> Llm {
+    over(engine(limits, script))
 }
 
 /// A model of another name whose engine always says `text`; it holds `held` until it is unloaded.
 pub(in crate::server) fn named(name: &str, text: &'static str, held: impl Send + 'static) -> Llm {
-    let (engine, mut inbox) = channel(limits());
-    std::thread::spawn(move || {
-        let _held = held;
-        while let Some(Command::Submit(submission)) = inbox.wait() {
-            say(&submission, text);
-        }
-    });
-    with_template_and_name(engine, TEMPLATE, name)
+    let script = move |submission| {
+        let _held = &held;
+        say(&submission, text);
+    };
+    with_template_and_name(engine(limits(), script), TEMPLATE, name)
 }
 
 /// A model on this engine.
@@ -107,9 +128,9 @@ fn with_template_and_name(engine: EngineHandle, template: &str, name: &str) -> L
         runs_on: Default::default(),
         token_cost: Default::default(),
         device_reason: "no GPU is here".into(),
-        kv_bytes: 1,
-        full_contexts: 1,
-        kv_tokens: 1,
+        kv_bytes: KV_BYTES,
+        full_contexts: 2,
+        kv_tokens: 2 * u64::from(CONTEXT),
         kv_dtype: "f32".into(),
         planned_bytes: 2_000_000_000,
         used_bytes: None,
@@ -156,14 +177,11 @@ pub(super) fn thinking_requests(text: &'static str) -> (Router, std::sync::mpsc:
 
 pub(super) fn templated(template: &str, text: &'static str) -> (Router, std::sync::mpsc::Receiver<Request>) {
     let (sender, requests) = std::sync::mpsc::channel();
-    let (engine, mut inbox) = channel(limits());
-    std::thread::spawn(move || {
-        while let Some(Command::Submit(submission)) = inbox.wait() {
-            let _ = sender.send(submission.request.clone());
-            say(&submission, text);
-        }
-    });
-    (router(with_template(engine, template), config()), requests)
+    let script = move |submission: Submission| {
+        let _ = sender.send(submission.request.clone());
+        say(&submission, text);
+    };
+    (router(with_template(engine(limits(), script), template), config()), requests)
 }
 
 /// An engine that does nothing by itself: the test gets each submission.

@@ -35,8 +35,12 @@ struct Shelf {
     refusals: Arc<AtomicUsize>,
     /// The model that fits only where no other is.
     large: &'static str,
+    /// Bytes that others may hold at most where one is to be loaded.
+    most_reserved: u64,
     /// What the last one to be loaded had to leave to others.
     reserved: Arc<AtomicU64>,
+    /// The least context of each attempt to load one.
+    least_contexts: Arc<Mutex<Vec<u32>>>,
 }
 
 impl Shelf {
@@ -47,7 +51,9 @@ impl Shelf {
             loads: Arc::default(),
             refusals: Arc::default(),
             large: "",
+            most_reserved: u64::MAX,
             reserved: Arc::default(),
+            least_contexts: Arc::default(),
         }
     }
 
@@ -75,7 +81,8 @@ impl ModelSource for Shelf {
     fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
         self.reserved.store(beside.reserved_bytes, Ordering::SeqCst);
         let room = if name == self.large { 1 } else { self.room };
-        if self.loaded.load(Ordering::SeqCst) >= room {
+        self.least_contexts.lock().expect("no panic").push(beside.least_context);
+        if self.loaded.load(Ordering::SeqCst) >= room || beside.reserved_bytes > self.most_reserved {
             self.refusals.fetch_add(1, Ordering::SeqCst);
             let full = crate::PlanError::DoesNotFit {
                 needed_bytes: 2,
@@ -179,6 +186,59 @@ async fn the_longest_idle_model_leaves_where_there_is_no_room() {
     assert_eq!(says(&router, "c:1b").await, "c");
     assert_eq!(loaded_names(&router).await, ["a:1b", "c:1b"]);
     assert_eq!(shelf.is_loaded(), 2);
+}
+
+/// Name and size of what is loaded.
+async fn sizes(router: &Router) -> Vec<(String, u64)> {
+    let ps = get(router, "/api/ps").await.json();
+    let one = |model: &Value| {
+        (model["name"].as_str().expect("a name").to_owned(), model["size"].as_u64().expect("a number of bytes"))
+    };
+    ps["models"].as_array().expect("a list").iter().map(one).collect()
+}
+
+/// Of 2 GB that each model holds a quarter is KV cache beyond one context.
+#[tokio::test]
+async fn the_longest_idle_models_cache_becomes_smaller_before_any_leaves_and_grows_when_there_is_room_again() {
+    let shelf = Shelf { most_reserved: 3_500_000_000, ..Shelf::new(3) };
+    let router = shelf.router(&["a:1b", "b:1b"], config());
+    says(&router, "a:1b").await;
+    assert_eq!(says(&router, "c:1b").await, "c");
+    let size = |name: &str, bytes: u64| (name.to_owned(), bytes);
+    let (whole, small) = (2_000_000_000, 1_500_000_000);
+    assert_eq!(sizes(&router).await, [size("a:1b", whole), size("b:1b", small), size("c:1b", whole)]);
+    assert_eq!(shelf.reserved.load(Ordering::SeqCst), 3_500_000_000);
+    assert_eq!(*shelf.least_contexts.lock().expect("no panic"), [0, 0, 8192, 8192]);
+    let health = get(&router, "/health").await.json();
+    assert_eq!(health["further_models"][0]["memory"]["kv_cache_bytes"], 500_000_000);
+    // As long as nobody leaves there is nothing to have, however often it is looked.
+    let keep =
+        |model: &str, keep_alive| post(&router, "/api/generate", json!({"model": model, "keep_alive": keep_alive}));
+    keep("a:1b", 100).await;
+    assert_eq!(sizes(&router).await[1], size("b:1b", small));
+    keep("c:1b", 0).await;
+    assert_eq!(sizes(&router).await, [size("a:1b", whole), size("b:1b", whole)]);
+}
+
+/// What did not help goes back to the caches.
+#[tokio::test]
+async fn a_model_leaves_when_no_cache_can_become_smaller_and_pinned_ones_give_what_they_can() {
+    let shelf = Shelf { most_reserved: 1_500_000_000, ..Shelf::new(3) };
+    let router = shelf.router(&["a:1b", "b:1b"], config());
+    says(&router, "a:1b").await;
+    assert_eq!(says(&router, "c:1b").await, "c");
+    assert_eq!(loaded_names(&router).await, ["a:1b", "c:1b"], "two small ones are still too many");
+    // Two attempts with what is useful, one with whatever there is, one without b.
+    assert_eq!(*shelf.least_contexts.lock().expect("no panic"), [0, 0, 8192, 8192, 0, 0]);
+
+    let shelf = Shelf { most_reserved: 0, ..Shelf::new(3) };
+    let loaded = vec![shelf.load("a:1b", Beside::default()).expect("room")];
+    let router = crate::server::router(ServedModels::new(loaded, shelf.clone()).pinned(), config());
+    let reply = post(&router, "/v1/chat/completions", chat_body(json!({"model": "b:1b"}))).await;
+    assert_eq!((reply.status.as_u16(), shelf.least_contexts.lock().expect("no panic").len()), (503, 3));
+    assert_eq!(sizes(&router).await, [("a:1b".to_owned(), 1_500_000_000)]);
+    post(&router, "/api/generate", json!({"model": "a:1b", "keep_alive": 0})).await;
+    assert_eq!(sizes(&router).await, [("a:1b".to_owned(), 2_000_000_000)]);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ async fn health_tells_the_model_the_device_and_why() {
         "status": "ok", "reason": null, "model": MODEL, "device": "CPU, 2 threads",
         "device_reason": "no GPU is here", "context_length": 512,
         "memory": {
-            "planned_bytes": 2_000_000_000, "used_bytes": null, "kv_cache_bytes": 1, "kv_cache_dtype": "f32"
+            "planned_bytes": 2_000_000_000, "used_bytes": null, "kv_cache_bytes": 1_000_000_000, "kv_cache_dtype": "f32"
         },
         "offload": null,
         "queue": {"running": 0, "waiting": 0, "max_waiting": 4}
