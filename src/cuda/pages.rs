@@ -320,7 +320,10 @@ mod tests {
         // By our count, and by the driver's, whose tables of pages may take some more.
         let check = |bytes: usize| {
             let of_driver = free_before.saturating_sub(free());
-            assert!(counted() == bytes && of_driver.abs_diff(bytes) <= 8 * MIB, "{bytes} bytes, by the driver {of_driver}");
+            assert!(
+                counted() == bytes && of_driver.abs_diff(bytes) <= 8 * MIB,
+                "{bytes} bytes, by the driver {of_driver}"
+            );
         };
         // Rows of 64 KiB; parts of 100.5 MiB, which begin inside of pages.
         let parts = PartRows { parts: 3, rows: 1608, least: 100 };

@@ -20,8 +20,8 @@ use crate::config::KvDType;
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, ColumnKernels,
     CudaError, DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm,
-    GemvFp8, Gpu, HeadKernels, LatentKernels, PartRows, QuantKernels, RopeKernels, RopeShape, RopeWeights, RouteKernels,
-    tile_queries,
+    GemvFp8, Gpu, HeadKernels, LatentKernels, PartRows, QuantKernels, RopeKernels, RopeShape, RopeWeights,
+    RouteKernels, tile_queries,
 };
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.
