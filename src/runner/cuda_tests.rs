@@ -339,7 +339,7 @@ fn cuda_race_draws_by_masks() {
         let mut logits = bells(rows * vocab, 31, 2.0);
         let batch = Batch::new(rows, vocab, &logits);
         for (slot, row) in logits.chunks_mut(vocab).enumerate().skip(1).step_by(2) {
-            let is_allowed = |token: usize| (token * 7 + slot) % 3 == 0;
+            let is_allowed = |token: usize| (token * 7 + slot).is_multiple_of(3);
             let mask = (0..vocab.div_ceil(32)).map(|word| {
                 let bits = (0..32).filter(|bit| 32 * word + bit < vocab && is_allowed(32 * word + bit));
                 bits.fold(0_u32, |mask, bit| mask | 1 << bit)

@@ -6,8 +6,9 @@ use std::path::Path;
 use serde_json::json;
 
 use super::GpuRunner;
+use super::golden_tests::{ROUNDINGS, faults, golden_faults};
 use super::load::check;
-use super::tests::{CONTEXT, Making, ROUNDINGS, drive, faults, golden_faults, gpu, request, tolerance};
+use super::tests::{CONTEXT, Making, drive, gpu, request, tolerance};
 use crate::config::{KvDType, WeightFormat};
 use crate::cuda::{Blas, BlasMissing, DType};
 use crate::models::{DecoderSpec, ModelSource};

@@ -8,7 +8,11 @@ mod buffers;
 mod cpu_layers;
 #[cfg(test)]
 mod form_tests;
+#[cfg(test)]
+mod golden_tests;
 mod graphs;
+#[cfg(test)]
+mod kv_tests;
 mod load;
 #[cfg(test)]
 mod memory_tests;

@@ -15,10 +15,10 @@ use crate::runner::model_runner::ModelRunner;
 use crate::runner::plan::{Placement, plan};
 use crate::scheduler::SchedulerConfig;
 
+use super::golden_tests::compare;
 use super::load::{GpuTarget, load, record};
 use super::tests::{
-    CONTEXT, Making, SIZES, assert_near, compare, dense_fixtures, drive_by, limits, request, requests, runner,
-    tolerance,
+    CONTEXT, Making, SIZES, assert_near, dense_fixtures, drive_by, limits, request, requests, runner, tolerance,
 };
 use super::{GpuRunner, Way};
 

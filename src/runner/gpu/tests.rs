@@ -1,5 +1,5 @@
-//! The GPU beside the CPU on all tiny models whose shapes have kernels: the CPU's logits are those of transformers
-//! (`runner::golden`), and the GPU's must be near them. Needs an NVIDIA GPU.
+//! The GPU beside the CPU on all tiny models whose shapes have kernels: answers that go through the scheduler and the
+//! recorded graphs. Needs an NVIDIA GPU.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
@@ -12,7 +12,7 @@ use crate::ops::{Compute, Cpu, RowIndices, StepInputs};
 use crate::request::{
     Pooling, Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs,
 };
-use crate::runner::golden::{Fixture, Rig, Row, argmax, blocks, fixtures, pack, relative_error};
+use crate::runner::golden::{Fixture, Rig, Row, blocks, fixtures, pack, relative_error};
 use crate::runner::load::ModelError;
 use crate::runner::plan::{MemoryPlan, Placement, kv_dtypes, plan};
 use crate::runner::step::StepRunner;
@@ -21,6 +21,7 @@ use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutp
 use super::GpuRunner;
 use super::buffers::Padding;
 use super::cpu_layers::CpuLayers;
+use super::golden_tests::but_strays;
 use super::load::{Layout, build, check, compute_for};
 
 pub(super) const CONTEXT: usize = 256;
@@ -37,7 +38,7 @@ const WIDE_AND_NARROW: (usize, usize) = (12, 22);
 
 /// Fixtures that loading takes to a GPU: of dense safetensors, and of GGUF files, whose blocks stay as they are. Those that
 /// other programs have quantised have tests of their own.
-fn wide_fixtures() -> Vec<Fixture> {
+pub(super) fn wide_fixtures() -> Vec<Fixture> {
     let (mut wide, mut narrow) = (Vec::new(), 0);
     for fixture in fixtures().into_iter().filter(|fixture| fixture.kind() != "quantized") {
         match check(&spec(&fixture)) {
@@ -53,7 +54,7 @@ fn wide_fixtures() -> Vec<Fixture> {
     wide
 }
 
-fn spec(fixture: &Fixture) -> DecoderSpec {
+pub(super) fn spec(fixture: &Fixture) -> DecoderSpec {
     ModelSource::open(&fixture.folder).expect("the fixture loads").spec
 }
 
@@ -63,7 +64,7 @@ pub(super) fn dense_fixtures() -> Vec<Fixture> {
 }
 
 /// Whether tokens go to experts.
-fn is_routed(fixture: &Fixture) -> bool {
+pub(super) fn is_routed(fixture: &Fixture) -> bool {
     spec(fixture).experts.is_some()
 }
 
@@ -86,12 +87,12 @@ pub(super) fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
 }
 
 /// With a KV cache of this type.
-fn runner_with(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>) -> GpuRunner {
+pub(super) fn runner_with(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>) -> GpuRunner {
     runner_from(fixture, dtype, kv_dtype, 0)
 }
 
 /// With the layers before `first` on the CPU, whose keys and values are f32 there.
-fn runner_from(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>, first: usize) -> GpuRunner {
+pub(super) fn runner_from(fixture: &Fixture, dtype: DType, kv_dtype: Option<KvDType>, first: usize) -> GpuRunner {
     Making { kv_dtype, first, ..Making::of(dtype) }.runner(fixture)
 }
 
@@ -203,175 +204,6 @@ impl GpuRunner {
             }
         }
         all
-    }
-}
-
-/// Of so many tokens that go to experts one may be far off: where two experts are nearly equal for it, a GPU takes the other
-/// one. In transformers' own bf16 these fixtures have one such token in 100, and with a cache of fp8 one in 30.
-const STRAYS: usize = 10;
-
-/// The largest error; of tokens that go to experts the largest but for strays.
-fn worst(errors: impl Iterator<Item = f64>, is_routed: bool) -> f64 {
-    let mut errors: Vec<f64> = errors.collect();
-    errors.sort_by(f64::total_cmp);
-    let strays = if is_routed { errors.len() / STRAYS } else { 0 };
-    errors[errors.len() - 1 - strays]
-}
-
-/// What is wrong with `compared` tokens: nothing where they go to experts and no more are than may stray.
-fn but_strays(place: &str, faults: Vec<String>, compared: usize, is_routed: bool) -> Vec<String> {
-    if !is_routed {
-        return faults;
-    }
-    println!("{place}: {} of {compared} tokens are far off", faults.len());
-    let is_number = |fault: &String| !fault.contains("NaN");
-    if faults.len() <= compared / STRAYS && faults.iter().all(is_number) { Vec::new() } else { faults }
-}
-
-/// Compares row by row: what is wrong. The greedy choice must be the same wherever the CPU's lead is larger than the error.
-pub(super) fn faults(place: &str, found: &[Vec<f32>], wanted: &[Vec<f32>], tolerance: f64) -> Vec<String> {
-    assert_eq!(found.len(), wanted.len(), "{place}");
-    let mut faults = Vec::new();
-    for (position, (found, wanted)) in found.iter().zip(wanted).enumerate() {
-        let error = relative_error(found, wanted);
-        if error.is_nan() || error >= tolerance {
-            faults.push(format!("{place} at {position}: relative error {error:e}"));
-            continue;
-        }
-        let best = argmax(wanted);
-        let second = wanted.iter().enumerate().filter(|(id, _)| *id as u32 != best).map(|(_, logit)| *logit);
-        let margin = wanted[best as usize] - second.fold(f32::NEG_INFINITY, f32::max);
-        let spread = (wanted.iter().map(|logit| logit * logit).sum::<f32>() / wanted.len() as f32).sqrt();
-        if f64::from(margin) > 6.0 * tolerance * f64::from(spread) && argmax(found) != best {
-            faults.push(format!("{place} at {position}: another choice, with a lead of {margin}"));
-        }
-    }
-    faults
-}
-
-/// [`faults`], of which there are none.
-pub(super) fn compare(place: &str, found: &[Vec<f32>], wanted: &[Vec<f32>], tolerance: f64) {
-    let faults = faults(place, found, wanted, tolerance);
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-}
-
-/// How much more a GPU's step rounds than one whose keys and values alone are rounded: a layer rounds some twelve things
-/// to two (weights in blocks among them), whose errors add up by their squares, more where they meet. `llama_k` in bf16 was
-/// measured at 3.1 times what its keys and values alone do.
-pub(super) const ROUNDINGS: f64 = 4.0;
-
-/// What rounding keys and values to `dtype`, and nothing else, does to the CPU's logits: how far tiny models carry it.
-pub(super) fn sensitivity(fixture: &Fixture, dtype: DType, ids: &[u32], wanted: &[Vec<f32>]) -> f64 {
-    let kv_dtype = if dtype == DType::F16 { KvDType::F16 } else { KvDType::Bf16 };
-    let rounded = Rig::with_kv(&fixture.folder, CONTEXT as u32, 2, kv_dtype).chunked(ids, &[ids.len()], &blocks(0..16));
-    worst(rounded.iter().zip(wanted).map(|(found, wanted)| relative_error(found, wanted)), is_routed(fixture))
-}
-
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn cuda_golden_logits_are_those_of_the_cpu() {
-    for fixture in wide_fixtures() {
-        for dtype in [DType::Bf16, DType::F16] {
-            check_golden(&fixture, dtype, runner(&fixture, dtype));
-        }
-    }
-}
-
-/// Holds logits to those of the CPU, whose step is that of transformers.
-fn check_golden(fixture: &Fixture, dtype: DType, gpu: GpuRunner) {
-    let faults = golden_faults(fixture, dtype, gpu, (tolerance(dtype), ROUNDINGS));
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-}
-
-/// What is wrong with the logits of prompts, whole and in chunks, beside the CPU's and those of transformers: beyond a
-/// tolerance, or so many times what rounding keys and values does where that is more.
-pub(super) fn golden_faults(
-    fixture: &Fixture,
-    dtype: DType,
-    mut gpu: GpuRunner,
-    (least, roundings): (f64, f64),
-) -> Vec<String> {
-    let (cpu, is_routed) = (Rig::new(&fixture.folder, CONTEXT as u32, 2), is_routed(fixture));
-    let (mut wrong, mut compared): ([Vec<String>; 3], usize) = Default::default();
-    for prompt in &fixture.prompts {
-        let ids: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().take(CONTEXT).collect();
-        let wanted = cpu.chunked(&ids, &[ids.len()], &blocks(0..16));
-        let tolerance = least.max(roundings * sensitivity(fixture, dtype, &ids, &wanted));
-        compared += ids.len();
-        for (chunks, wrong) in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]].iter().zip(&mut wrong) {
-            let table = blocks((0..16).map(|block| 63 - 3 * block));
-            let found = gpu.chunked(&ids, chunks, &table);
-            let place = format!("{} {dtype:?} {} in {chunks:?}", fixture.family(), prompt.name);
-            let errors = found.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
-            println!("{place}: relative error up to {:e} of {tolerance:e}", worst(errors, is_routed));
-            wrong.extend(faults(&place, &found, &wanted, tolerance));
-            let stored = fixture.logits(prompt);
-            for (wanted, position) in stored.chunks(found[0].len()).zip(&prompt.logit_positions) {
-                let error = relative_error(&found[*position], wanted);
-                if error.is_nan() || error >= tolerance {
-                    wrong.push(format!("{place} at {position}: relative error {error:e} beside transformers"));
-                }
-            }
-        }
-    }
-    let place = format!("{} {dtype:?}", fixture.family());
-    wrong.into_iter().flat_map(|wrong| but_strays(&place, wrong, compared, is_routed)).collect()
-}
-
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn cuda_golden_logits_with_a_layer_on_the_cpu_are_those_of_the_cpu() {
-    for fixture in wide_fixtures() {
-        for dtype in [DType::Bf16, DType::F16] {
-            check_golden(&fixture, dtype, runner_from(&fixture, dtype, None, 1));
-        }
-    }
-}
-
-/// A cache of fp8 keeps four bits of a number, and in tiny models little averages out. Measured: up to 0.16 with Llama's
-/// keys, and 0.19 with Qwen2's, whose biases make them larger than what tells them apart.
-const FP8_TOLERANCE: f64 = 0.25;
-
-/// How much coarser it is than one of bf16, which keeps eight.
-const FP8_COARSENESS: f64 = 16.0;
-
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn cuda_golden_logits_over_a_cache_of_fp8_are_near_those_of_the_cpu() {
-    for fixture in wide_fixtures() {
-        if !kv_dtypes(&spec(&fixture), false).contains(&KvDType::Fp8) {
-            continue;
-        }
-        let gpu = runner_with(&fixture, DType::Bf16, Some(KvDType::Fp8));
-        let faults = golden_faults(&fixture, DType::Bf16, gpu, (FP8_TOLERANCE, FP8_COARSENESS));
-        assert!(faults.is_empty(), "with a cache of fp8: {}", faults.join("\n"));
-    }
-}
-
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn cuda_golden_mixed_batches_are_as_each_row_alone() {
-    for fixture in wide_fixtures() {
-        let mut gpu = runner(&fixture, DType::Bf16);
-        let cpu = Rig::new(&fixture.folder, CONTEXT as u32, 2);
-        let tables: Vec<Vec<BlockId>> = (0..3).map(|index| blocks(16 * index..16 * index + 16)).collect();
-        let prompts: Vec<&[u32]> = fixture.prompts[..3].iter().map(|prompt| prompt.ids.as_slice()).collect();
-        let row = |index: usize, start, end| Row { ids: prompts[index], start, end, blocks: &tables[index] };
-        let last = prompts[2].len();
-        let steps = [
-            vec![row(0, 0, 1), row(1, 0, 9), row(2, 0, 40)],
-            vec![row(2, 40, last), row(1, 9, 10)],
-            vec![row(1, 10, prompts[1].len())],
-        ];
-        let (mut wrong, mut compared) = (Vec::new(), 0);
-        for (number, step) in steps.iter().enumerate() {
-            let (found, wanted) = (gpu.logits_of(step), cpu.step(step));
-            let place = format!("{} step {number}", fixture.family());
-            wrong.extend(faults(&place, &found, &wanted, tolerance(DType::Bf16)));
-            compared += found.len();
-        }
-        let wrong = but_strays(fixture.family(), wrong, compared, is_routed(&fixture));
-        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }
 
@@ -503,47 +335,6 @@ fn cuda_graphs_change_no_bit() {
             let place = format!("{} with {first} layers on the CPU", fixture.family());
             assert_eq!(drive(&mut gpu, &requests, false), eager, "{place}");
             assert_eq!(drive(&mut gpu, &requests, true), eager, "{place} and a prefix cache");
-        }
-    }
-}
-
-/// Recorded graphs hold addresses: they stay right while memory goes and comes.
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn cuda_a_cache_that_shrinks_and_grows_changes_no_bit_of_recorded_steps() {
-    const MANY: u64 = 8192;
-    let warm = SamplingParams { temperature: 0.9, logprobs: Some(20), ..SamplingParams::default() };
-    for fixture in wide_fixtures() {
-        for first in [0, 1] {
-            let place = format!("{} with {first} layers on the CPU", fixture.family());
-            let mut gpu = Making { first, blocks: MANY, ..Making::of(DType::Bf16) }.runner(&fixture);
-            gpu.record_graphs().expect("graphs");
-            let requests = requests(&fixture, &warm);
-            // One after the other: what is computed together depends on how many blocks there are.
-            let answers = |gpu: &mut GpuRunner| -> Vec<_> {
-                requests.iter().map(|request| drive(gpu, std::slice::from_ref(request), true)).collect()
-            };
-            let ids: Vec<u32> = fixture.prompts.iter().flat_map(|prompt| prompt.ids.clone()).take(CONTEXT).collect();
-            let last = blocks((0..16).map(|block| MANY as u32 - 1 - 3 * block));
-            let logits = |gpu: &mut GpuRunner| gpu.chunked(&ids, &[ids.len()], &last);
-            let free = |gpu: &GpuRunner| gpu.gpu.gpu().memory().expect("an answer").0 as u64;
-            let (whole, far, free_before) = (answers(&mut gpu), logits(&mut gpu), free(&gpu));
-
-            let small = gpu.resize_kv(16, 0).expect("memory is given back");
-            assert_eq!((small.blocks, free(&gpu) - free_before), (16, small.given_back_bytes), "{place}");
-            // All but the first blocks of each plane, and what begins or ends inside of a page with them.
-            let promised = (MANY - 16) * gpu.kv.block_bytes() as u64 - (4 << 20) * gpu.kv.planes() as u64;
-            assert!(small.given_back_bytes >= promised, "{place}: {small:?}, {promised} were promised");
-            assert!(answers(&mut gpu) == whole, "{place}: in a small cache");
-
-            let grown = gpu.resize_kv(MANY as u32, 0).expect("memory");
-            assert_eq!(
-                (u64::from(grown.blocks), grown.given_back_bytes, free(&gpu)),
-                (MANY, 0, free_before),
-                "{place}"
-            );
-            assert!(answers(&mut gpu) == whole, "{place}: in a cache that grew");
-            assert!(logits(&mut gpu) == far, "{place}: in blocks that went and came");
         }
     }
 }
