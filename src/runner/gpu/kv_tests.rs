@@ -30,19 +30,18 @@ fn cuda_a_cache_that_shrinks_and_grows_changes_no_bit_of_recorded_steps() {
             let free = |gpu: &GpuRunner| gpu.gpu.gpu().memory().expect("an answer").0 as u64;
             let (whole, far, free_before) = (answers(&mut gpu), logits(&mut gpu), free(&gpu));
 
+            // The driver's tables of pages may take some more.
+            let more = |gpu: &GpuRunner, bytes: u64| (free(gpu) - bytes).abs_diff(free_before) <= 8 << 20;
             let small = gpu.resize_kv(16, 0).expect("memory is given back");
-            assert_eq!((small.blocks, free(&gpu) - free_before), (16, small.given_back_bytes), "{place}");
+            assert!(small.blocks == 16 && more(&gpu, small.given_back_bytes), "{place}: {small:?}");
             // All but the first blocks of each plane, and what begins or ends inside of a page with them.
             let promised = (MANY - 16) * gpu.kv.block_bytes() as u64 - (4 << 20) * gpu.kv.planes() as u64;
             assert!(small.given_back_bytes >= promised, "{place}: {small:?}, {promised} were promised");
             assert!(answers(&mut gpu) == whole, "{place}: in a small cache");
 
             let grown = gpu.resize_kv(MANY as u32, 0).expect("memory");
-            assert_eq!(
-                (u64::from(grown.blocks), grown.given_back_bytes, free(&gpu)),
-                (MANY, 0, free_before),
-                "{place}"
-            );
+            assert_eq!((u64::from(grown.blocks), grown.given_back_bytes), (MANY, 0), "{place}");
+            assert!(more(&gpu, 0), "{place}: {grown:?}");
             assert!(answers(&mut gpu) == whole, "{place}: in a cache that grew");
             assert!(logits(&mut gpu) == far, "{place}: in blocks that went and came");
         }

@@ -179,7 +179,10 @@ fn cuda_memory_that_a_cache_gives_back_is_what_is_said() {
     let started = Instant::now();
     let small = runner.resize_kv(plan.least_blocks(), 0).expect("memory is given back");
     println!("{small:?} of {} blocks in {:?}", plan.blocks, started.elapsed());
-    assert_eq!((small.blocks, free() - before), (512, small.given_back_bytes));
+    // The driver's tables of pages may take some more.
+    let given_back = |bytes: u64| assert!((free() - bytes).abs_diff(before) <= 8 << 20, "{} and {before}", free());
+    assert_eq!(small.blocks, 512);
+    given_back(small.given_back_bytes);
     let left = plan.kv_bytes() - small.given_back_bytes;
     // 56 planes, each of which may begin and end inside of a page.
     let most = u64::from(small.blocks) * plan.block_bytes + 56 * (4 << 20);
@@ -188,7 +191,8 @@ fn cuda_memory_that_a_cache_gives_back_is_what_is_said() {
     let started = Instant::now();
     let grown = runner.resize_kv(plan.blocks, 0).expect("memory");
     println!("{grown:?} in {:?}", started.elapsed());
-    assert_eq!((grown.blocks, grown.given_back_bytes, free()), (plan.blocks, 0, before));
+    assert_eq!((grown.blocks, grown.given_back_bytes), (plan.blocks, 0));
+    given_back(0);
 }
 
 #[test]
