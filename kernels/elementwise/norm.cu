@@ -20,10 +20,11 @@ __device__ __forceinline__ void store8(const float* from, float* to) {
     reinterpret_cast<Pack<float, 4>*>(to)[1] = high;
 }
 
-// dst = s / sqrt(mean(s^2) + eps) * weight of one row, s = residual (+ x where ADD); WRITE keeps s in the residual.
+// dst = s / sqrt(mean(s^2) + eps) * weight of one row, s = residual (+ x where ADD); WRITE keeps s in the residual. Without
+// a RESIDUAL, which is null then, s = x.
 // All but weight is read behind `after_previous`, which this calls. All of the block's threads; where width is a
 // multiple of 8, 8 * PACKS * threads >= width.
-template <typename T, bool ADD, bool WRITE>
+template <typename T, bool RESIDUAL, bool ADD, bool WRITE>
 __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {
     __shared__ float scratch[32];
     if (gridDim.x <= FEWEST_ROWS) let_next_begin();
@@ -40,11 +41,11 @@ __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, co
         for (int pack = 0; pack < PACKS; pack++) {
             int at = (pack * blockDim.x + threadIdx.x) * 8;
             if (at >= width) continue;
-            load8(residual + at, sum[pack]);
+            if (RESIDUAL) load8(residual + at, sum[pack]);
             if (ADD) {
                 Pack<T, 8> added = *reinterpret_cast<const Pack<T, 8>*>(x + at);
 #pragma unroll
-                for (int i = 0; i < 8; i++) sum[pack][i] += to_float(added.at[i]);
+                for (int i = 0; i < 8; i++) sum[pack][i] = (RESIDUAL ? sum[pack][i] : 0.f) + to_float(added.at[i]);
             }
             if (WRITE) store8(sum[pack], residual + at);
 #pragma unroll
@@ -63,14 +64,14 @@ __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, co
     } else {
         after_previous();
         for (int i = threadIdx.x; i < width; i += blockDim.x) {
-            float sum = residual[i] + (ADD ? to_float(x[i]) : 0.f);
+            float sum = (RESIDUAL ? residual[i] : 0.f) + (ADD ? to_float(x[i]) : 0.f);
             if (WRITE) residual[i] = sum;
             squares += sum * sum;
         }
         float scale = rsqrtf(block_sum(squares, scratch) / width + eps);
         for (int i = threadIdx.x; i < width; i += blockDim.x) {
             // A thread reads again what it wrote itself.
-            float sum = residual[i] + (ADD && !WRITE ? to_float(x[i]) : 0.f);
+            float sum = (RESIDUAL ? residual[i] : 0.f) + (ADD && !WRITE ? to_float(x[i]) : 0.f);
             dst[i] = from_float<T>(sum * scale * weight[i]);
         }
     }
@@ -81,7 +82,14 @@ __device__ __forceinline__ void norm_row(T* dst, float* residual, const T* x, co
 template <typename T>
 __device__ void rms_norm(T* dst, const float* x, const float* weight, int width, float eps) {
     size_t at = size_t(blockIdx.x) * width;
-    norm_row<T, false, false>(dst + at, const_cast<float*>(x) + at, nullptr, weight, width, eps);
+    norm_row<T, true, false, false>(dst + at, const_cast<float*>(x) + at, nullptr, weight, width, eps);
+}
+
+// The same of x [T, width] of T itself. Moves 4 bytes an element.
+template <typename T>
+__device__ void rms_norm_plain(T* dst, const T* x, const float* weight, int width, float eps) {
+    size_t at = size_t(blockIdx.x) * width;
+    norm_row<T, false, true, false>(dst + at, nullptr, x + at, weight, width, eps);
 }
 
 // residual[t] += x[t]; dst[t] = rms_norm(residual[t]) * weight: residual f32 and x [T, width], dst [T, width].
@@ -89,7 +97,7 @@ __device__ void rms_norm(T* dst, const float* x, const float* weight, int width,
 template <typename T>
 __device__ void add_rms_norm(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {
     size_t at = size_t(blockIdx.x) * width;
-    norm_row<T, true, true>(dst + at, residual + at, x + at, weight, width, eps);
+    norm_row<T, true, true, true>(dst + at, residual + at, x + at, weight, width, eps);
 }
 
 // dst[i] = rms_norm(residual[rows[i]] + x[rows[i]]) * weight; the residual stays as it is. dst [R, width], rows u32 [R].
@@ -100,7 +108,7 @@ __device__ void gather_add_rms_norm(
 ) {
     uint32_t row = rows[blockIdx.x];
     size_t from = size_t(row < uint32_t(count) ? row : 0) * width;
-    norm_row<T, true, false>(
+    norm_row<T, true, true, false>(
         dst + size_t(blockIdx.x) * width, const_cast<float*>(residual) + from, x + from, weight, width, eps
     );
 }
@@ -109,6 +117,10 @@ __device__ void gather_add_rms_norm(
     extern "C" __global__ void __launch_bounds__(1024)                                                                \
         rms_norm_##T(T* dst, const float* x, const float* weight, int width, float eps) {                             \
         rms_norm<T>(dst, x, weight, width, eps);                                                                      \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                \
+        rms_norm_plain_##T(T* dst, const T* x, const float* weight, int width, float eps) {                           \
+        rms_norm_plain<T>(dst, x, weight, width, eps);                                                                \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(1024)                                                                \
         add_rms_norm_##T(T* dst, float* residual, const T* x, const float* weight, int width, float eps) {            \

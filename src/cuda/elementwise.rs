@@ -19,6 +19,7 @@ const MAX_NORM_WIDTH: usize = 16_384;
 pub struct ElementwiseKernels {
     embed: Typed,
     rms_norm: Typed,
+    rms_norm_plain: Typed,
     add_rms_norm: Typed,
     gather_add_rms_norm: Typed,
     silu_mul: Typed,
@@ -70,6 +71,7 @@ impl ElementwiseKernels {
         Ok(Self {
             embed: Typed::load(gpu, "rows", "embed")?,
             rms_norm: Typed::load(gpu, "norm", "rms_norm")?,
+            rms_norm_plain: Typed::load(gpu, "norm", "rms_norm_plain")?,
             add_rms_norm: Typed::load(gpu, "norm", "add_rms_norm")?,
             gather_add_rms_norm: Typed::load(gpu, "norm", "gather_add_rms_norm")?,
             silu_mul: Typed::load(gpu, "rows", "silu_mul")?,
@@ -111,7 +113,7 @@ impl ElementwiseKernels {
         unsafe { gpu.launch(kernel, row_grid(tokens, width.div_ceil(PACK)), arguments) }
     }
 
-    /// `dst[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight`: `x` f32 `[t, h]`, `weight` f32 `[1, h]`, `dst [t, h]` of T.
+    /// `dst[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight`: `x [t, h]` f32 or of T, `weight` f32 `[1, h]`, `dst [t, h]` of T.
     ///
     /// # Errors
     /// If shapes or dtypes do not fit.
@@ -125,11 +127,13 @@ impl ElementwiseKernels {
     ) -> Result<(), CudaError> {
         const OP: &str = "rms_norm";
         let (rows, width) = (dst.rows(), dst.columns());
-        expect(OP, "x", x, DType::F32, rows, width)?;
+        let (kernel, dtype) =
+            if x.dtype() == DType::F32 { (&self.rms_norm, DType::F32) } else { (&self.rms_norm_plain, dst.dtype()) };
+        expect(OP, "x", x, dtype, rows, width)?;
         expect_at_least(OP, "weight", weight, DType::F32, width)?;
         let arguments = Arguments::new().tensor(dst).tensor(x).tensor(weight).size(width).f32(eps);
         // SAFETY: shapes were checked; x is only read.
-        unsafe { gpu.launch(self.rms_norm.of(OP, dst.dtype())?, norm_grid(OP, rows, width)?, arguments) }
+        unsafe { gpu.launch(kernel.of(OP, dst.dtype())?, norm_grid(OP, rows, width)?, arguments) }
     }
 
     /// `residual += x` in place, then `dst = rms_norm(residual)`: `residual` f32, `x` and `dst` of T, all `[t, h]`;

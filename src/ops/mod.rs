@@ -149,7 +149,8 @@ pub fn embed(compute: &Compute, table: &Weight, inputs: StepInputs<'_>, dst: &Te
     }
 }
 
-/// `dst[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight`: `x [t, h]` of the residual stream, `dst [t, h]`, `weight [h]`.
+/// `dst[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight`: `x [t, h]` of the residual stream or of the type of `dst`,
+/// `dst [t, h]`, `weight [h]`.
 ///
 /// # Errors
 /// If shapes or dtypes do not fit.

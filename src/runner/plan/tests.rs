@@ -143,15 +143,9 @@ fn a_plan_for_the_cpu_counts_the_keys_of_latents_that_it_has_transposed() {
         assert_eq!(planned.expect("a preview").weight_bytes, source.weight_bytes() + transposed, "{format:?}");
         // Of layers that are divided those of the CPU.
         let on_cpu = |first| PartWeights::of(&source, first, false).cpu_bytes;
-        let share = cpu_share(&source, 11) + 11 * layer_weights * weight_bytes;
-        assert_eq!(on_cpu(11), share, "{format:?}");
+        let stored = source.weight_bytes_before(11);
+        assert_eq!(on_cpu(11), stored + 11 * layer_weights * weight_bytes, "{format:?}");
     }
-}
-
-/// Bytes of the stored weights of the layers before `first`, and of the embedding, by their number.
-fn cpu_share(source: &ModelSource, first: usize) -> u64 {
-    let parameters = source.spec.vocabulary_parameters() + source.spec.layer_parameters(0..first);
-    (source.weight_bytes() as f64 * (parameters as f64 / source.weights.parameters() as f64)) as u64
 }
 
 #[test]

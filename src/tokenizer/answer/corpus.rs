@@ -14,11 +14,11 @@ const ANSWERS: &str = include_str!("../../../tests/fixtures/answers/answers.json
 /// Longest answer, in bytes, of which all pairs of cuts are tried.
 const MOST_BYTES_IN_THREE: usize = 200;
 
-/// The token of each byte.
-fn byte_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
+/// The token of each byte; of those that no text has there is none.
+fn byte_tokens(tokenizer: &Tokenizer) -> Vec<Option<u32>> {
     let is_byte = |id: &u32, byte: u8| !tokenizer.is_special(*id) && tokenizer.id_to_bytes(*id) == [byte];
     let ids = 0..tokenizer.vocab_size() as u32;
-    (0..=255).map(|byte| ids.clone().find(|id| is_byte(id, byte)).expect("a token for each byte")).collect()
+    (0..=255).map(|byte| ids.clone().find(|id| is_byte(id, byte))).collect()
 }
 
 fn parser(answer: &Value) -> AnswerParser {
@@ -74,7 +74,8 @@ fn answers_are_told_the_same_wherever_their_bytes_are_cut() {
     for answer in &answers {
         let name = &answer["name"];
         let bytes = answer["answer"].as_str().expect("text").bytes();
-        let ids: Vec<u32> = bytes.map(|byte| of_byte[usize::from(byte)]).collect();
+        let ids: Vec<u32> =
+            bytes.map(|byte| of_byte[usize::from(byte)].expect("a token for each byte of text")).collect();
         let check = |pieces: &[&[u32]]| {
             let found = Value::from(parts(&tokenizer, parser(answer), pieces));
             assert_eq!(

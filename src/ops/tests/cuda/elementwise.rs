@@ -93,6 +93,9 @@ fn cuda_norms_are_those_of_the_cpu() {
             kernels.rms_norm(gpu(), &residual, &weight, 1e-5, &dst).expect("launched");
             cpu.rms_norm(&sum, &weights, 1e-5, &mut wanted);
             assert_close(&get(&dst), &wanted, dtype, "rms_norm");
+            kernels.rms_norm(gpu(), &x, &weight, 1e-5, &dst).expect("launched");
+            cpu.rms_norm(&x_values, &weights, 1e-5, &mut wanted);
+            assert_close(&get(&dst), &wanted, dtype, "rms_norm of the model's type");
             cpu.add_rms_norm(&mut sum, &x_values, &weights, 1e-5, &mut wanted);
             let picked = [rows as u32 - 1, 0];
             let gathered = poisoned(2, width, dtype);
