@@ -12,16 +12,32 @@ use super::simd::{GROUP, Lanes};
 pub use groups::{Fp8, Int4, Int8};
 pub use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 
-/// A format that yields groups of [`GROUP`] weights.
+/// A format that yields groups of [`GROUP`] weights, block by block.
 pub trait Decoder: 'static {
     /// The format that it reads.
     const FORMAT: Format;
 
-    /// Weights `group * 32 ..` of a row: the first `L::VECS` vectors; the others are 0.
+    /// Groups of a block; a dense format's block is one group here.
+    const GROUPS: usize = if Self::FORMAT.block_len() < GROUP { 1 } else { Self::FORMAT.block_len() / GROUP };
+
+    /// Bytes of a block of that many groups.
+    const BYTES: usize = Self::FORMAT.block_bytes() * Self::GROUPS * GROUP / Self::FORMAT.block_len();
+
+    /// What is made of a block once, for all its groups.
+    type Opened: Copy + Default;
+
+    /// Makes what the groups of a block share.
     ///
     /// # Safety
-    /// `row` must hold the group, and the machine must have the instructions of `L`.
-    unsafe fn group<L: Lanes>(row: *const u8, group: usize) -> [L::V; 4];
+    /// `block` must hold one, and the machine must have the instructions of `L`.
+    unsafe fn open<L: Lanes>(block: *const u8, opened: &mut Self::Opened);
+
+    /// Weights `group * 32 ..` of a block: the first `L::VECS` vectors; the others are 0.
+    ///
+    /// # Safety
+    /// `block` must hold the group, `opened` come from the same block, and the machine must have the instructions of
+    /// `L`.
+    unsafe fn group<L: Lanes>(block: *const u8, opened: &Self::Opened, group: usize) -> [L::V; 4];
 }
 
 /// Runs `$body` with `$decoder` standing for the decoder of `$format`.
@@ -63,14 +79,6 @@ macro_rules! with_decoder {
 }
 pub(crate) use with_decoder;
 
-/// Start of block `group` of a format whose blocks are one group.
-#[inline(always)]
-unsafe fn block<D: Decoder>(row: *const u8, group: usize) -> *const u8 {
-    debug_assert!(D::FORMAT.block_len() == GROUP);
-    // SAFETY: the caller promises that the row holds the group.
-    unsafe { row.add(group.wrapping_mul(D::FORMAT.block_bytes())) }
-}
-
 /// Nibbles of 16 bytes as integers: the low ones are weights 0 to 15, the high ones 16 to 31. Vector `j` of them.
 #[inline(always)]
 unsafe fn nibbles<L: Lanes>(p: *const u8, j: usize) -> L::I {
@@ -95,14 +103,18 @@ unsafe fn fifths<L: Lanes>(p: *const u8, high: *const u8, j: usize) -> L::I {
     }
 }
 
+/// A format whose groups share nothing: `$p` is where its one group starts.
 macro_rules! decoder {
-    ($(#[$doc:meta])* $name:ident, $format:expr, |$lanes:ident, $row:ident, $group:ident, $out:ident| $body:block) => {
+    ($(#[$doc:meta])* $name:ident, $format:expr, |$lanes:ident, $p:ident, $out:ident| $body:block) => {
         $(#[$doc])*
         pub struct $name;
         impl Decoder for $name {
             const FORMAT: Format = $format;
+            type Opened = ();
             #[inline(always)]
-            unsafe fn group<$lanes: Lanes>($row: *const u8, $group: usize) -> [$lanes::V; 4] {
+            unsafe fn open<L: Lanes>(_: *const u8, (): &mut ()) {}
+            #[inline(always)]
+            unsafe fn group<$lanes: Lanes>($p: *const u8, (): &(), _: usize) -> [$lanes::V; 4] {
                 // SAFETY: offsets stay inside the group's bytes, which the caller promises.
                 unsafe {
                     let mut $out = [$lanes::splat(0.0); 4];
@@ -113,12 +125,11 @@ macro_rules! decoder {
         }
     };
 }
-pub(crate) use decoder;
 
 decoder!(
     /// Single precision.
-    F32, Format::F32, |L, row, group, out| {
-        let p = row.add(group.wrapping_mul(4 * GROUP)).cast::<f32>();
+    F32, Format::F32, |L, p, out| {
+        let p = p.cast::<f32>();
         for j in 0..L::VECS {
             out[j] = L::load(p.add(j * L::N));
         }
@@ -126,8 +137,7 @@ decoder!(
 );
 decoder!(
     /// Half precision.
-    F16, Format::F16, |L, row, group, out| {
-        let p = row.add(group.wrapping_mul(2 * GROUP));
+    F16, Format::F16, |L, p, out| {
         for j in 0..L::VECS {
             out[j] = L::load_f16(p.add(j * 2 * L::N));
         }
@@ -135,8 +145,7 @@ decoder!(
 );
 decoder!(
     /// bfloat16.
-    Bf16, Format::Bf16, |L, row, group, out| {
-        let p = row.add(group.wrapping_mul(2 * GROUP));
+    Bf16, Format::Bf16, |L, p, out| {
         for j in 0..L::VECS {
             out[j] = L::load_bf16(p.add(j * 2 * L::N));
         }
@@ -144,8 +153,7 @@ decoder!(
 );
 decoder!(
     /// Nibbles around 8.
-    Q4_0, Format::Q4_0, |L, row, group, out| {
-        let p = block::<Self>(row, group);
+    Q4_0, Format::Q4_0, |L, p, out| {
         let scale = L::splat_f16(p);
         let offset = L::mul(scale, L::splat(-8.0));
         for j in 0..L::VECS {
@@ -155,8 +163,7 @@ decoder!(
 );
 decoder!(
     /// Nibbles with an offset.
-    Q4_1, Format::Q4_1, |L, row, group, out| {
-        let p = block::<Self>(row, group);
+    Q4_1, Format::Q4_1, |L, p, out| {
         let (scale, offset) = L::splat_f16_pair(p);
         for j in 0..L::VECS {
             out[j] = L::fma(scale, L::to_f32(nibbles::<L>(p.add(4), j)), offset);
@@ -165,8 +172,7 @@ decoder!(
 );
 decoder!(
     /// Five bits around 16.
-    Q5_0, Format::Q5_0, |L, row, group, out| {
-        let p = block::<Self>(row, group);
+    Q5_0, Format::Q5_0, |L, p, out| {
         let scale = L::splat_f16(p);
         let offset = L::mul(scale, L::splat(-16.0));
         for j in 0..L::VECS {
@@ -176,8 +182,7 @@ decoder!(
 );
 decoder!(
     /// Five bits with an offset.
-    Q5_1, Format::Q5_1, |L, row, group, out| {
-        let p = block::<Self>(row, group);
+    Q5_1, Format::Q5_1, |L, p, out| {
         let (scale, offset) = L::splat_f16_pair(p);
         for j in 0..L::VECS {
             out[j] = L::fma(scale, L::to_f32(fifths::<L>(p.add(8), p.add(4), j)), offset);
@@ -186,8 +191,7 @@ decoder!(
 );
 decoder!(
     /// Signed bytes.
-    Q8_0, Format::Q8_0, |L, row, group, out| {
-        let p = block::<Self>(row, group);
+    Q8_0, Format::Q8_0, |L, p, out| {
         let scale = L::splat_f16(p);
         for j in 0..L::VECS {
             out[j] = L::mul(scale, L::to_f32(L::load_i8(p.add(2 + j * L::N))));
@@ -210,34 +214,42 @@ pub unsafe fn tail<L: Lanes, D: Decoder>(row: *const u8, from: usize, len: usize
     // SAFETY: the row holds the bytes, and `len * bytes` is below the buffer's length.
     unsafe {
         std::ptr::copy_nonoverlapping(row.add(from * bytes), buffer.as_mut_ptr(), len * bytes);
-        D::group::<L>(buffer.as_ptr(), 0)
+        D::group::<L>(buffer.as_ptr(), &D::Opened::default(), 0)
     }
 }
 
-/// Writes weights `from..from + len` of a row to `out`; `from` is a multiple of 32. The last vector is written whole,
-/// filled up with zeros.
+/// Writes weights `from..from + len` of a row to `out`; `from` is where a block starts, or a multiple of 32 of a dense row,
+/// and what is no whole block at the end is a dense row's. The last vector is written whole, filled up with zeros.
 ///
 /// # Safety
 /// `row` must hold the weights, `out` room for `len` rounded up to a multiple of `L::N`, and the machine must have the
 /// instructions of `L`.
 #[inline(always)]
 pub unsafe fn decode_row<L: Lanes, D: Decoder>(row: *const u8, from: usize, len: usize, out: *mut f32) {
-    // SAFETY: groups and tail stay within `from + len` weights and `len` floats rounded up to whole vectors.
+    let block_len = const { D::GROUPS * GROUP };
+    debug_assert!(from.is_multiple_of(block_len));
+    let mut opened = D::Opened::default();
+    // SAFETY: blocks and tail stay within `from + len` weights and `len` floats rounded up to whole vectors.
     unsafe {
-        let first = from / GROUP;
-        let whole = len / GROUP;
-        for g in 0..whole {
-            let weights = D::group::<L>(row, first.wrapping_add(g));
-            for j in 0..L::VECS {
-                L::store(out.add(g.wrapping_mul(GROUP) + j * L::N), weights[j]);
+        let first = from / block_len;
+        let whole = len / block_len;
+        for b in 0..whole {
+            let block = row.add(first.wrapping_add(b).wrapping_mul(D::BYTES));
+            let out = out.add(b.wrapping_mul(block_len));
+            D::open::<L>(block, &mut opened);
+            for g in 0..D::GROUPS {
+                let weights = D::group::<L>(block, &opened, g);
+                for j in 0..L::VECS {
+                    L::store(out.add(g.wrapping_mul(GROUP) + j * L::N), weights[j]);
+                }
             }
         }
-        let left = len % GROUP;
+        let left = len % block_len;
         if left > 0 {
-            let weights = tail::<L, D>(row, from + whole * GROUP, left);
+            let weights = tail::<L, D>(row, from + whole * block_len, left);
             for j in 0..L::VECS {
                 if j * L::N < left {
-                    L::store(out.add(whole * GROUP + j * L::N), weights[j]);
+                    L::store(out.add(whole * block_len + j * L::N), weights[j]);
                 }
             }
         }

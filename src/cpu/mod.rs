@@ -57,7 +57,7 @@ impl Cpu {
     }
 
     /// The same with chosen instructions; `None` where this machine lacks them.
-    #[cfg(test)]
+    #[allow(dead_code)] // tests and benches choose; the library takes the best
     pub fn with_simd(threads: Option<NonZeroUsize>, simd: SimdLevel) -> Option<Self> {
         simd.is_available().then(|| Self::build(threads, simd))
     }

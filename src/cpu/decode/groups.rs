@@ -9,14 +9,6 @@ use super::{Decoder, nibbles};
 /// Bytes before a block's weights: scale and zero, or a scale of 32 bits.
 const HEAD: usize = 4;
 
-/// Start of the block of `LEN` weights that holds `group`, and the group's place in it.
-#[inline(always)]
-unsafe fn locate<D: Decoder, const LEN: usize>(row: *const u8, group: usize) -> (*const u8, usize) {
-    let groups = const { LEN / GROUP };
-    // SAFETY: the caller promises that the row holds the group.
-    (unsafe { row.add((group / groups).wrapping_mul(D::FORMAT.block_bytes())) }, group % groups)
-}
-
 /// Nibbles around a zero, `LEN` to a scale.
 pub struct Int4<const LEN: usize>;
 
@@ -28,14 +20,18 @@ impl<const LEN: usize> Decoder for Int4<LEN> {
         _ => panic!("no such group"),
     };
 
+    type Opened = ();
+
     #[inline(always)]
-    unsafe fn group<L: Lanes>(row: *const u8, group: usize) -> [L::V; 4] {
-        // SAFETY: the caller promises that the row holds the group; its nibbles take half as many bytes as weights.
+    unsafe fn open<L: Lanes>(_: *const u8, (): &mut ()) {}
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, (): &(), group: usize) -> [L::V; 4] {
+        // SAFETY: the caller promises that the block holds the group; its nibbles take half as many bytes as weights.
         unsafe {
             let mut out = [L::splat(0.0); 4];
-            let (p, g) = locate::<Self, LEN>(row, group);
-            let (scale, zero) = L::splat_f16_pair(p);
-            let p = p.add(HEAD + g * (GROUP / 2));
+            let (scale, zero) = L::splat_f16_pair(block);
+            let p = block.add(HEAD + group * (GROUP / 2));
             for j in 0..L::VECS {
                 out[j] = L::mul(scale, L::sub(L::to_f32(nibbles::<L>(p, j)), zero));
             }
@@ -55,14 +51,18 @@ impl<const LEN: usize> Decoder for Int8<LEN> {
         _ => panic!("no such group"),
     };
 
+    type Opened = ();
+
     #[inline(always)]
-    unsafe fn group<L: Lanes>(row: *const u8, group: usize) -> [L::V; 4] {
-        // SAFETY: the caller promises that the row holds the group, a byte a weight.
+    unsafe fn open<L: Lanes>(_: *const u8, (): &mut ()) {}
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, (): &(), group: usize) -> [L::V; 4] {
+        // SAFETY: the caller promises that the block holds the group, a byte a weight.
         unsafe {
             let mut out = [L::splat(0.0); 4];
-            let (p, g) = locate::<Self, LEN>(row, group);
-            let (scale, zero) = L::splat_f16_pair(p);
-            let p = p.add(HEAD + g * GROUP);
+            let (scale, zero) = L::splat_f16_pair(block);
+            let p = block.add(HEAD + group * GROUP);
             for j in 0..L::VECS {
                 out[j] = L::mul(scale, L::sub(L::to_f32(L::load_u8(p.add(j * L::N))), zero));
             }
@@ -82,14 +82,18 @@ impl<const LEN: usize> Decoder for Fp8<LEN> {
         _ => panic!("no such group"),
     };
 
+    type Opened = ();
+
     #[inline(always)]
-    unsafe fn group<L: Lanes>(row: *const u8, group: usize) -> [L::V; 4] {
-        // SAFETY: the caller promises that the row holds the group, a byte a weight.
+    unsafe fn open<L: Lanes>(_: *const u8, (): &mut ()) {}
+
+    #[inline(always)]
+    unsafe fn group<L: Lanes>(block: *const u8, (): &(), group: usize) -> [L::V; 4] {
+        // SAFETY: the caller promises that the block holds the group, a byte a weight.
         unsafe {
             let mut out = [L::splat(0.0); 4];
-            let (p, g) = locate::<Self, LEN>(row, group);
-            let scale = L::splat(f32::from_le_bytes(p.cast::<[u8; 4]>().read()));
-            let p = p.add(HEAD + g * GROUP);
+            let scale = L::splat(f32::from_le_bytes(block.cast::<[u8; 4]>().read()));
+            let p = block.add(HEAD + group * GROUP);
             for j in 0..L::VECS {
                 out[j] = L::mul(scale, e4m3::<L>(p.add(j * L::N)));
             }

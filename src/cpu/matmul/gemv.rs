@@ -12,6 +12,9 @@ const SIDE: usize = 4;
 /// has answered by then. The machine's own prefetcher gives up at each short row.
 const AHEAD: usize = 2048;
 
+/// Bytes that come from memory together.
+const LINE: usize = 64;
+
 /// The outputs of one piece for one row of activations.
 pub struct Gemv<'a> {
     /// `[columns]`.
@@ -58,38 +61,24 @@ impl Gemv<'_> {
 /// Products of `x` with four rows.
 #[inline(always)]
 unsafe fn dots<L: Lanes, D: Decoder>(x: &[f32], rows: [*const u8; SIDE], ahead: usize) -> [f32; SIDE] {
-    let group_bytes = D::FORMAT.block_bytes() * GROUP / D::FORMAT.block_len();
+    let block_len = const { D::GROUPS * GROUP };
+    let mut opened = [D::Opened::default(); SIDE];
     let mut totals = [0.0; SIDE];
     let mut from = 0;
-    // SAFETY: groups and tail stay below `x.len()` weights of each row and floats of `x`.
+    // SAFETY: blocks and tail stay below `x.len()` weights of each row and floats of `x`.
     unsafe {
         while from < x.len() {
             let len = (x.len() - from).min(PANEL);
             let mut lanes = [L::splat(0.0); SIDE];
-            let first = from / GROUP;
-            for g in first..first.wrapping_add(len / GROUP) {
-                let x = x.as_ptr().add(g.wrapping_mul(GROUP));
-                for r in 0..SIDE {
-                    L::prefetch(rows[r].wrapping_add(ahead.wrapping_add(g.wrapping_mul(group_bytes))));
-                    let weights = D::group::<L>(rows[r], g);
-                    for j in 0..L::VECS {
-                        lanes[r] = L::fma(weights[j], L::load(x.add(j * L::N)), lanes[r]);
-                    }
-                }
+            let first = from / block_len;
+            for b in first..first.wrapping_add(len / block_len) {
+                let x = x.as_ptr().add(b.wrapping_mul(block_len));
+                let blocks = rows.map(|row| row.wrapping_add(b.wrapping_mul(D::BYTES)));
+                lanes = add_blocks::<L, D>(x, blocks, ahead, &mut opened, lanes);
             }
-            let left = len % GROUP;
+            let left = len % block_len;
             if left > 0 {
-                let at = from + len - left;
-                let mut last = [0.0_f32; GROUP];
-                last[..left].copy_from_slice(&x[at..]);
-                for r in 0..SIDE {
-                    let weights = decode::tail::<L, D>(rows[r], at, left);
-                    for j in 0..L::VECS {
-                        if j * L::N < left {
-                            lanes[r] = L::fma(weights[j], L::load(last.as_ptr().add(j * L::N)), lanes[r]);
-                        }
-                    }
-                }
+                lanes = add_tails::<L, D>(&x[..from + len], rows, left, lanes);
             }
             let sums = L::sum4(lanes);
             for r in 0..SIDE {
@@ -99,4 +88,59 @@ unsafe fn dots<L: Lanes, D: Decoder>(x: &[f32], rows: [*const u8; SIDE], ahead: 
         }
     }
     totals
+}
+
+/// Adds to `lanes` the products of a block of each row, whose bytes `ahead` are asked for.
+#[inline(always)]
+unsafe fn add_blocks<L: Lanes, D: Decoder>(
+    x: *const f32,
+    blocks: [*const u8; SIDE],
+    ahead: usize,
+    opened: &mut [D::Opened; SIDE],
+    mut lanes: [L::V; SIDE],
+) -> [L::V; SIDE] {
+    // SAFETY: the caller promises the blocks, and as many floats of `x`.
+    unsafe {
+        for r in 0..SIDE {
+            for line in (0..D::BYTES).step_by(LINE) {
+                L::prefetch(blocks[r].wrapping_add(ahead.wrapping_add(line)));
+            }
+            D::open::<L>(blocks[r], &mut opened[r]);
+        }
+        for g in 0..D::GROUPS {
+            let x = x.add(g * GROUP);
+            for r in 0..SIDE {
+                let weights = D::group::<L>(blocks[r], &opened[r], g);
+                for j in 0..L::VECS {
+                    lanes[r] = L::fma(weights[j], L::load(x.add(j * L::N)), lanes[r]);
+                }
+            }
+        }
+    }
+    lanes
+}
+
+/// Adds to `lanes` the products of the last `left < 32` weights of each row of a dense format.
+#[inline(always)]
+unsafe fn add_tails<L: Lanes, D: Decoder>(
+    x: &[f32],
+    rows: [*const u8; SIDE],
+    left: usize,
+    mut lanes: [L::V; SIDE],
+) -> [L::V; SIDE] {
+    let at = x.len() - left;
+    let mut last = [0.0_f32; GROUP];
+    last[..left].copy_from_slice(&x[at..]);
+    for r in 0..SIDE {
+        // SAFETY: the caller promises that each row has as many weights as `x` floats.
+        unsafe {
+            let weights = decode::tail::<L, D>(rows[r], at, left);
+            for j in 0..L::VECS {
+                if j * L::N < left {
+                    lanes[r] = L::fma(weights[j], L::load(last.as_ptr().add(j * L::N)), lanes[r]);
+                }
+            }
+        }
+    }
+    lanes
 }

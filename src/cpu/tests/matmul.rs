@@ -142,6 +142,24 @@ fn blocks_decode_as_ggml_defines_them() {
     same(value(Format::Q8_0, q8_0, 7), -64.0);
 }
 
+#[test]
+fn every_level_decodes_the_same_weights() {
+    // What they are is held against ggml's own reader where matrices are made (`ops`), at one level.
+    let mut random = Random(7);
+    for format in Format::ALL {
+        let columns = 3 * format.block_len().max(32);
+        let data = random.matrix(format, 5, columns);
+        let [portable, others @ ..] = &cpus(1)[..] else { panic!("there is always a level") };
+        let expected = decoded(portable, matrix(format, 5, columns, &data));
+        for cpu in others {
+            let found = decoded(cpu, matrix(format, 5, columns, &data));
+            // Products are exact, so that fused or not an offset is added with one rounding. Zeros may differ in sign.
+            let same = found.iter().zip(&expected).all(|(found, expected)| found == expected);
+            assert!(same, "{} {format}", cpu.simd());
+        }
+    }
+}
+
 /// What a byte means as e4m3fn, by its definition.
 fn e4m3(byte: u8) -> f32 {
     let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
