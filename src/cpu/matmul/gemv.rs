@@ -8,9 +8,12 @@ use crate::cpu::simd::{GROUP, Kernel, Lanes};
 /// Outputs computed side by side, so that their chains of additions hide each other's latency.
 const SIDE: usize = 4;
 
-/// How far ahead of its use a weight is asked for, at most, in bytes: some hundred nanoseconds of work, so that memory
-/// has answered by then. The machine's own prefetcher gives up at each short row.
-const AHEAD: usize = 2048;
+/// How far ahead of its use a weight is asked for, at least, in bytes: a few hundred nanoseconds of work, so that memory has
+/// answered by then. The machine's own prefetcher gives up at each short row.
+const AHEAD: usize = 4096;
+
+/// The same, at most: well inside a second-level cache, so that what was asked for is still there when it is used.
+const MOST_AHEAD: usize = 128 << 10;
 
 /// Bytes that come from memory together.
 const LINE: usize = 64;
@@ -40,8 +43,7 @@ impl Gemv<'_> {
         let Self { x, piece, bias, out } = self;
         let part = piece.part;
         let (data, row_bytes) = (part.data().as_ptr(), part.row_bytes());
-        // The next rows where they are short, else further along the same ones.
-        let ahead = (SIDE * row_bytes).min(AHEAD);
+        let ahead = ahead(row_bytes);
         for from in (piece.from..piece.to).step_by(SIDE) {
             // Where fewer than four are left, the last is computed again and dropped.
             // SAFETY: the matrix holds row `from + r`, which is below `to`.
@@ -56,6 +58,14 @@ impl Gemv<'_> {
             }
         }
     }
+}
+
+/// Bytes from a weight to the one that is asked for meanwhile: the same place of rows that come later, a whole number of
+/// steps of [`SIDE`] rows away. Any other distance would often land in a row beside, whose bytes there have just been used.
+/// Very long rows are left to the machine's prefetcher, which is asked a little ahead of itself.
+fn ahead(row_bytes: usize) -> usize {
+    let step = SIDE * row_bytes;
+    if step > MOST_AHEAD { AHEAD } else { step * AHEAD.div_ceil(step) }
 }
 
 /// Products of `x` with four rows.
