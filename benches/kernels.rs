@@ -1,7 +1,8 @@
 //! The CPU kernels against what the machine can do: a loop of multiply-adds, and a loop that reads memory.
 //!
-//! `cargo bench --bench kernels -- [--json] [--threads N] [--only TEXT]`; fixed seeds, medians with the extremes beside
-//! them. The shapes are SmolLM2-135M's (a prompt of 512 tokens, and one token) and one layer of an 8B model.
+//! `cargo bench --bench kernels -- [--json] [--threads N] [--simd LEVEL] [--only TEXT]`; fixed seeds, medians with the
+//! extremes beside them. The shapes are SmolLM2-135M's (a prompt of 512 tokens, and one token) and one layer of an 8B
+//! model. With `--formats` the formats of GGUF files are held against Q4_1 instead, in turns.
 
 #[allow(dead_code, unused_imports)] // what the kernels' room names of the settings
 #[path = "../src/config/kv_dtype.rs"]
@@ -14,9 +15,13 @@ mod config {
 #[path = "../src/cpu/mod.rs"]
 mod cpu;
 
+#[path = "kernels/formats.rs"] // beside this file it would be a bench of its own
+mod formats;
+
 use config::KvDType;
 use cpu::{
     AttentionRef, Cpu, Format, HeadShape, KvLayerMut, KvLayerRef, KvLayout, KvPlanes, MatrixRef, RopeLayout, RopeTable,
+    SimdLevel,
 };
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -46,7 +51,19 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1)).cloned();
     let threads = value("--threads").and_then(|n| n.parse::<NonZeroUsize>().ok());
-    let cpu = Cpu::new(threads);
+    let simd = value("--simd").map_or_else(SimdLevel::detect, |name| {
+        let levels = SimdLevel::available();
+        levels
+            .into_iter()
+            .find(|level| level.name().eq_ignore_ascii_case(&name))
+            .expect("--simd is a level of this machine")
+    });
+    let cpu = Cpu::with_simd(threads, simd).expect("the level is available");
+    if arguments.iter().any(|argument| argument == "--formats") {
+        let entries = formats::measure(&cpu);
+        let json = arguments.iter().any(|argument| argument == "--json");
+        return if json { formats::print_json(&cpu, &entries) } else { formats::print_table(&cpu, &entries) };
+    }
     let mut bench = Bench { cpu, only: value("--only"), peak_gflops: 0.0, peak_gbs: 0.0, lines: Vec::new() };
     bench.measure_peaks();
     bench.matrix_products();
