@@ -65,7 +65,7 @@ run() {
         echo "== $part"
         case $part in
             tests) run_tests cuda_ cuda_bench tests.txt || failed=1 ;;
-            model) "$bin/integration" --ignored cuda_ --nocapture 2>&1 | tee "$out/model.txt" | tail -5 || failed=1 ;;
+            model) "$bin/integration" --ignored cuda_ --test-threads 1 --nocapture 2>&1 | tee "$out/model.txt" | tail -5 || failed=1 ;;
             dying) python3 tests/scripts/dying_gpu.py "$bin/lantern" "${DYING_MODEL:-smollm2:135m}" || failed=1 ;;
             noimage) no_image || failed=1 ;;
             ptx) ptx || failed=1 ;;

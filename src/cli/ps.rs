@@ -18,7 +18,7 @@ pub struct PsArgs {
     address: AddressFlags,
 }
 
-/// Prints the server's model, load and device.
+/// Prints the server's models, their load and their devices.
 ///
 /// # Errors
 /// [`CliError`]: no server answers where it was looked for.
@@ -32,11 +32,12 @@ pub fn run(args: PsArgs, session: &Session) -> Result<(), CliError> {
     session.print(&describe(&health, &metrics))
 }
 
-/// The server in a few lines.
+/// The server in a few lines: a row for each model that is loaded.
 fn describe(health: &Value, metrics: &str) -> String {
-    let text = |key: &str| health[key].as_str().unwrap_or("unknown").to_owned();
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
     let number = |value: &Value| value.as_u64().map_or_else(|| "?".to_owned(), |number| number.to_string());
-    let used = gauge(metrics, "vllm:kv_cache_usage_perc");
+    let further = health["further_models"].as_array().map_or(&[][..], Vec::as_slice);
+    let models: Vec<&Value> = std::iter::once(health).chain(further).collect();
     let mut table = Table::new([
         ("MODEL", Align::Left),
         ("STATUS", Align::Left),
@@ -45,27 +46,34 @@ fn describe(health: &Value, metrics: &str) -> String {
         ("WAITING", Align::Right),
         ("KV USED", Align::Right),
     ]);
-    table.push([
-        text("model"),
-        text("status"),
-        number(&health["context_length"]),
-        number(&health["queue"]["running"]),
-        number(&health["queue"]["waiting"]),
-        used.map_or_else(|| "?".to_owned(), |share| format!("{:.0} %", share * 100.0)),
-    ]);
+    for model in &models {
+        let used = gauge(metrics, "vllm:kv_cache_usage_perc", model["model"].as_str().unwrap_or_default());
+        table.push([
+            text(&model["model"]),
+            text(&health["status"]),
+            number(&model["context_length"]),
+            number(&model["queue"]["running"]),
+            number(&model["queue"]["waiting"]),
+            used.map_or_else(|| "?".to_owned(), |share| format!("{:.0} %", share * 100.0)),
+        ]);
+    }
     let reason = health["reason"].as_str().map(|reason| format!("status: {reason}\n")).unwrap_or_default();
-    format!("{table}{reason}device: {}\nbecause {}\n", text("device"), text("device_reason"))
+    let mut devices: Vec<String> = Vec::new();
+    for model in models {
+        let device = format!("device: {}\nbecause {}\n", text(&model["device"]), text(&model["device_reason"]));
+        if !devices.contains(&device) {
+            devices.push(device);
+        }
+    }
+    format!("{table}{reason}{}", devices.concat())
 }
 
-/// Value of the first sample of that name in Prometheus' text format.
-fn gauge(metrics: &str, name: &str) -> Option<f64> {
+/// Value of the sample of that name and model in Prometheus' text format.
+fn gauge(metrics: &str, name: &str, model: &str) -> Option<f64> {
+    let label = format!("model_name={model:?}");
     metrics.lines().find_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let value = match rest.strip_prefix('{') {
-            Some(labels) => labels.rsplit_once('}')?.1,
-            None => rest.strip_prefix(' ')?,
-        };
-        value.split_whitespace().next()?.parse().ok()
+        let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once('}')?;
+        labels.contains(&label).then(|| value.split_whitespace().next()?.parse().ok()).flatten()
     })
 }
 
@@ -79,10 +87,17 @@ mod tests {
         let health = json!({
             "status": "ok", "reason": null, "model": "smollm2:135m", "device": "CPU, 2 threads, AVX2",
             "device_reason": "this build has no CUDA", "context_length": 8192, "queue": { "running": 3, "waiting": 0 },
+            "further_models": [{
+                "model": "a}b", "device": "CPU, 2 threads, AVX2", "device_reason": "this build has no CUDA",
+                "context_length": 256, "queue": { "running": 0, "waiting": 0 },
+            }],
         });
-        let metrics = "# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{model_name=\"a}b\"} 0.25\n";
+        let metrics = "# TYPE vllm:kv_cache_usage_perc gauge\n\
+                       vllm:kv_cache_usage_perc{model_name=\"a}b\"} 0.5\n\
+                       vllm:kv_cache_usage_perc{model_name=\"smollm2:135m\"} 0.25\n";
         let expected = "MODEL         STATUS  CONTEXT  RUNNING  WAITING  KV USED\n\
                         smollm2:135m  ok         8192        3        0     25 %\n\
+                        a}b           ok          256        0        0     50 %\n\
                         device: CPU, 2 threads, AVX2\nbecause this build has no CUDA\n";
         assert_eq!(describe(&health, metrics), expected);
     }
@@ -97,10 +112,11 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_found_by_their_whole_name() {
-        let metrics = "a_total 1\na 2\nb{x=\"1\"} 3 1700000000\n";
-        assert_eq!(gauge(metrics, "a"), Some(2.0));
-        assert_eq!(gauge(metrics, "b"), Some(3.0));
-        assert_eq!(gauge(metrics, "c"), None);
+    fn samples_are_found_by_their_whole_name_and_model() {
+        let metrics = "b_total{model_name=\"m\"} 1\nb{x=\"1\",model_name=\"n\"} 2\nb{model_name=\"m\"} 3 1700000000\n";
+        assert_eq!(gauge(metrics, "b", "m"), Some(3.0));
+        assert_eq!(gauge(metrics, "b", "n"), Some(2.0));
+        assert_eq!(gauge(metrics, "b", "o"), None);
+        assert_eq!(gauge(metrics, "c", "m"), None);
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::GpuRunner;
-use super::golden_tests::{ROUNDINGS, faults, golden_faults};
+use super::golden_tests::{Nearness, ROUNDINGS, STRAYS, faults, golden_faults};
 use super::load::check;
 use super::tests::{CONTEXT, Making, drive, gpu, request, tolerance};
 use crate::config::{KvDType, WeightFormat};
@@ -36,15 +36,19 @@ const FP8_PRODUCTS: f64 = 0.2;
 /// The same where the output layer is one of them: its inputs are what logits are made of. 0.25 was measured on an H100.
 const FP8_OUTPUT: f64 = 0.3;
 
-/// How near logits must be: an error, or so many times what rounding keys and values does.
-fn limits(source: &ModelSource, dtype: DType, blas: &Result<Blas, BlasMissing>) -> (f64, f64) {
+/// Of so many tokens one may go to other experts where inputs are rounded to four bits; 41 of 384 did on an H100.
+const FP8_STRAYS: usize = 6;
+
+/// How near logits must be.
+fn limits(source: &ModelSource, dtype: DType, blas: &Result<Blas, BlasMissing>) -> Nearness {
     let is_fp8 = source.weights.main_format().starts_with("FP8");
     match blas {
         Ok(blas) if is_fp8 && blas.takes_fp8() => {
             let of_output = source.spec.tied_embeddings && source.weights.has_row_scales(TABLE, source.spec.hidden);
-            (if of_output { FP8_OUTPUT } else { FP8_PRODUCTS }, ROUNDINGS)
+            let least = if of_output { FP8_OUTPUT } else { FP8_PRODUCTS };
+            Nearness { least, roundings: ROUNDINGS, strays: FP8_STRAYS }
         }
-        _ => (tolerance(dtype), ROUNDINGS),
+        _ => Nearness { least: tolerance(dtype), roundings: ROUNDINGS, strays: STRAYS },
     }
 }
 
