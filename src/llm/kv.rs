@@ -27,17 +27,17 @@ impl Llm {
     }
 
     /// Whether the KV cache holds more than one whole context.
-    pub(crate) fn kv_can_shrink(&self) -> bool {
+    pub fn kv_can_shrink(&self) -> bool {
         self.counted().blocks_total > self.info().context_length.div_ceil(BLOCK_TOKENS).into()
     }
 
     /// Bytes that the KV cache has given back.
-    pub(crate) fn kv_given_back_bytes(&self) -> u64 {
+    pub fn kv_given_back_bytes(&self) -> u64 {
         self.counted().kv_given_back_bytes
     }
 
     /// Gives back what the KV cache holds beyond one whole context; how many bytes. `None` where requests live.
-    pub(crate) async fn shrink_kv(&self) -> Option<u64> {
+    pub async fn shrink_kv(&self) -> Option<u64> {
         let before = self.kv_given_back_bytes();
         self.engine().resize_kv(0, 0).await?;
         Some(self.kv_given_back_bytes().saturating_sub(before))
@@ -45,7 +45,7 @@ impl Llm {
 
     /// Takes again what the KV cache has given back, as far as there is memory besides `reserved_bytes` that are promised to
     /// others; how many bytes. `None` where requests live.
-    pub(crate) async fn grow_kv(&self, reserved_bytes: u64) -> Option<u64> {
+    pub async fn grow_kv(&self, reserved_bytes: u64) -> Option<u64> {
         let before = self.kv_given_back_bytes();
         // As when it was loaded: where the system does not say what is free, nothing is held back.
         let main_bytes = Hardware::detect().memory.map_or(u64::MAX / 2, |memory| memory.available_bytes);

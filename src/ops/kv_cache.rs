@@ -36,18 +36,21 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// A cache of `blocks` for `layers` layers, zeroed: what is masked is multiplied by zero, and NaN would not vanish.
+    /// A cache of `blocks` for `layers` layers whose size stays; else as [`Self::shrinkable`].
     ///
     /// # Errors
-    /// If a head is no multiple of 8 elements, the device has no kernels for its type, or no room.
+    /// As [`Self::shrinkable`].
+    #[cfg(any(feature = "cuda", test))]
     pub fn zeros(compute: &Compute, layers: usize, layout: KvLayout, blocks: usize) -> Result<Self> {
         Self::shrinkable(compute, layers, layout, blocks, blocks)
     }
 
-    /// The same, which [`Self::resize`] makes smaller down to `least` blocks. On a GPU the memory of the others is apart.
+    /// A cache of `blocks` for `layers` layers, zeroed: what is masked is multiplied by zero, and NaN would not vanish.
+    /// [`Self::resize`] makes it smaller down to `least` blocks; on a GPU the memory of the others is apart.
     ///
     /// # Errors
-    /// As [`Self::zeros`].
+    /// If a head is no multiple of 8 elements, the device has no kernels for its type, or no room.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] // only a GPU is told
     pub fn shrinkable(compute: &Compute, layers: usize, layout: KvLayout, blocks: usize, least: usize) -> Result<Self> {
         let planes = layers * layout.planes.count();
         let block_bytes = planes * layout.block_bytes();

@@ -29,7 +29,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 pub use crate::config::Lag;
 pub use admission::AdmitError;
-pub use config::{ConfigError, SchedulerConfig};
+pub use config::{CROWD_CHUNKS, ConfigError, SchedulerConfig};
 pub use event::{SchedulerEvent, SchedulerStats, TenantStats};
 pub use output::{BlockCopy, ScheduledRow, SchedulerOutput};
 

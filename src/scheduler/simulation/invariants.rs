@@ -4,9 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::kv_cache::BlockId;
 use crate::request::SeqId;
-use crate::scheduler::config::CROWD_CHUNKS;
 use crate::scheduler::sequence::{State, Work};
-use crate::scheduler::{Scheduler, SchedulerOutput};
+use crate::scheduler::{CROWD_CHUNKS, Scheduler, SchedulerOutput};
 
 /// Between any two calls: accounts agree with each other.
 pub(super) fn check_accounts(scheduler: &Scheduler, in_flight: &[&SchedulerOutput]) {
