@@ -3,6 +3,7 @@
 //! Knows no engine: it makes the masks that the engine samples under. Parsing is `llguidance`'s.
 
 mod calls;
+mod multiples;
 mod no_ops;
 
 use std::fmt;
@@ -108,7 +109,7 @@ fn refers_by_pointer_alone(schema: &Value) -> bool {
 /// none is fetched.
 fn told(error: impl fmt::Display) -> String {
     let text = format!("{error:#}");
-    let text = text.split("\n<backtrace>").next().unwrap_or_default();
+    let text = text.split("\n<backtrace>").next().unwrap_or_default().trim_end_matches("<non-verbose/>").trim_end();
     match text.split_once("is not present in a registry and retrieving it failed") {
         Some((resource, _)) => {
             format!("{resource}is not part of the schema, and references to others are never fetched")
@@ -164,6 +165,7 @@ impl GrammarCompiler {
         if matches!(grammar, Grammar::Choice(texts) if texts.is_empty()) {
             return Err("there is nothing to choose from".into());
         }
+        multiples::check(grammar)?;
         let stack = STACK_BYTES + bytes * STACK_BYTES_PER_BYTE;
         let matcher = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("lantern-grammar".into()).stack_size(stack);

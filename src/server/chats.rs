@@ -2,6 +2,8 @@
 //!
 //! Knows no API's form.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -18,7 +20,8 @@ pub(super) fn functions(tools: Option<Vec<Value>>) -> Result<Option<Value>, ApiE
             let why = "`function` is the one kind that is taken";
             return Err(ApiError::unsupported(format!("tools[{index}].type"), why));
         }
-        if !tool.get("function").and_then(|function| function.get("name")).is_some_and(Value::is_string) {
+        let name = tool.get("function").and_then(|function| function.get("name")).and_then(Value::as_str);
+        if name.is_none_or(str::is_empty) {
             return Err(ApiError::invalid(format!("tools[{index}].function"), "an object with a `name` is needed"));
         }
     }
@@ -106,17 +109,17 @@ pub(super) fn only_allowed(tools: Option<Value>, choice: Option<&Value>) -> Resu
         return Err(ApiError::invalid("tool_choice.tools", "a list of tools is needed"));
     };
     let mut tools = tools.and_then(|tools| if let Value::Array(tools) = tools { Some(tools) } else { None });
-    let mut names = Vec::new();
+    let called = |tool: &Value| tool["function"]["name"].as_str().map(str::to_owned);
+    let there: HashSet<String> = tools.iter().flatten().filter_map(called).collect();
+    let mut names = HashSet::new();
     // What is no function is not shown to the model in any case.
     for tool in listed.iter().filter(|tool| tool["type"] == "function") {
         let name = &tool.get("function").unwrap_or(tool)["name"];
-        if !tools.iter().flatten().any(|tool| name.is_string() && tool["function"]["name"] == *name) {
-            return Err(ApiError::invalid("tool_choice", format!("no tool is called {name}")));
-        }
-        names.push(name);
+        let known = name.as_str().filter(|name| there.contains(*name));
+        names.insert(known.ok_or_else(|| ApiError::invalid("tool_choice", format!("no tool is called {name}")))?);
     }
     if let Some(tools) = &mut tools {
-        tools.retain(|tool| names.contains(&&tool["function"]["name"]));
+        tools.retain(|tool| tool["function"]["name"].as_str().is_some_and(|name| names.contains(name)));
     }
     Ok(tools.filter(|tools| !tools.is_empty()).map(Value::Array))
 }

@@ -109,12 +109,16 @@ fn parameters_of(parameters: &Map<String, Value>, index: usize, shared: &BTreeSe
     schema
 }
 
+/// Keywords whose values are no schemas, whatever they look like.
+const VALUES: [&str; 4] = ["const", "default", "enum", "examples"];
+
 /// Adds the names that `schema` and its parts have to `names`.
 fn names_within(schema: &Value, names: &mut BTreeSet<String>) {
     match schema {
         Value::Object(keywords) => {
             names.extend(keywords.get("$id").and_then(Value::as_str).map(str::to_owned));
-            keywords.values().for_each(|value| names_within(value, names));
+            let parts = keywords.iter().filter(|(keyword, _)| !VALUES.contains(&keyword.as_str()));
+            parts.for_each(|(_, value)| names_within(value, names));
         }
         Value::Array(items) => items.iter().for_each(|item| names_within(item, names)),
         _ => {}
@@ -125,7 +129,7 @@ fn names_within(schema: &Value, names: &mut BTreeSet<String>) {
 fn tell_apart(schema: &mut Value, index: usize, shared: &BTreeSet<String>) {
     match schema {
         Value::Object(keywords) => {
-            for (keyword, value) in keywords.iter_mut() {
+            for (keyword, value) in keywords.iter_mut().filter(|(keyword, _)| !VALUES.contains(&keyword.as_str())) {
                 match value {
                     Value::String(name) if keyword == "$id" || keyword == "$ref" => {
                         let (resource, place) = name.split_at(name.find('#').unwrap_or(name.len()));

@@ -253,7 +253,11 @@ impl Models {
         if let Some(served) = self.find(name) {
             return Ok(served);
         }
-        let full = self.find_available(name).await?.name;
+        let full = match self.find_available(name).await {
+            Ok(model) => model.name,
+            // Its loading may just have ended.
+            Err(error) => return self.find(name).ok_or(error),
+        };
         let _place = self.waiting.try_acquire().map_err(|_| self.too_many_wait())?;
         let mut load = self.begin_or_join(full);
         let mut closing = self.closing.subscribe();

@@ -14,8 +14,16 @@ pub(super) fn is_same(full: &str, asked: &str) -> bool {
     full == asked || asked.strip_suffix(":latest") == Some(full) || full.strip_suffix(":latest") == Some(asked)
 }
 
+/// Longest name that is looked for among others, in bytes.
+const MAX_NAME_BYTES: usize = 512;
+
 /// 404, with the names that are near, else those that there are.
 pub(super) fn unknown(name: &str, known: &[&str]) -> ApiError {
+    if name.len() > MAX_NAME_BYTES {
+        let message = format!("no model has a name of {} bytes", name.len());
+        let error = ApiError::client(StatusCode::NOT_FOUND, Some("model_not_found"), message);
+        return ApiError { param: Some("model".into()), ..error };
+    }
     let family = |name: &str| name.split(':').next().unwrap_or_default().to_ascii_lowercase();
     let mut near: Vec<_> = known
         .iter()

@@ -13,6 +13,8 @@ use crate::server::error::ApiError;
 const PAGE: usize = 20;
 /// Most items in a page.
 const MAX_PAGE: usize = 100;
+/// Items that one input may refer to.
+const MAX_REFERENCES: usize = 1024;
 
 /// The id that `item` refers to, if it is a reference; those may come without a type.
 fn referred(item: &Value) -> Option<&str> {
@@ -23,13 +25,23 @@ fn referred(item: &Value) -> Option<&str> {
     item["id"].as_str().filter(|_| is_reference)
 }
 
-/// Puts the items that `find` has where `input` refers to them.
+/// Puts the items that `find` has where `input` refers to them. They count as if they had been sent: `most_bytes` of JSON in
+/// all.
 ///
 /// # Errors
-/// 404: there is none of that id.
-pub(super) fn resolve(input: &mut Value, find: impl Fn(&str) -> Option<Value>) -> Result<(), ApiError> {
+/// 400: they are too many or too large. 404: there is none of that id.
+pub(super) fn resolve(
+    input: &mut Value,
+    most_bytes: usize,
+    find: impl Fn(&str) -> Option<Value>,
+) -> Result<(), ApiError> {
+    let (mut references, mut bytes) = (0, 0);
     for (index, item) in input.as_array_mut().into_iter().flatten().enumerate() {
         let Some(id) = referred(item) else { continue };
+        references += 1;
+        if references > MAX_REFERENCES {
+            return Err(ApiError::invalid("input", format!("more than {MAX_REFERENCES} references to items")));
+        }
         let found = find(id).ok_or_else(|| {
             let message = format!(
                 "no item `{id}` is stored here: its response was not to be stored, is another client's, or was too long \
@@ -38,6 +50,11 @@ pub(super) fn resolve(input: &mut Value, find: impl Fn(&str) -> Option<Value>) -
             let error = ApiError::client(StatusCode::NOT_FOUND, Some("item_not_found"), message);
             ApiError { param: Some(format!("input[{index}].id")), ..error }
         })?;
+        bytes += found.to_string().len();
+        if bytes > most_bytes {
+            let message = format!("the items referred to are larger than the limit of {most_bytes} bytes (body_bytes)");
+            return Err(ApiError::invalid("input", message));
+        }
         *item = found;
     }
     Ok(())
@@ -116,12 +133,23 @@ mod tests {
         let find = |id: &str| (id == "msg_1").then(|| stored.clone());
         let other = json!({"role": "user", "content": "hi", "id": "msg_1"});
         let mut input = json!([{"type": "item_reference", "id": "msg_1"}, other, {"id": "msg_1"}]);
-        assert_eq!(resolve(&mut input, find), Ok(()));
+        assert_eq!(resolve(&mut input, 1 << 20, find), Ok(()));
         assert_eq!(input, json!([stored, other, stored]));
         let mut gone = json!([other, {"type": "item_reference", "id": "msg_2"}]);
-        let error = resolve(&mut gone, find).expect_err("it is not there");
+        let error = resolve(&mut gone, 1 << 20, find).expect_err("it is not there");
         assert_eq!((error.status.as_u16(), error.param.as_deref()), (404, Some("input[1].id")));
-        assert_eq!(resolve(&mut json!("msg_2"), find), Ok(()));
+        assert_eq!(resolve(&mut json!("msg_2"), 1 << 20, find), Ok(()));
+    }
+
+    #[test]
+    fn items_that_are_referred_to_count_as_if_they_had_been_sent() {
+        let find = |_: &str| Some(json!({"role": "user", "content": "y".repeat(1000)}));
+        let references = |count: usize| Value::from(vec![json!({"id": "m1"}); count]);
+        assert_eq!(resolve(&mut references(9), 10_000, find), Ok(()));
+        let large = resolve(&mut references(11), 10_000, find).expect_err("too large").message;
+        assert!(large.contains("10000 bytes"), "{large}");
+        let many = resolve(&mut references(1025), usize::MAX, find).expect_err("too many").message;
+        assert!(many.contains("1024 references"), "{many}");
     }
 
     #[test]

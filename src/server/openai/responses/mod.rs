@@ -48,7 +48,8 @@ pub(super) async fn create(
         None => Vec::new(),
     };
     let model = app.models.get(&fields.model).await?;
-    fields.resolve(|id| app.responses.item(&tenant, id))?;
+    fields.check_metadata()?;
+    fields.resolve(app.config.body_bytes, |id| app.responses.item(&tenant, id))?;
     let input = if fields.is_stored() { fields.input_items(|| app.unique_id()) } else { Vec::new() };
     let asked = fields.conversation(earlier)?;
     let generate = fields.request(&asked, tenant.clone(), &model.llm)?;

@@ -16,6 +16,11 @@ use super::items::translate;
 /// What `include` calls the log-probabilities of the answer's text.
 const LOGPROBS: &str = "message.output_text.logprobs";
 
+/// What a client may keep beside a response: pairs, and bytes of a name and of a text. Source: OpenAI's reference.
+const MAX_METADATA: usize = 16;
+const MAX_METADATA_NAME_BYTES: usize = 64;
+const MAX_METADATA_BYTES: usize = 4 * 512;
+
 /// The body; fields that change no answer here (`user`, `service_tier` ...) are passed over.
 #[derive(Debug, Deserialize)]
 pub(super) struct Body {
@@ -83,9 +88,30 @@ impl Body {
     /// Puts the items that `find` has where the input refers to them.
     ///
     /// # Errors
-    /// 404: there is none of that id.
-    pub(super) fn resolve(&mut self, find: impl Fn(&str) -> Option<Value>) -> Result<(), ApiError> {
-        self.input.as_mut().map_or(Ok(()), |input| resolve(input, find))
+    /// 400: they are too many or too large. 404: there is none of that id.
+    pub(super) fn resolve(&mut self, most_bytes: usize, find: impl Fn(&str) -> Option<Value>) -> Result<(), ApiError> {
+        self.input.as_mut().map_or(Ok(()), |input| resolve(input, most_bytes, find))
+    }
+
+    /// Whether what the client keeps beside a response is what OpenAI takes: 16 short texts.
+    ///
+    /// # Errors
+    /// 400: it is not.
+    pub(super) fn check_metadata(&self) -> Result<(), ApiError> {
+        let fits = |(name, value): (&String, &Value)| {
+            name.len() <= MAX_METADATA_NAME_BYTES && value.as_str().is_some_and(|text| text.len() <= MAX_METADATA_BYTES)
+        };
+        match &self.metadata {
+            None | Some(Value::Null) => Ok(()),
+            Some(Value::Object(pairs)) if pairs.len() <= MAX_METADATA && pairs.iter().all(fits) => Ok(()),
+            Some(_) => Err(ApiError::invalid(
+                "metadata",
+                format!(
+                    "at most {MAX_METADATA} texts of {MAX_METADATA_BYTES} bytes, under names of \
+                     {MAX_METADATA_NAME_BYTES}, are kept"
+                ),
+            )),
+        }
     }
 
     /// What is asked now, as items with ids, which `unique_id` makes.
