@@ -200,7 +200,8 @@ fn describe(plan: &PlanPreview) -> String {
                 text += &format!("  would fit: {advice}\n");
             }
             if plan.would_fit.is_empty() {
-                text += "  nothing that can be set makes it fit; a smaller model would\n";
+                text += "  all of it fits with no setting; a smaller format (--quantize), more main memory beside the GPU (--ram) \
+                         or a smaller model may help\n";
             }
         }
     }
