@@ -373,12 +373,12 @@ __device__ __forceinline__ void latent_merge(T* out, const float* partials, cons
 template <typename T, int ROWS>
 __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* latents, const uint32_t* cu_seqlens_q,
                                                const uint32_t* context_lens, const uint32_t* block_tables,
-                                               const uint32_t* table_offsets, const uint2* tiles, int tile_queries,
+                                               const uint32_t* table_offsets, const uint4* tiles, int tile_queries,
                                                int heads, float scale) {
     extern __shared__ __align__(128) char memory[];
     Shared<ROWS>& shared = *reinterpret_cast<Shared<ROWS>*>(memory + STAGES<ROWS> * STAGE_BYTES);
     const int parts = (tile_queries * heads + ROWS - 1) / ROWS;
-    const uint2 tile = tiles[blockIdx.x / parts];
+    const uint4 tile = tiles[blockIdx.x / parts];  // never of several parts
     if (tile.x == ~0u) return;  // fills a recorded grid
     const int first_token = cu_seqlens_q[tile.x], q_len = int(cu_seqlens_q[tile.x + 1]) - first_token;
     // The part of the tile that sees most comes first.
@@ -413,7 +413,7 @@ __device__ __forceinline__ void latent_prefill(T* out, const T* q, const T* late
 #define PREFILL(T, ROWS)                                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_latent_prefill##ROWS##_##T(                     \
         T* out, const T* q, const T* latents, const uint32_t* cu_seqlens_q, const uint32_t* context_lens,              \
-        const uint32_t* block_tables, const uint32_t* table_offsets, const uint2* tiles, int tile_queries, int heads,  \
+        const uint32_t* block_tables, const uint32_t* table_offsets, const uint4* tiles, int tile_queries, int heads,  \
         float scale) {                                                                                                 \
         after_previous();                                                                                              \
         latent_prefill<T, ROWS>(out, q, latents, cu_seqlens_q, context_lens, block_tables, table_offsets, tiles,       \

@@ -2,8 +2,8 @@
 // query, q head and visible key; the tensor cores bound it.
 //
 // qkv [tokens, (q_heads + 2 kv_heads) * D], of which q is read; keys, values as attention.cuh says; out [tokens,
-// q_heads * D]. tiles [n][2] = (row, first query of the tile in the row), the costliest first. sliding_window: tokens
-// that a query sees, or 0 for all.
+// q_heads * D]. tiles [n][4] = (row, first query of the tile in the row, part << 16 | parts, slot), the costliest first.
+// sliding_window: tokens that a query sees, or 0 for all.
 //
 // Grid: n * q_heads blocks of 128 threads, heads fastest: the heads of a group run beside each other and share what
 // they read through the second-level cache. A block takes 128 queries of one head, or 64, over tiles of 64 keys (32
@@ -11,6 +11,10 @@
 // registers. With 128 queries a warp has 32 rather than 16, which halves what it reads of K and V from shared memory;
 // that costs the registers for q, which is read from there again for each tile where D > 64. With 64 there are twice the
 // blocks: a short chunk of a prompt has too few otherwise. A query's bits are the same either way.
+//
+// Few queries over a long context are too few blocks still: there the keys of a tile of 64 are divided among `parts` blocks.
+// Each leaves its sums in `partials`, slot `slot + part`; the last to come there, by `counters`, which are zero before
+// and after, merges them in the order of the parts. So what a query's bits are depends on `parts`, and on no race.
 #include "attention.cuh"
 
 constexpr int WARPS = 4;
@@ -33,6 +37,7 @@ struct Tile {
     static constexpr int Q_BYTES = QUERIES * D * 2;
     static constexpr int STAGE_BYTES = KEYS * D * 2;  // of K, and of V
     static constexpr bool Q_HELD = D <= 64;           // q stays in registers
+    static constexpr bool DIVIDED = ROWS == 1;        // may be one of several parts
 
     // Where a row's piece lies: rows r .. r + 7 of one piece fall into different banks. A row of 192 bytes moves by
     // half the banks itself, so that two bits are enough, and pieces stay below 12.
@@ -42,7 +47,7 @@ struct Tile {
     }
 };
 
-// What a block works on.
+// What a block works on, but for its part of the keys.
 template <typename C>
 struct Work {
     const C* keys;    // of the kv head, in cache block 0
@@ -284,18 +289,97 @@ __device__ __forceinline__ void write(State<D, R>& state, char* q, T* out, int64
     }
 }
 
+// Floats that a part of a tile leaves for one head: the result so far, then highest score and sum, each as the threads
+// hold them.
+template <int D, int R>
+constexpr int PARTIAL = Tile<D, R>::QUERIES * (D + 8);
+
+// Where this thread's four floats of piece `piece` of sixteen `m` lie in a partial; piece D / 8 is highest and sum.
+template <int D, int R>
+__device__ __forceinline__ float4* partial_at(float* partial, int m, int piece) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int sixteen = warp * Tile<D, R>::ROWS + m;
+    return reinterpret_cast<float4*>(partial) + (sixteen * (D / 8 + 1) + piece) * 32 + lane;
+}
+
+template <int D, int R>
+__device__ __forceinline__ void leave(const State<D, R>& state, float* partial) {
+#pragma unroll
+    for (int m = 0; m < Tile<D, R>::ROWS; m++) {
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            const float* o = state.o[m][n];
+            *partial_at<D, R>(partial, m, n) = make_float4(o[0], o[1], o[2], o[3]);
+        }
+        *partial_at<D, R>(partial, m, D / 8) =
+            make_float4(state.highest[m][0], state.highest[m][1], state.sum[m][0], state.sum[m][1]);
+    }
+}
+
+// Makes `state` that of all `parts`, whose partials lie `stride` floats apart.
+template <int D, int R>
+__device__ __forceinline__ void merge(State<D, R>& state, float* partials, int64_t stride, int parts, float scale_log2) {
+#pragma unroll
+    for (int m = 0; m < Tile<D, R>::ROWS; m++) {
+        float highest[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+        for (int part = 0; part < parts; part++) {
+            const float4 x = __ldcg(partial_at<D, R>(partials + part * stride, m, D / 8));
+            highest[0] = fmaxf(highest[0], x.x);
+            highest[1] = fmaxf(highest[1], x.y);
+        }
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) state.o[m][n][0] = state.o[m][n][1] = state.o[m][n][2] = state.o[m][n][3] = 0.f;
+        for (int part = 0; part < parts; part++) {
+            float* partial = partials + part * stride;
+            const float4 x = __ldcg(partial_at<D, R>(partial, m, D / 8));
+            // A query may see nothing in a part, and nothing at all where it is none.
+            const float first = weight(x.x * scale_log2, highest[0] * scale_log2);
+            const float second = weight(x.y * scale_log2, highest[1] * scale_log2);
+            sum[0] = fmaf(x.z, first, sum[0]);
+            sum[1] = fmaf(x.w, second, sum[1]);
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                const float4 o = __ldcg(partial_at<D, R>(partial, m, n));
+                state.o[m][n][0] = fmaf(o.x, first, state.o[m][n][0]);
+                state.o[m][n][1] = fmaf(o.y, first, state.o[m][n][1]);
+                state.o[m][n][2] = fmaf(o.z, second, state.o[m][n][2]);
+                state.o[m][n][3] = fmaf(o.w, second, state.o[m][n][3]);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            state.highest[m][r] = highest[r];
+            state.sum[m][r] = sum[r];
+        }
+    }
+}
+
+// Whether this block is the last of `parts` to come here. What others wrote before they came can be read then.
+__device__ __forceinline__ bool comes_last(uint32_t* counter, int parts) {
+    __shared__ bool last;
+    __threadfence();  // what this thread wrote, before it counts
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1) == uint32_t(parts - 1);
+        if (last) *counter = 0;  // all have counted: ready for the next launch
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
 template <typename T, typename C, int D, int R>
-__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const C* keys, const C* values,
-                                                  const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
+__device__ __forceinline__ void attention_prefill(T* out, float* partials, uint32_t* counters, const T* qkv,
+                                                  const C* keys, const C* values, const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
                                                   const uint32_t* block_tables, const uint32_t* table_offsets,
-                                                  const uint2* tiles, int q_heads, int kv_heads, int sliding_window,
+                                                  const uint4* tiles, int q_heads, int kv_heads, int sliding_window,
                                                   float scale) {
     using S = Tile<D, R>;
     using Stage = Stages<C, D, R>;
     extern __shared__ __align__(128) char shared[];  // q, then the stages of K and V
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int head = blockIdx.x % q_heads, kv_head = head / (q_heads / kv_heads);
-    const uint2 tile = tiles[blockIdx.x / q_heads];
+    const uint4 tile = tiles[blockIdx.x / q_heads];
     if (tile.x == ~0u) return;  // fills a recorded grid
     const int first_token = cu_seqlens_q[tile.x], q_len = int(cu_seqlens_q[tile.x + 1]) - first_token;
     const int first_query = tile.y, queries = min(S::QUERIES, q_len - first_query);
@@ -310,8 +394,12 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const C*
     work.block_stride = int64_t(kv_heads) * BLOCK_TOKENS * D;
     work.from = max(0, position - window + 1);
     work.to = position + queries;
-    const int end = (work.to + S::KEYS - 1) / S::KEYS;
-    int key_tile = work.from / S::KEYS;
+    int key_tile = work.from / S::KEYS, end = (work.to + S::KEYS - 1) / S::KEYS;
+    if constexpr (S::DIVIDED) {
+        const int part = tile.z >> 16, parts = tile.z & 0xffff, all = end - key_tile;
+        end = key_tile + all * (part + 1) / parts;
+        key_tile += all * part / parts;
+    }
 
     const uint32_t q_shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     const uint32_t kv_shared = q_shared + S::Q_BYTES;
@@ -380,6 +468,15 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const C*
         soften<D, R>(s, state, scale_log2);
         multiply_values<T, D, R>(state, s, k + 2 * S::STAGE_BYTES);
     }
+    const int parts = S::DIVIDED ? tile.z & 0xffff : 1;
+    if (parts > 1) {
+        wait_for_copies();  // of a tile that a part without keys began to copy
+        float* partial = partials + (int64_t(tile.w) * q_heads + head) * PARTIAL<D, R>;
+        const int64_t stride = int64_t(q_heads) * PARTIAL<D, R>;
+        leave<D, R>(state, partial + (tile.z >> 16) * stride);
+        if (!comes_last(counters + int64_t(tile.w) * q_heads + head, parts)) return;
+        merge<D, R>(state, partial, stride, parts, scale_log2);
+    }
     const int64_t out_stride = int64_t(q_heads) * D;
     write<T, D, R>(state, shared + warp_query * D * 2,
                 out + (first_token + first_query + warp_query) * out_stride + head * D, out_stride,
@@ -389,12 +486,13 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const C*
 // Two blocks a multiprocessor: one computes its softmax while the other multiplies.
 #define ATTENTION_PREFILL(NAME, T, C, D, R)                                                                            \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefill_##NAME##_d##D##_r##R(                   \
-        T* out, const T* qkv, const C* keys, const C* values, const uint32_t* cu_seqlens_q,                            \
-        const uint32_t* context_lens, const uint32_t* block_tables, const uint32_t* table_offsets,                     \
-        const uint2* tiles, int q_heads, int kv_heads, int sliding_window, float scale) {                              \
+        T* out, float* partials, uint32_t* counters, const T* qkv, const C* keys, const C* values,                     \
+        const uint32_t* cu_seqlens_q, const uint32_t* context_lens, const uint32_t* block_tables,                      \
+        const uint32_t* table_offsets, const uint4* tiles, int q_heads, int kv_heads, int sliding_window,              \
+        float scale) {                                                                                                 \
         after_previous();                                                                                              \
-        attention_prefill<T, C, D, R>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables,                \
-                                      table_offsets, tiles, q_heads, kv_heads, sliding_window, scale);                 \
+        attention_prefill<T, C, D, R>(out, partials, counters, qkv, keys, values, cu_seqlens_q, context_lens,          \
+                                      block_tables, table_offsets, tiles, q_heads, kv_heads, sliding_window, scale);   \
     }
 
 #define ATTENTION_PREFILLS(T)                    \

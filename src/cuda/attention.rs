@@ -5,8 +5,8 @@
 
 mod plan;
 
-pub use plan::{AttentionPlan, tile_queries};
-use plan::{TILE_QUERIES, counter_bytes, partial_bytes};
+pub use plan::{AttentionPlan, Splits, tile_queries};
+use plan::{DIVIDED_TILE_QUERIES, TILE_QUERIES, counter_bytes, part_slots, partial_bytes};
 
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
@@ -69,16 +69,16 @@ pub struct AttentionArrays {
     pub first_item: DeviceTensor,
     /// How many items there are, `[1]`.
     pub item_count: DeviceTensor,
-    /// [`AttentionPlan::tiles`], `[max_tiles, 2]`.
+    /// [`AttentionPlan::tiles`], `[max_tiles, 4]`.
     pub tiles: DeviceTensor,
 }
 
-/// What chunks of a row hand to each other. One serves all layers and graphs: the stream runs them in turn.
+/// What chunks of a row, and parts of a tile, hand to each other. One serves all layers and graphs: the stream runs them in turn.
 #[derive(Clone, Debug)]
 pub struct AttentionScratch {
     /// For each item and q head `head_dim + 4` f32, uninitialised.
     pub partials: DeviceTensor,
-    /// For each row and tile of 8 q heads of a group a u32; zero before and after each launch.
+    /// For each row and tile of 8 q heads of a group a u32, and as many for the parts; zero before and after each launch.
     pub counters: DeviceTensor,
 }
 
@@ -86,7 +86,7 @@ impl AttentionScratch {
     /// Bytes of GPU memory that `new` takes.
     #[cfg(test)]
     pub fn bytes(max_items: usize, max_rows: usize, shape: &AttentionShape) -> usize {
-        partial_bytes(max_items, shape) + counter_bytes(max_rows, shape)
+        partial_bytes(max_items, shape) + counter_bytes(max_items, max_rows, shape)
     }
 
     /// Scratch memory for `max_items` items of `max_rows` rows. The largest of several shapes serves all.
@@ -96,7 +96,7 @@ impl AttentionScratch {
     pub fn new(gpu: &Gpu, max_items: usize, max_rows: usize, shape: &AttentionShape) -> Result<Self, CudaError> {
         let what = "merging parts of attention";
         let partials = gpu.empty(1, partial_bytes(max_items, shape) / DType::F32.size(), DType::F32, what)?;
-        let counters = gpu.zeros(1, counter_bytes(max_rows, shape) / DType::U32.size(), DType::U32, what)?;
+        let counters = gpu.zeros(1, counter_bytes(max_items, max_rows, shape) / DType::U32.size(), DType::U32, what)?;
         Ok(Self { partials, counters })
     }
 }
@@ -132,6 +132,8 @@ struct PrefillKernel {
     tile_queries: usize,
     kernel: Kernel,
     shared_bytes: usize,
+    /// Blocks that the whole card runs at once.
+    at_once: usize,
 }
 
 impl HeadKernels {
@@ -149,7 +151,8 @@ impl HeadKernels {
             // As much for fp8: two stages as they are copied, and one widened.
             let shared_bytes = (tile_queries + 4 * keys) * head_dim * dtype.size();
             gpu.allow_shared_memory(kernel, shared_bytes)?;
-            prefill.push(PrefillKernel { tile_queries, kernel, shared_bytes });
+            let at_once = gpu.blocks_per_multiprocessor(kernel, THREADS, shared_bytes)? * gpu.limits().multiprocessors;
+            prefill.push(PrefillKernel { tile_queries, kernel, shared_bytes, at_once });
         }
         Ok(Self { dtype, cache, head_dim, decode, decode_blocks, prefill })
     }
@@ -201,7 +204,7 @@ impl AttentionKernels {
             (&arrays.first_item, rows * DType::U32.size(), "first_item"),
             (&arrays.item_count, DType::U32.size(), "item_count"),
             (&scratch.partials, partial_bytes(max_items, shape), "partials"),
-            (&scratch.counters, counter_bytes(rows, shape), "counters"),
+            (&scratch.counters, counter_bytes(max_items, rows, shape), "counters"),
         ];
         for (tensor, bytes, what) in fits {
             if tensor.bytes() < bytes {
@@ -231,7 +234,19 @@ impl AttentionKernels {
         unsafe { gpu.launch(kernels.decode, Grid::linear(work.min(kernels.decode_blocks), THREADS), arguments) }
     }
 
-    /// Attention of the first `tiles` of `arrays.tiles`, each of `tile_queries`; a tile of row `u32::MAX` is passed over.
+    /// How tiles may be divided where there is scratch memory for `max_items`. `cache` is the dtype of keys and values.
+    pub fn splits(&self, shape: &AttentionShape, [dtype, cache]: [DType; 2], max_items: usize) -> Splits {
+        let found = self.find(dtype, cache, shape.head_dim);
+        let mut prefills = found.iter().flat_map(|kernels| &kernels.prefill);
+        prefills.find(|kernel| kernel.tile_queries == DIVIDED_TILE_QUERIES).map_or(Splits::NONE, |prefill| Splits {
+            tiles_at_once: prefill.at_once / shape.q_heads,
+            max_tiles: usize::MAX,
+            slots: part_slots(max_items, shape),
+        })
+    }
+
+    /// Attention of the first `tiles` of `arrays.tiles`, each of `tile_queries`; a tile of row `u32::MAX` is passed over. What
+    /// [`Self::splits`] gave for `scratch` bounds the slots of their parts.
     ///
     /// # Errors
     /// If dtypes or shapes do not fit, `arrays` holds fewer tiles, or none are of that size.
@@ -241,19 +256,21 @@ impl AttentionKernels {
         shape: &AttentionShape,
         tensors: AttentionTensors<'_>,
         arrays: &AttentionArrays,
-        tiles: usize,
-        tile_queries: usize,
+        scratch: &AttentionScratch,
+        [tiles, tile_queries]: [usize; 2],
     ) -> Result<(), CudaError> {
         const OP: &str = "attention_prefill";
         let kernels = self.check(OP, shape, tensors, arrays)?;
         let Some(prefill) = kernels.prefill.iter().find(|kernel| kernel.tile_queries == tile_queries) else {
             return Err(CudaError::argument(OP, format!("tiles of {tile_queries} queries")));
         };
-        if length(&arrays.tiles) < 2 * tiles {
+        if length(&arrays.tiles) < 4 * tiles {
             return Err(CudaError::argument(OP, format!("{tiles} tiles in {:?}", arrays.tiles)));
         }
         let arguments = Arguments::new()
             .tensor(tensors.out)
+            .tensor(&scratch.partials)
+            .tensor(&scratch.counters)
             .tensor(tensors.qkv)
             .tensor(tensors.keys)
             .tensor(tensors.values)
@@ -270,6 +287,11 @@ impl AttentionKernels {
         grid.shared_bytes = prefill.shared_bytes as u32;
         // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
         unsafe { gpu.launch(prefill.kernel, grid, arguments) }
+    }
+
+    fn find(&self, dtype: DType, cache: DType, head_dim: usize) -> Option<&HeadKernels> {
+        let wanted = (dtype, cache, head_dim);
+        self.kernels.iter().find(|kernels| (kernels.dtype, kernels.cache, kernels.head_dim) == wanted)
     }
 
     /// The kernels for these tensors, which fit the shape and each other.
@@ -316,8 +338,7 @@ impl AttentionKernels {
         {
             return wrong(format!("{arrays:?}"));
         }
-        let wanted = (qkv.dtype(), keys.dtype(), head_dim);
-        let found = self.kernels.iter().find(|kernels| (kernels.dtype, kernels.cache, kernels.head_dim) == wanted);
+        let found = self.find(qkv.dtype(), keys.dtype(), head_dim);
         found.ok_or_else(|| CudaError::argument(op, format!("{qkv:?} over {keys:?} with heads of {head_dim}")))
     }
 }

@@ -218,7 +218,7 @@ impl LatentKernels {
         const OP: &str = "attention_latent_prefill";
         let LatentHeads { heads, scale } = shape;
         check(OP, shape, q, latents, arrays, out)?;
-        expect_at_least(OP, "tiles", &arrays.tiles, DType::U32, 2 * tiles)?;
+        expect_at_least(OP, "tiles", &arrays.tiles, DType::U32, 4 * tiles)?;
         let arguments = rows_of(Arguments::new().tensor(out).tensor(q).tensor(latents), arrays).tensor(&arrays.tiles);
         let arguments = arguments.size(tile_queries).size(heads).f32(scale);
         let blocks = tiles * (tile_queries * heads).div_ceil(PREFILL_ROWS);

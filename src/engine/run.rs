@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::request::{FinishReason, RequestEvent, RequestId, SeqId, TokenLogprobs};
 use crate::runner::{RunnerError, SampleError, StepOutput, StepRunner};
@@ -191,25 +191,34 @@ impl<R: StepRunner> Engine<R> {
         for seq in &planned.released {
             self.runner.release(*seq);
         }
-        let empty = planned.is_empty();
+        let (empty, tokens, rows) = (planned.is_empty(), planned.tokens.len(), planned.rows.len());
+        let begun = Instant::now();
         if empty {
             self.spare.push(planned);
         } else {
             self.runner.begin(&planned)?;
             self.uncommitted.push_back(planned);
         }
+        let collecting = Instant::now();
+        let mut waited = Duration::ZERO;
         let keep = if empty { 0 } else { self.lag };
         while self.uncommitted.len() > keep
             && let Some(planned) = self.uncommitted.pop_front()
         {
             let result = self.runner.collect()?;
             self.inbox.metrics().model_nanoseconds.fetch_add(result.model_time.as_nanos() as u64, Relaxed);
+            waited += result.model_time;
             self.commit(planned, result);
         }
         if !empty {
             let metrics = self.inbox.metrics();
             metrics.steps.fetch_add(1, Relaxed);
             metrics.step_nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
+            let schedule_us = (begun - started).as_micros() as u64;
+            let begin_us = (collecting - begun).as_micros() as u64;
+            let commit_us = collecting.elapsed().saturating_sub(waited).as_micros() as u64;
+            let wait_us = waited.as_micros() as u64;
+            tracing::trace!(rows, tokens, schedule_us, begin_us, wait_us, commit_us, "step");
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, ColumnKernels,
     CudaError, DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm,
     GemvFp8, Gpu, HeadKernels, LatentKernels, PartRows, QuantKernels, RopeKernels, RopeShape, RopeWeights,
-    RouteKernels, tile_queries,
+    RouteKernels, Splits, tile_queries,
 };
 
 /// A GPU with its kernels, and the type that a model's weights and activations have on it.
@@ -291,6 +291,12 @@ impl GpuCompute {
             .map_err(Error::wrap)
     }
 
+    /// How a step may divide its tiles of attention over keys, of heads of this shape and a cache of `cache`, where its rows
+    /// of one token have at most `max_items` work items.
+    pub fn splits(&self, shape: &AttentionShape, cache: DType, max_items: usize) -> Splits {
+        self.attention.splits(shape, [self.dtype, cache], max_items)
+    }
+
     pub(super) fn attention(
         &self,
         qkv: &Tensor,
@@ -308,7 +314,8 @@ impl GpuCompute {
         }
         if inputs.tiles > 0 {
             let queries = tile_queries(shape.head_dim, inputs.tokens);
-            self.attention.prefill(gpu, &shape, tensors, arrays, inputs.tiles, queries).map_err(Error::wrap)?;
+            let tiles = [inputs.tiles, queries];
+            self.attention.prefill(gpu, &shape, tensors, arrays, &self.scratch, tiles).map_err(Error::wrap)?;
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ impl Places {
         let [items, block_tables, copies] =
             [2 * limits.items, limits.table_entries, 2 * rows].map(|words| layout.place(words));
         let [many_ids, many_positions, many_slots, tiles] =
-            [tokens, tokens, tokens, 2 * limits.tiles].map(|words| layout.place(words));
+            [tokens, tokens, tokens, 4 * limits.tiles].map(|words| layout.place(words));
         let [prompt_tokens, prompt_targets] = [tokens; 2].map(|words| layout.place(words));
         Self {
             cu_seqlens_q,
@@ -123,7 +123,7 @@ pub(super) struct HostInputs<'a> {
     pub(super) block_tables: &'a [u32],
     pub(super) first_item: &'a [u32],
     pub(super) items: &'a [[u32; 2]],
-    pub(super) tiles: &'a [[u32; 2]],
+    pub(super) tiles: &'a [[u32; 4]],
     /// From and to, of blocks to copy.
     pub(super) copies: &'a [(u32, u32)],
     /// Which token's logits each sample is drawn from.
@@ -216,8 +216,8 @@ impl StepBuffers {
         long.push(writer.words(places.block_tables, inputs.block_tables)?);
         long.push(writer.pairs(places.copies, inputs.copies)?);
         let (tiles, _) = writer.words(places.tiles, inputs.tiles.as_flattened())?;
-        writer.fill(places.tiles, 2 * inputs.tiles.len(), 2 * padding.tiles, PADDING)?;
-        long.push((tiles, 8 * padding.tiles));
+        writer.fill(places.tiles, 4 * inputs.tiles.len(), 4 * padding.tiles, PADDING)?;
+        long.push((tiles, 16 * padding.tiles));
         long.push(writer.words(places.prompt_tokens, inputs.prompt_tokens)?);
         long.push(writer.words(places.prompt_targets, inputs.prompt_targets)?);
         let [ids, positions, slots] = places.tokens(few);

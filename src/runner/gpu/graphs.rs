@@ -9,9 +9,14 @@ use crate::cuda::{CudaError, Graph};
 use super::buffers::Padding;
 use crate::runner::plan::SPARE_TILES;
 
-/// Tiles that a recorded step of `tokens` tokens has room for.
+/// Tiles that a recorded step of `tokens` tokens has room for: short ones, and parts of those that are divided.
+pub(super) fn mixed_tiles(tokens: usize) -> usize {
+    SPARE_TILES + tokens.div_ceil(64)
+}
+
+/// What a step is filled up to that runs by the graph of `tokens` tokens.
 pub(super) fn mixed_padding(tokens: usize) -> Padding {
-    Padding { tokens, tiles: SPARE_TILES + tokens.div_ceil(64) }
+    Padding { tokens, tiles: mixed_tiles(tokens) }
 }
 
 /// A step's size and its graph.

@@ -211,6 +211,8 @@ pub(super) fn build(
     let (kv_layout, least) = (spec.kv_layout(plan.kv_dtype), plan.least_blocks() as usize);
     let kv = KvCache::shrinkable(&compute, model.layer_count(), kv_layout, plan.blocks as usize, least)?;
     let done = [gpu.gpu().event()?, gpu.gpu().event()?];
+    let cache = kv.gpu().map_or(gpu.dtype(), |whole| whole.dtype());
+    let splits = gpu.splits(&attention_shape(spec), cache, layout.limits.items);
     Ok(GpuRunner {
         workspace,
         logit_rows: rows,
@@ -223,6 +225,7 @@ pub(super) fn build(
         sequences: Sequences::new(rows),
         batch: InputBatch::default(),
         plan: AttentionPlan::default(),
+        splits,
         cpu_layers: None,
         query_lens: Vec::new(),
         context: layout.context,

@@ -27,7 +27,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cuda::{AttentionPlan, DType, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds, tile_queries};
+use crate::cuda::{
+    AttentionPlan, DType, Event, SampleOutput, SampleRow, Sampling, SamplingNeeds, Splits, tile_queries,
+};
 use crate::models::{Decoder, Workspace};
 use crate::ops::{Compute, GpuCompute, GpuInputs, KvCache, KvLayout, RowIndices, StepInputs};
 use crate::request::{Request, SeqId, TokenLogprobs};
@@ -40,7 +42,7 @@ use super::pooling::{PoolPart, Pools};
 use super::step::{KvSize, RunnerError, StepOutput, StepRunner};
 use buffers::{HostInputs, Padding, StepArrays, StepBuffers};
 use cpu_layers::CpuLayers;
-use graphs::{Recorded, StepGraphs};
+use graphs::{Recorded, StepGraphs, mixed_tiles};
 pub(crate) use load::GpuTarget;
 pub(super) use load::load;
 use sequences::Sequences;
@@ -67,6 +69,7 @@ pub(crate) struct GpuRunner {
     pools: Pools,
     batch: InputBatch,
     plan: AttentionPlan,
+    splits: Splits,
     /// The layers before the GPU's, if it has not all.
     cpu_layers: Option<CpuLayers>,
     query_lens: Vec<u32>,
@@ -267,7 +270,8 @@ impl GpuRunner {
         self.query_lens.clear();
         self.query_lens.extend(attention.cu_seqlens_q.windows(2).map(|ends| ends[1] - ends[0]));
         let tile = tile_queries(self.model.spec().head_dim, self.batch.tokens.len());
-        self.plan.fill(&attention.context_lens, &self.query_lens, tile);
+        let splits = Splits { max_tiles: mixed_tiles(self.batch.tokens.len()), ..self.splits };
+        self.plan.fill(&attention.context_lens, &self.query_lens, tile, splits);
     }
 
     fn upload(&mut self, side: usize, padding: Padding) -> Result<(), RunnerError> {

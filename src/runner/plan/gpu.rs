@@ -313,12 +313,15 @@ pub(crate) fn kernel_bytes(spec: &DecoderSpec, sizes: StepSizes, context: usize)
 
 /// Bytes of `cuda::AttentionScratch`.
 fn attention_bytes(spec: &DecoderSpec, limits: StepLimits) -> usize {
-    if let Some(latent) = &spec.latent {
-        let heads = latent.shape.heads;
-        return 4 * (limits.items * heads * (latent.shape.rank + 4) + limits.sequences * heads.div_ceil(8));
-    }
-    let head_tiles = (spec.q_heads / spec.kv_heads).div_ceil(8);
-    4 * (limits.items * spec.q_heads * (spec.head_dim + 4) + limits.sequences * spec.kv_heads * head_tiles)
+    let (heads, kv_heads, head_dim) = match &spec.latent {
+        // Heads of a latent share it as their key.
+        Some(latent) => (latent.shape.heads, 1, latent.shape.rank),
+        None => (spec.q_heads, spec.kv_heads, spec.head_dim),
+    };
+    let partials = limits.items * heads * (head_dim + 4);
+    let chunks = limits.sequences * kv_heads * (heads / kv_heads).div_ceil(8);
+    let parts = partials / (64 * heads * (head_dim + 8)) * heads;
+    4 * (partials + chunks.max(parts))
 }
 
 /// Bytes of `cuda::ExpertBuffers`.
@@ -344,7 +347,7 @@ const SAMPLING_HISTORY_BYTES: usize = 4 * 8192;
 fn step_input_bytes(limits: StepLimits) -> usize {
     let StepLimits { sequences: rows, tokens, table_entries, items, tiles } = limits;
     let small = [rows + 1, rows, rows + 1, rows, 1, rows, 16 * rows, rows, rows, rows];
-    let long = [2 * items, table_entries, 2 * rows, tokens, tokens, tokens, 2 * tiles, tokens, tokens];
+    let long = [2 * items, table_entries, 2 * rows, tokens, tokens, tokens, 4 * tiles, tokens, tokens];
     let arrays: usize = small.into_iter().chain(long).map(|words| (4 * words).next_multiple_of(256)).sum();
     arrays + 176 * (rows + tokens)
 }

@@ -5,7 +5,7 @@ use crate::config::KvDType;
 use crate::cpu::{Cpu, KvLayerRef};
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, DType,
-    DeviceTensor, FP8_HEAD_DIMS, tile_queries,
+    DeviceTensor, FP8_HEAD_DIMS, Splits, tile_queries,
 };
 use crate::ops::{AttentionRef, HeadShape, KvLayout};
 
@@ -223,9 +223,14 @@ impl<'a> Batch<'a> {
     }
 
     fn on_gpu(&self, kernels: &AttentionKernels, tile_queries: usize) -> Device {
+        self.divided(kernels, tile_queries, Splits::NONE)
+    }
+
+    /// In tiles that are divided as `splits` allows.
+    fn divided(&self, kernels: &AttentionKernels, tile_queries: usize, splits: Splits) -> Device {
         let (context_lens, q_lens) = self.lens();
         let mut plan = AttentionPlan::default();
-        plan.fill(&context_lens, &q_lens, tile_queries);
+        plan.fill(&context_lens, &q_lens, tile_queries, splits);
         let (starts, tables, offsets) = self.arrays();
         let arrays = AttentionArrays {
             cu_seqlens_q: u32_tensor(&starts, 0),
@@ -237,7 +242,8 @@ impl<'a> Batch<'a> {
             item_count: u32_tensor(&[plan.items.len() as u32], 0),
             tiles: u32_tensor(plan.tiles.as_flattened(), 8),
         };
-        let max_items = plan.items.len() + 3; // as in a graph, the bound is higher than the count
+        // As in a graph, the bound is higher than the count; there is room for parts.
+        let max_items = plan.items.len() + 3 + 72 * splits.slots;
         let scratch = AttentionScratch::new(gpu(), max_items, self.rows.len(), &self.shape).expect("memory");
         gpu().upload(&scratch.partials, &vec![0xFF; scratch.partials.bytes()]).expect("it fits");
         let qkv = poisoned(self.tokens(), self.shape.row_len(), self.cache.dtype);
@@ -306,11 +312,16 @@ impl Device {
 
     fn prefill(&self) {
         let (tensors, queries) = (self.tensors(), self.tile_queries);
-        self.kernels.prefill(gpu(), &self.shape, tensors, &self.arrays, self.tiles, queries).expect("a launch");
+        let tiles = [self.tiles, queries];
+        self.kernels.prefill(gpu(), &self.shape, tensors, &self.arrays, &self.scratch, tiles).expect("a launch");
     }
 
     fn out(&self) -> Vec<u8> {
         gpu().download(&self.out).expect("the kernels ran")
+    }
+
+    fn counters_are_zero(&self) -> bool {
+        gpu().download(&self.scratch.counters).expect("the kernels ran").iter().all(|&byte| byte == 0)
     }
 }
 
@@ -318,6 +329,9 @@ fn shape(kv_heads: usize, group: usize, head_dim: usize, sliding_window: Option<
     let scale = 1.0 / (head_dim as f32).sqrt();
     AttentionShape { q_heads: kv_heads * group, kv_heads, head_dim, scale, sliding_window }
 }
+
+/// Parts of every tile that sees enough.
+const PARTS: Splits = Splits { tiles_at_once: 1000, max_tiles: 1000, slots: 100 };
 
 const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
 const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
@@ -340,6 +354,11 @@ fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
                     device.decode();
                     device.prefill();
                     batch.assert_close(&device.out(), &batch.on_cpu(), what);
+                    let divided = batch.divided(&kernels, 64, PARTS);
+                    divided.decode();
+                    divided.prefill();
+                    batch.assert_close(&divided.out(), &batch.on_cpu(), "divided");
+                    assert!(divided.counters_are_zero(), "{what}: counters are ready for the next launch");
                     if head_dim < 256 {
                         let large = batch.on_gpu(&kernels, 128);
                         large.decode();
@@ -359,7 +378,7 @@ fn cuda_race_attention() {
     let kernels = AttentionKernels::load(gpu()).expect("kernels");
     let mut random = Random(35);
     for head_dim in HEAD_DIMS {
-        let lens = [(300, 1), (70, 33), (1, 1)];
+        let lens = [(300, 1), (70, 33), (1, 1), (1030, 3)];
         for stored in [DType::Bf16, DType::Fp8] {
             if stored == DType::Fp8 && !FP8_HEAD_DIMS.contains(&head_dim) {
                 continue;
@@ -372,6 +391,10 @@ fn cuda_race_attention() {
                 device.prefill();
                 batch.assert_close(&device.out(), &batch.on_cpu(), "for the race checker");
             }
+            let divided = batch.divided(&kernels, 64, PARTS);
+            divided.decode();
+            divided.prefill();
+            batch.assert_close(&divided.out(), &batch.on_cpu(), "divided, for the race checker");
         }
     }
 }
@@ -387,7 +410,8 @@ fn cuda_attention_decode_matches_the_cpu() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_attention_prefill_matches_the_cpu() {
-    let lens = [(2, 2), (17, 17), (63, 2), (64, 64), (65, 65), (129, 129), (300, 257), (1000, 5), (1500, 130)];
+    let lens =
+        [(2, 2), (17, 17), (63, 2), (64, 64), (65, 65), (129, 129), (300, 257), (1000, 5), (1500, 130), (3000, 70)];
     compare(31, &lens, "prefill");
 }
 
@@ -435,14 +459,38 @@ fn cuda_attention_decode_is_the_same_alone_in_a_batch_and_again() {
             device.decode();
             assert!(device.out() == together, "again");
         }
-        let counters = gpu().download(&device.scratch.counters).expect("the kernels ran");
-        assert!(counters.iter().all(|&byte| byte == 0), "counters are ready for the next launch");
+        assert!(device.counters_are_zero(), "counters are ready for the next launch");
         for index in 0..rows.len() {
             let alone = batch.alone(index).on_gpu(&kernels, 128);
             alone.decode();
             let row_bytes = batch.out_len() * 2;
             assert!(alone.out() == together[index * row_bytes..][..row_bytes], "row {index} alone");
         }
+    }
+}
+
+/// What parts leave is merged in their order, whichever comes last.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_attention_in_parts_is_the_same_again() {
+    let kernels = AttentionKernels::load(gpu()).expect("kernels");
+    let mut random = Random(36);
+    let lens = [(4096, 200), (9000, 64), (2000, 1), (700, 130)];
+    for window in [None, Some(1500)] {
+        let (cache, rows) = Cache::new(&mut random, layout(2, 128), DType::Bf16, &lens);
+        let batch = Batch::new(&mut random, &cache, shape(2, 6, 128, window), &rows);
+        let device = batch.divided(&kernels, 64, PARTS);
+        device.decode();
+        device.prefill();
+        let first = device.out();
+        batch.assert_close(&first, &batch.on_cpu(), "in parts");
+        for _ in 0..20 {
+            gpu().upload(&device.out, &vec![0xFF; device.out.bytes()]).expect("it fits");
+            device.decode();
+            device.prefill();
+            assert!(device.out() == first, "again");
+        }
+        assert!(device.counters_are_zero(), "counters are ready for the next launch");
     }
 }
 
@@ -461,7 +509,9 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
     let (keys, values) = caches[0].clone();
     let cache = Cache { layout, dtype: DType::Bf16, cpu_keys: vec![], cpu_values: vec![], keys, values };
     let batch = Batch::new(&mut Random(35), &cache, shape, &rows);
-    let device = batch.on_gpu(&kernels, tile_queries(128, batch.tokens()));
+    let dtypes = [DType::Bf16, DType::Bf16];
+    let splits = Splits { slots: 100, ..kernels.splits(&shape, dtypes, 0) };
+    let device = batch.divided(&kernels, tile_queries(128, batch.tokens()), splits);
     let mut calls = 0;
     let microseconds = gpu().time(caches.len().max(20), |gpu| {
         calls += 1;
@@ -470,7 +520,8 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
         if device.tiles == 0 {
             device.kernels.decode(gpu, &shape, tensors, &device.arrays, &device.scratch, device.max_items)
         } else {
-            device.kernels.prefill(gpu, &shape, tensors, &device.arrays, device.tiles, device.tile_queries)
+            let tiles = [device.tiles, device.tile_queries];
+            device.kernels.prefill(gpu, &shape, tensors, &device.arrays, &device.scratch, tiles)
         }
     });
     (microseconds.expect("the kernels ran"), kv_bytes as f64)
@@ -486,6 +537,10 @@ fn cuda_bench_attention() {
                 "decode {q_heads}/{kv_heads} x128, {rows} rows of {context}: {microseconds:.1} us, {:.0} GB/s",
                 kv_bytes / microseconds / 1e3
             );
+        }
+        for queries in [64, 224, 512] {
+            let (microseconds, _) = bench(q_heads, kv_heads, 1, 4096, queries);
+            println!("prefill {q_heads}/{kv_heads} x128, the last {queries} of 4096 tokens: {microseconds:.1} us");
         }
         let (microseconds, _) = bench(q_heads, kv_heads, 1, 4096, 4096);
         let flops = 4.0 * 128.0 * q_heads as f64 * 4096.0 * 4097.0 / 2.0;

@@ -4,7 +4,7 @@ use super::gemm::{floats, random, relative_error, rounded, tensor};
 use super::gpu;
 use crate::cuda::{
     AttentionArrays, AttentionPlan, CudaError, DType, DeviceTensor, HeadKernels, HeadPart, LATENT_DIM, LATENT_WIDTH,
-    LatentHeads, LatentKernels, LatentRope,
+    LatentHeads, LatentKernels, LatentRope, Splits,
 };
 
 const BLOCK: usize = 16;
@@ -117,7 +117,7 @@ impl Rows {
         let contexts: Vec<u32> = rows.iter().map(|row| self.lens[*row].0 as u32).collect();
         let queries: Vec<u32> = rows.iter().map(|row| self.lens[*row].1 as u32).collect();
         let mut plan = AttentionPlan::default();
-        plan.fill(&contexts, &queries, tile_queries);
+        plan.fill(&contexts, &queries, tile_queries, Splits::NONE);
         let max_items = plan.items.len() + 3; // as in a graph, the bound is higher than the count
         let arrays = AttentionArrays {
             cu_seqlens_q: put_u32(&cu_seqlens, 0),
@@ -127,7 +127,7 @@ impl Rows {
             items: put_u32(plan.items.as_flattened(), 6),
             first_item: put_u32(&plan.first_item, 0),
             item_count: put_u32(&[plan.items.len() as u32], 0),
-            tiles: put_u32(plan.tiles.as_flattened(), 4),
+            tiles: put_u32(plan.tiles.as_flattened(), 8),
         };
         let q = tensor(tokens, self.heads * LATENT_WIDTH, self.dtype, &q);
         let out = poisoned(tokens, self.heads * LATENT_DIM, self.dtype);
@@ -321,7 +321,7 @@ fn cuda_bench_latent() -> Result<(), CudaError> {
         elementwise.fill_random(gpu(), &latents, 1, 1.0)?;
         elementwise.fill_random(gpu(), &q, 2, 1.0)?;
         let mut plan = AttentionPlan::default();
-        plan.fill(&vec![context as u32; rows], &vec![queries as u32; rows], 128);
+        plan.fill(&vec![context as u32; rows], &vec![queries as u32; rows], 128, Splits::NONE);
         let steps = |step: usize| -> Vec<u32> { (0..=rows).map(|row| (row * step) as u32).collect() };
         let arrays = AttentionArrays {
             cu_seqlens_q: put_u32(&steps(queries), 0),
