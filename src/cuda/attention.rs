@@ -16,6 +16,15 @@ const BLOCK_TOKENS: usize = 16;
 /// Threads of a block of either kernel.
 const THREADS: u32 = 128;
 
+/// Threads of a block of Hopper's own prefill kernel.
+const HOPPER_THREADS: u32 = 384;
+
+/// Queries of its tiles, and keys.
+const HOPPER_TILE: usize = 128;
+
+/// Head sizes that it has.
+const HOPPER_HEAD_DIMS: [usize; 2] = [64, 128];
+
 /// Head sizes that have kernels.
 pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 
@@ -131,9 +140,24 @@ struct HeadKernels {
 struct PrefillKernel {
     tile_queries: usize,
     kernel: Kernel,
+    threads: u32,
     shared_bytes: usize,
     /// Blocks that the whole card runs at once.
     at_once: usize,
+}
+
+impl PrefillKernel {
+    fn load(
+        gpu: &Gpu,
+        tile_queries: usize,
+        kernel: Kernel,
+        threads: u32,
+        shared_bytes: usize,
+    ) -> Result<Self, CudaError> {
+        gpu.allow_shared_memory(kernel, shared_bytes)?;
+        let at_once = gpu.blocks_per_multiprocessor(kernel, threads, shared_bytes)? * gpu.limits().multiprocessors;
+        Ok(Self { tile_queries, kernel, threads, shared_bytes, at_once })
+    }
 }
 
 impl HeadKernels {
@@ -150,11 +174,24 @@ impl HeadKernels {
             let keys = if head_dim == 256 { 32 } else { 64 };
             // As much for fp8: two stages as they are copied, and one widened.
             let shared_bytes = (tile_queries + 4 * keys) * head_dim * dtype.size();
-            gpu.allow_shared_memory(kernel, shared_bytes)?;
-            let at_once = gpu.blocks_per_multiprocessor(kernel, THREADS, shared_bytes)? * gpu.limits().multiprocessors;
-            prefill.push(PrefillKernel { tile_queries, kernel, shared_bytes, at_once });
+            prefill.push(PrefillKernel::load(gpu, tile_queries, kernel, THREADS, shared_bytes)?);
         }
         Ok(Self { dtype, cache, head_dim, decode, decode_blocks, prefill })
+    }
+
+    /// Takes Hopper's own kernel for large tiles, where this card and this build have it.
+    fn use_hopper(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
+        if self.cache != self.dtype || !HOPPER_HEAD_DIMS.contains(&self.head_dim) {
+            return Ok(());
+        }
+        let name = format!("attention_prefill_sm90a_{}_d{}", self.dtype.suffix(), self.head_dim);
+        let Ok(kernel) = gpu.kernel("attention_prefill_sm90a", &name) else { return Ok(()) };
+        // q and four stages, from a multiple of 1024 bytes.
+        let shared_bytes = 1024 + 5 * HOPPER_TILE * self.head_dim * self.dtype.size();
+        let own = PrefillKernel::load(gpu, HOPPER_TILE, kernel, HOPPER_THREADS, shared_bytes)?;
+        self.prefill.retain(|kernel| kernel.tile_queries != HOPPER_TILE);
+        self.prefill.push(own);
+        Ok(())
     }
 }
 
@@ -170,6 +207,16 @@ impl AttentionKernels {
     /// # Errors
     /// [`CudaError::NoKernel`]; if the card has less shared memory than they need.
     pub fn load(gpu: &Gpu) -> Result<Self, CudaError> {
+        let mut all = Self::portable(gpu)?;
+        all.kernels.iter_mut().try_for_each(|kernels| kernels.use_hopper(gpu))?;
+        Ok(all)
+    }
+
+    /// Those that every card runs.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn portable(gpu: &Gpu) -> Result<Self, CudaError> {
         let mut kernels = Vec::new();
         for dtype in [DType::Bf16, DType::F16] {
             for head_dim in HEAD_DIMS {
@@ -283,7 +330,7 @@ impl AttentionKernels {
             .size(shape.kv_heads)
             .size(shape.sliding_window.map_or(0, |window| window as usize))
             .f32(shape.scale);
-        let mut grid = Grid::linear(tiles * shape.q_heads, THREADS);
+        let mut grid = Grid::linear(tiles * shape.q_heads, prefill.threads);
         grid.shared_bytes = prefill.shared_bytes as u32;
         // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
         unsafe { gpu.launch(prefill.kernel, grid, arguments) }

@@ -1,0 +1,319 @@
+// Attention of rows that have several queries, as attention_prefill.cu has it, by Hopper's warpgroup products: for long
+// steps, heads of 64 and 128, and a cache of the model's own type.
+//
+// The parameters are those of that file; tiles are of 128 queries and undivided, so that nothing is left in partials. Grid: n * q_heads blocks of 384 threads, heads fastest. One warpgroup
+// copies K and V, tiles of 128 keys, into a ring of four stages; two multiply, each with 64 of the queries: while one computes
+// its softmax the other has the tensor cores, as in FlashAttention 3.
+// Source: Shah et al., FlashAttention-3, 2024.
+#include "attention.cuh"
+#include "wgmma.cuh"
+
+constexpr int WARPGROUP = 128;
+constexpr int THREADS = 3 * WARPGROUP;
+constexpr int WARPS = 8;  // that multiply
+constexpr int QUERIES = 128;
+constexpr int KEYS = 128;
+constexpr int STAGES = 4;  // K, V, K, V
+
+template <int D>
+struct Tile {
+    static constexpr int PIECES = D / 8;  // 16-byte pieces of a head
+    static constexpr int PANEL_BYTES = KEYS * 128;
+    static constexpr int BYTES = KEYS * D * 2;  // of K, of V, and of q
+
+    // Where a row's piece lies: panels of 64 columns, swizzled.
+    __device__ static __forceinline__ uint32_t offset(int row, int piece) {
+        return (piece >> 3) * PANEL_BYTES + row * 128 + (((piece & 7) ^ (row & 7)) << 4);
+    }
+};
+
+// What a block works on.
+template <typename T>
+struct Work {
+    const T* keys;  // of the kv head, in cache block 0
+    const T* values;
+    const uint32_t* table;
+    int64_t block_stride;
+    int from, to;  // keys that some query of the tile sees
+    int begin, end;  // their tiles
+};
+
+struct Ring {
+    uint32_t stages, full, empty;  // addresses in shared memory
+    template <int D>
+    __device__ __forceinline__ uint32_t stage(int at) const { return stages + (at % STAGES) * Tile<D>::BYTES; }
+    __device__ __forceinline__ void wait_full(int at) const { wait_for(full + (at % STAGES) * 8, (at / STAGES) & 1); }
+    __device__ __forceinline__ void wait_empty(int at) const {
+        wait_for(empty + (at % STAGES) * 8, ((at / STAGES) & 1) ^ 1);
+    }
+    __device__ __forceinline__ void fill(int at) const { arrive(full + (at % STAGES) * 8); }
+    __device__ __forceinline__ void release(int at) const { arrive(empty + (at % STAGES) * 8); }
+};
+
+// Starts copying tile `tile` of K or V, at `plane` of cache block 0, to a stage.
+template <typename T, int D>
+__device__ __forceinline__ void copy_tile(const Work<T>& work, const T* plane, int tile, uint32_t to) {
+    using S = Tile<D>;
+    constexpr int BLOCKS = KEYS / BLOCK_TOKENS;
+    const int thread = threadIdx.x, piece = thread % S::PIECES;
+    const int last = (work.to - 1) / BLOCK_TOKENS;
+    const uint32_t id = work.table[min(tile * BLOCKS + (thread & (BLOCKS - 1)), last)];
+#pragma unroll
+    for (int i = 0; i < KEYS * S::PIECES / WARPGROUP; i++) {
+        const int key = i * (WARPGROUP / S::PIECES) + thread / S::PIECES, token = tile * KEYS + key;
+        // Keys that none sees become zeros: what lies there may be no number.
+        const bool wanted = token >= work.from && token < work.to;
+        const uint32_t block = __shfl_sync(~0u, id, key / BLOCK_TOKENS);
+        const T* from = plane + block * work.block_stride + (key % BLOCK_TOKENS) * D + piece * 8;
+        copy_async(to + S::offset(key, piece), from, wanted);
+    }
+    commit_copies();
+}
+
+// The warpgroup that copies: tiles of K and V in turn, two of them under way while a third is begun.
+template <typename T, int D>
+__device__ __forceinline__ void copy_all(const Work<T>& work, const Ring& ring) {
+    const int count = 2 * (work.end - work.begin);
+    for (int at = 0; at < count; at++) {
+        ring.wait_empty(at);
+        copy_tile<T, D>(work, at & 1 ? work.values : work.keys, work.begin + at / 2, ring.stage<D>(at));
+        if (at >= 2) {
+            wait_for_copies_but<2>();
+            show_to_products();
+            ring.fill(at - 2);
+        }
+    }
+    wait_for_copies();
+    show_to_products();
+    for (int at = max(0, count - 2); at < count; at++) ring.fill(at);
+}
+
+// A warpgroup's softmax and result so far. A thread has rows g (index 0) and g + 8 (1) of its warp's 16 queries.
+template <int D>
+struct State {
+    float o[D / 2];
+    float highest[2];
+    float sum[2];  // this thread's part
+};
+
+// Hides keys after a query and before its window. `query` is the position of this thread's first row, `token` that of its
+// first key.
+__device__ __forceinline__ void hide(float (&s)[KEYS / 2], int query, int token, int window) {
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i++) {
+        const int own = query + ((i >> 1) & 1) * 8, key = token + (i >> 2) * 8 + (i & 1);
+        if (key > own || key + window <= own) s[i] = -INFINITY;
+    }
+}
+
+// Turns scores into weights relative to the highest score so far, and rescales what was summed before.
+template <int D>
+__device__ __forceinline__ void soften(float (&s)[KEYS / 2], State<D>& state, float scale_log2) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float highest = state.highest[r];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) highest = fmaxf(highest, fmaxf(s[4 * n + 2 * r], s[4 * n + 2 * r + 1]));
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
+        // A query may see none of the keys so far: infinity minus infinity would be no number.
+        const bool none = highest == -INFINITY;
+        const float base = none ? 0.f : highest * scale_log2;
+        const float shrink = none ? 1.f : fast_exp2((state.highest[r] - highest) * scale_log2);
+        state.highest[r] = highest;
+        float sum = state.sum[r] * shrink;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+            for (int i = 4 * n + 2 * r; i < 4 * n + 2 * r + 2; i++) {
+                s[i] = fast_exp2(fmaf(s[i], scale_log2, -base));
+                sum += s[i];
+            }
+        }
+        state.sum[r] = sum;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            state.o[4 * n + 2 * r] *= shrink;
+            state.o[4 * n + 2 * r + 1] *= shrink;
+        }
+    }
+}
+
+// s = the scores of 64 queries at `q` and a tile of keys at `k`.
+template <typename T, int D>
+__device__ __forceinline__ void multiply_keys(float (&s)[KEYS / 2], uint32_t q, uint32_t k) {
+    begin_products();
+#pragma unroll
+    for (int n = 0; n < D / 16; n++) {
+        // Sixteen columns are 32 bytes of a panel.
+        const uint32_t at = (n / 4) * Tile<D>::PANEL_BYTES + (n % 4) * 32;
+        multiply_128<T>(s, describe(q + at, 0), describe(k + at, 0), n > 0);
+    }
+    commit_products();
+}
+
+// Adds the weighted values of a tile. The weights' registers are the A operand as they are.
+template <typename T, int D>
+__device__ __forceinline__ void multiply_values(State<D>& state, const uint32_t (&p)[KEYS / 16][4], uint32_t v) {
+    begin_products();
+#pragma unroll
+    for (int n = 0; n < KEYS / 16; n++) add_product<T>(state.o, p[n], describe(v + n * 16 * 128, Tile<D>::PANEL_BYTES));
+    commit_products();
+}
+
+// A warpgroup that multiplies: 64 queries from `first` on, q of which lies at `q`. Tiles that none of them sees are passed
+// over.
+template <typename T, int D>
+__device__ __forceinline__ void multiply_all(State<D>& state, const Work<T>& work, const Ring& ring, uint32_t q,
+                                             int first, int window, float scale_log2) {
+    const int warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31;
+    const int query = first + warp * 16 + (lane >> 2);
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) state.o[i] = 0.f;
+    state.highest[0] = state.highest[1] = -INFINITY;
+    state.sum[0] = state.sum[1] = 0.f;
+    for (int tile = work.begin; tile < work.end; tile++) {
+        const int at = 2 * (tile - work.begin), token = tile * KEYS, last_token = token + KEYS - 1;
+        const bool sees = token <= first + 63 && last_token + window > first;
+        ring.wait_full(at);
+        float s[KEYS / 2];
+        if (sees) {
+            multiply_keys<T, D>(s, q, ring.stage<D>(at));
+            wait_for_products_but<0>();
+            settle(s);
+        }
+        if (lane == 0) ring.release(at);
+        uint32_t p[KEYS / 16][4];
+        if (sees) {
+            if (last_token > first || token + window <= first + 63) hide(s, query, token + (lane & 3) * 2, window);
+            soften<D>(s, state, scale_log2);
+#pragma unroll
+            for (int n = 0; n < KEYS / 16; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) p[n][i] = pack<T>(s[8 * n + 2 * i], s[8 * n + 2 * i + 1]);
+            }
+        }
+        ring.wait_full(at + 1);
+        if (sees) {
+            multiply_values<T, D>(state, p, ring.stage<D>(at + 1));
+            wait_for_products_but<0>();
+            settle(state.o);
+        }
+        if (lane == 0) ring.release(at + 1);
+    }
+}
+
+// Writes a warpgroup's queries, `queries` of them, by way of the shared memory where its q was: whole rows of `out` then.
+template <typename T, int D>
+__device__ __forceinline__ void write(const State<D>& state, char* q, T* out, int64_t out_stride, int queries) {
+    using S = Tile<D>;
+    const int warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float sum = state.sum[r];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        const float inverse = 1.f / sum;
+        const int row = warp * 16 + r * 8 + g;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            *reinterpret_cast<uint32_t*>(q + S::offset(row, n) + t * 4) =
+                pack<T>(state.o[4 * n + 2 * r] * inverse, state.o[4 * n + 2 * r + 1] * inverse);
+        }
+    }
+    __syncwarp();
+#pragma unroll 4
+    for (int i = lane; i < 16 * S::PIECES; i += 32) {
+        const int row = warp * 16 + i / S::PIECES, piece = i % S::PIECES;
+        if (row < queries) {
+            *reinterpret_cast<uint4*>(out + row * out_stride + piece * 8) =
+                *reinterpret_cast<const uint4*>(q + S::offset(row, piece));
+        }
+    }
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T* keys, const T* values,
+                                                  const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
+                                                  const uint32_t* block_tables, const uint32_t* table_offsets,
+                                                  const uint4* tiles, int q_heads, int kv_heads, int sliding_window,
+                                                  float scale) {
+    using S = Tile<D>;
+    extern __shared__ char unaligned[];
+    __shared__ uint64_t barriers[2 * STAGES];
+    const uint32_t start = static_cast<uint32_t>(__cvta_generic_to_shared(unaligned));
+    const uint32_t q_shared = (start + 1023) & ~1023u;
+    char* shared = unaligned + (q_shared - start);
+
+    const int head = blockIdx.x % q_heads, kv_head = head / (q_heads / kv_heads);
+    const uint4 tile = tiles[blockIdx.x / q_heads];
+    if (tile.x == ~0u) return;  // fills a recorded grid
+    const int first_token = cu_seqlens_q[tile.x], q_len = int(cu_seqlens_q[tile.x + 1]) - first_token;
+    const int first_query = tile.y, queries = min(QUERIES, q_len - first_query);
+    const int position = int(context_lens[tile.x]) - q_len + first_query;  // of the tile's first query
+    const int window = sliding_window > 0 ? sliding_window : 1 << 30;
+
+    Work<T> work;
+    work.keys = keys + kv_head * BLOCK_TOKENS * D;
+    work.values = values + kv_head * BLOCK_TOKENS * D;
+    work.table = block_tables + table_offsets[tile.x];
+    work.block_stride = int64_t(kv_heads) * BLOCK_TOKENS * D;
+    work.from = max(0, position - window + 1);
+    work.to = position + queries;
+    work.begin = work.from / KEYS;
+    work.end = (work.to + KEYS - 1) / KEYS;
+
+    Ring ring;
+    ring.stages = q_shared + S::BYTES;
+    ring.full = static_cast<uint32_t>(__cvta_generic_to_shared(barriers));
+    ring.empty = ring.full + STAGES * 8;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            init_barrier(ring.full + i * 8, WARPGROUP);
+            init_barrier(ring.empty + i * 8, WARPS);
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < WARPGROUP) {
+        keep_registers<40>();
+        copy_all<T, D>(work, ring);
+    } else {
+        take_registers<232>();
+        const int group = __shfl_sync(~0u, threadIdx.x / WARPGROUP - 1, 0), thread = threadIdx.x % WARPGROUP;
+        const int own = group * 64;  // this warpgroup's first query of the tile
+        const int64_t q_stride = int64_t(q_heads + 2 * kv_heads) * D;
+        const T* q = qkv + (first_token + first_query + own) * q_stride + head * D;
+        const uint32_t own_q = q_shared + own * 128;
+#pragma unroll 4
+        for (int i = thread; i < 64 * S::PIECES; i += WARPGROUP) {
+            const int row = i / S::PIECES, piece = i % S::PIECES;
+            const bool wanted = own + row < queries;
+            copy_async(own_q + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
+        }
+        wait_for_copies();
+        show_to_products();
+        sync_warpgroup(1 + group);
+        State<D> state;
+        multiply_all<T, D>(state, work, ring, own_q, position + own, window, scale * 1.4426950408889634f);
+        sync_warpgroup(1 + group);  // nobody multiplies with q any more
+        const int64_t out_stride = int64_t(q_heads) * D;
+        write<T, D>(state, shared + own * 128, out + (first_token + first_query + own) * out_stride + head * D,
+                    out_stride, queries - own);
+    }
+}
+
+#define ATTENTION_PREFILL(T, D)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90a_##T##_d##D(                       \
+        T* out, float* /* partials */, uint32_t* /* counters */, const T* qkv, const T* keys, const T* values,         \
+        const uint32_t* cu_seqlens_q, const uint32_t* context_lens, const uint32_t* block_tables,                      \
+        const uint32_t* table_offsets, const uint4* tiles, int q_heads, int kv_heads, int sliding_window,              \
+        float scale) {                                                                                                 \
+        after_previous();                                                                                              \
+        attention_prefill<T, D>(out, qkv, keys, values, cu_seqlens_q, context_lens, block_tables, table_offsets,       \
+                                tiles, q_heads, kv_heads, sliding_window, scale);                                      \
+    }
+
+ATTENTION_PREFILL(bf16, 64)
+ATTENTION_PREFILL(bf16, 128)
+ATTENTION_PREFILL(f16, 64)
+ATTENTION_PREFILL(f16, 128)
