@@ -1,4 +1,4 @@
-// Copies blocks of the KV cache.
+// Copies blocks of the KV cache, and zeroes memory.
 #include "lantern.cuh"
 
 // Copies block pairs[2 i] to block pairs[2 i + 1] in every plane (K or V of a layer): a plane holds `blocks` blocks of
@@ -13,4 +13,10 @@ extern "C" __global__ void __launch_bounds__(256) copy_blocks(uint4* cache, cons
     uint4* target = plane + size_t(to) * packs;
 #pragma unroll 4
     for (int i = threadIdx.x; i < packs; i += 256) target[i] = source[i];
+}
+
+// Zeroes `count` words. Grid: any of 256 threads.
+extern "C" __global__ void __launch_bounds__(256) zero_words(uint32_t* x, int count) {
+    after_previous();
+    for (int i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) x[i] = 0;
 }

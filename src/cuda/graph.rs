@@ -92,10 +92,14 @@ impl Gpu {
         queued?;
         let graph = graph?;
         // SAFETY: the graph was just recorded; it is destroyed once, below.
-        let executable = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0)) };
+        let executable = unsafe { self.zero_by_kernels(graph) }.and_then(|()| {
+            // SAFETY: as above.
+            unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0)) }
+                .map_err(driver("making a graph"))
+        });
         // SAFETY: as above; the executable does not need it.
         let _ = unsafe { result::graph::destroy(graph) };
-        let executable = executable.map_err(driver("making a graph"))?;
+        let executable = executable?;
         let graph = Graph { context: self.context().clone(), executable, _modules: self.loaded_modules() };
         // SAFETY: both live.
         unsafe { result::graph::upload(graph.executable, self.stream()) }.map_err(driver("uploading a graph"))?;

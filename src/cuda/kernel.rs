@@ -94,6 +94,13 @@ pub struct Kernel {
     waits: bool,
 }
 
+impl Kernel {
+    /// The driver's handle.
+    pub(super) fn function(self) -> sys::CUfunction {
+        self.function
+    }
+}
+
 // SAFETY: a function handle is a plain address that the driver guards itself.
 unsafe impl Send for Kernel {}
 // SAFETY: as above.

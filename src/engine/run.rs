@@ -66,7 +66,7 @@ pub(crate) fn spawn<R: StepRunner + 'static>(
 ) -> std::io::Result<JoinHandle<()>> {
     let lag = scheduler.config().lag.steps();
     // A runner that computes where it is called leaves no processor for another thread.
-    let delivery = if lag == 0 { Delivery::Direct } else { Delivery::by_thread()? };
+    let delivery = if lag == 0 { Delivery::direct() } else { Delivery::by_thread()? };
     let mut engine = Engine {
         scheduler,
         runner,
@@ -108,8 +108,9 @@ impl<R: StepRunner> Engine<R> {
             if let Flow::Stop(reason) = self.take_commands() {
                 return Ok(reason);
             }
+            let started = Instant::now();
             self.drop_abandoned();
-            self.step()?;
+            self.step(started)?;
             self.resize_kv()?;
             self.publish();
         }
@@ -156,6 +157,7 @@ impl<R: StepRunner> Engine<R> {
                 }
                 let unfinished = sequences.len();
                 let reader = Reader::new(id, submission.events.clone());
+                self.delivery.open(&reader);
                 let (prompt_logprobs, pooled) = (Vec::new(), None);
                 self.live.insert(id, Live { submission, reader, sequences, unfinished, prompt_logprobs, pooled });
             }
@@ -183,9 +185,9 @@ impl<R: StepRunner> Engine<R> {
         self.tell_all(&mut StepOutput::default());
     }
 
-    /// One step: plan and begin the next, commit the one that is `lag` steps old.
-    fn step(&mut self) -> Result<(), RunnerError> {
-        let started = Instant::now();
+    /// One step, whose work began at `started`: plan and begin the next, commit the one that is `lag` steps old.
+    fn step(&mut self, started: Instant) -> Result<(), RunnerError> {
+        let scheduling = Instant::now();
         let mut planned = self.spare.pop().unwrap_or_default();
         self.scheduler.schedule(&mut planned);
         for seq in &planned.released {
@@ -214,7 +216,7 @@ impl<R: StepRunner> Engine<R> {
             let metrics = self.inbox.metrics();
             metrics.steps.fetch_add(1, Relaxed);
             metrics.step_nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
-            let schedule_us = (begun - started).as_micros() as u64;
+            let schedule_us = (begun - scheduling).as_micros() as u64;
             let begin_us = (collecting - begun).as_micros() as u64;
             let commit_us = collecting.elapsed().saturating_sub(waited).as_micros() as u64;
             let wait_us = waited.as_micros() as u64;
@@ -228,7 +230,7 @@ impl<R: StepRunner> Engine<R> {
         let Some(KvResize { blocks, main_bytes, reply }) = self.resize.take() else { return Ok(()) };
         // What has ended is let go of first.
         while self.live.is_empty() && !self.scheduler.is_idle() {
-            self.step()?;
+            self.step(Instant::now())?;
         }
         let mut now = None;
         if self.live.is_empty() {
@@ -273,6 +275,9 @@ impl<R: StepRunner> Engine<R> {
 
     /// Passes the scheduler's events on; sending them may cancel requests, which gives more events.
     fn tell_all(&mut self, result: &mut StepOutput) {
+        // Before anybody hears of them, as the gauges.
+        let tokens = self.events.iter().filter(|event| matches!(event, SchedulerEvent::Token { .. })).count();
+        self.inbox.metrics().generated_tokens.fetch_add(tokens as u64, Relaxed);
         let mut next = 0;
         while !self.events.is_empty() {
             for event in std::mem::take(&mut self.events) {
@@ -284,17 +289,16 @@ impl<R: StepRunner> Engine<R> {
 
     /// Passes one event on to whom it concerns. `next` is where the next token's draw is looked for first.
     fn tell(&mut self, event: SchedulerEvent, result: &mut StepOutput, next: &mut usize) {
-        let (id, event) = match event {
+        match event {
             SchedulerEvent::PromptDone { request, cached_tokens } => {
                 let Some(live) = self.live.get_mut(&request) else { return };
                 let logprobs = std::mem::take(&mut live.prompt_logprobs);
                 let tokens = live.submission.request.prompt.len() as u64;
                 self.inbox.metrics().prompt_tokens.fetch_add(tokens, Relaxed);
                 let pooled = live.pooled.take();
-                (request, RequestEvent::Prompt { cached_tokens, logprobs, pooled })
+                self.delivery.send(request, RequestEvent::Prompt { cached_tokens, logprobs, pooled });
             }
             SchedulerEvent::Token { request, choice, seq, token } => {
-                self.inbox.metrics().generated_tokens.fetch_add(1, Relaxed);
                 // Events come in the order of the draws: the next one is nearly always at hand.
                 let behind = result.sampled.iter().skip(*next).position(|sampled| sampled.seq == seq);
                 let at = match behind {
@@ -303,36 +307,29 @@ impl<R: StepRunner> Engine<R> {
                 };
                 *next = at.map_or(*next, |at| at + 1);
                 let logprobs = at.and_then(|at| result.sampled[at].logprobs.take());
-                (request, RequestEvent::Token { choice, token, logprobs })
+                self.delivery.send(request, RequestEvent::Token { choice, token, logprobs });
             }
             SchedulerEvent::Finished { request, choice, reason, seq } => {
                 // What a step in flight says of it concerns nobody.
                 self.owners.remove(&seq);
-                (request, RequestEvent::Finished { choice, reason })
+                let Some(live) = self.live.get_mut(&request) else { return };
+                live.unfinished -= 1;
+                let over = live.unfinished == 0;
+                self.delivery.send(request, RequestEvent::Finished { choice, reason });
+                if over {
+                    self.forget(request);
+                }
             }
-        };
-        let Some(live) = self.live.get_mut(&id) else { return };
-        if matches!(event, RequestEvent::Finished { .. }) {
-            live.unfinished -= 1;
-        }
-        self.delivery.send(&live.reader, event);
-        let (over, lost) = (live.unfinished == 0, live.reader.is_lost());
-        if over {
-            self.forget(id);
-        } else if lost {
-            self.cancel(id);
         }
     }
 
     fn fail(&mut self, id: RequestId, error: SampleError) {
-        if let Some(live) = self.live.get(&id) {
-            let event = match error {
-                SampleError::Grammar(reason) => RequestEvent::DeadEnd(reason.into()),
-                SampleError::NotFinite => RequestEvent::Failed(error.to_string().into()),
-            };
-            // Where even this does not fit, the closed channel says it.
-            self.delivery.send(&live.reader, event);
-        }
+        let event = match error {
+            SampleError::Grammar(reason) => RequestEvent::DeadEnd(reason.into()),
+            SampleError::NotFinite => RequestEvent::Failed(error.to_string().into()),
+        };
+        // Where even this does not fit, the closed channel says it.
+        self.delivery.send(id, event);
         self.cancel(id);
     }
 
@@ -344,6 +341,7 @@ impl<R: StepRunner> Engine<R> {
 
     fn forget(&mut self, id: RequestId) {
         if let Some(live) = self.live.remove(&id) {
+            self.delivery.close(id);
             for seq in &live.sequences {
                 self.owners.remove(seq);
             }
@@ -366,8 +364,8 @@ impl<R: StepRunner> Engine<R> {
     /// Tells every request that is left why it ends, and takes no more.
     fn end_all(&mut self, reason: Arc<str>) {
         self.inbox.set_dead(reason.clone());
-        for live in self.live.values() {
-            self.delivery.send(&live.reader, RequestEvent::Failed(reason.clone()));
+        for id in self.live.keys() {
+            self.delivery.send(*id, RequestEvent::Failed(reason.clone()));
         }
         self.delivery.flush();
         self.live.clear();

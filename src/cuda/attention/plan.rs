@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(parts_of(4096, 256, splits), 16, "19 slots for 4 tiles");
         assert_eq!(parts_of(4096, 256, Splits { slots: 100, ..splits }), 20);
         assert_eq!(parts_of(4096, 256, Splits { slots: 100, max_tiles: 100, ..splits }), 20);
-        assert_eq!(parts_of(1100, 256, splits), 7, "parts of 512 keys at least: one tile sees too few for two");
+        assert_eq!(parts_of(1100, 256, splits), 6, "parts of 512 keys at least: two tiles see too few for two");
         assert_eq!(parts_of(300, 256, splits), 4, "a short context");
         assert_eq!(parts_of(4096, 1280, splits), 20, "enough tiles as they are");
         assert_eq!(parts_of(100_000, 2, Splits { tiles_at_once: 264, max_tiles: 99, slots: 99 }), MAX_PARTS);

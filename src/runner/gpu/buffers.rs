@@ -1,8 +1,8 @@
 //! A step's inputs and results in GPU memory, at addresses that never change, and their copies in page-locked memory.
 //!
 //! Knows places and sizes, not what is computed. Everything that a step of up to `sequences` tokens needs lies together,
-//! so that one copy brings it over; what may be long (work items, block tables, tokens of prompts) follows, each copied as
-//! far as it is filled.
+//! the block tables last, so that one copy brings it over; what other steps have besides (tokens of prompts, tiles) follows,
+//! each copied as far as it is filled.
 
 use crate::cuda::{AttentionArrays, CudaError, DType, DeviceTensor, Gpu, PinnedMemory, SampleOutput, SampleRow};
 use crate::runner::plan::StepLimits;
@@ -50,9 +50,8 @@ struct Places {
     ids: Place,
     positions: Place,
     slots: Place,
-    /// Bytes of all the above.
-    small_bytes: usize,
     items: Place,
+    /// Copied over with all the above.
     block_tables: Place,
     copies: Place,
     many_ids: Place,
@@ -72,7 +71,6 @@ impl Places {
         let [first_item, item_count, sample_tokens] = [rows, 1, rows].map(|words| layout.place(words));
         let sample_rows = layout.place(rows * size_of::<SampleRow>() / 4);
         let [ids, positions, slots] = [rows; 3].map(|words| layout.place(words));
-        let small_bytes = layout.bytes;
         let [items, block_tables, copies] =
             [2 * limits.items, limits.table_entries, 2 * rows].map(|words| layout.place(words));
         let [many_ids, many_positions, many_slots, tiles] =
@@ -89,7 +87,6 @@ impl Places {
             ids,
             positions,
             slots,
-            small_bytes,
             items,
             block_tables,
             copies,
@@ -211,9 +208,9 @@ impl StepBuffers {
         writer.words(places.item_count, &[inputs.items.len() as u32])?;
         writer.words(places.sample_tokens, inputs.sample_tokens)?;
         writer.bytes(places.sample_rows, SampleRow::as_bytes(inputs.sample_rows))?;
-        let mut long = Vec::with_capacity(9);
-        long.push(writer.words(places.items, inputs.items.as_flattened())?);
-        long.push(writer.words(places.block_tables, inputs.block_tables)?);
+        writer.words(places.items, inputs.items.as_flattened())?;
+        let (tables, table_bytes) = writer.words(places.block_tables, inputs.block_tables)?;
+        let mut long = Vec::with_capacity(7);
         long.push(writer.pairs(places.copies, inputs.copies)?);
         let (tiles, _) = writer.words(places.tiles, inputs.tiles.as_flattened())?;
         writer.fill(places.tiles, 4 * inputs.tiles.len(), 4 * padding.tiles, PADDING)?;
@@ -232,7 +229,7 @@ impl StepBuffers {
         }
         writer.fill(places.sample_tokens, inputs.sample_tokens.len(), self.limits.sequences, 0)?;
         let staging = &self.staging[side];
-        gpu.queue_upload(&self.inputs, staging, 0, places.small_bytes)?;
+        gpu.queue_upload(&self.inputs, staging, 0, tables + table_bytes)?;
         for (offset, bytes) in long {
             gpu.queue_upload(&self.inputs.view(offset, 1, bytes, DType::U8), staging, offset, bytes)?;
         }

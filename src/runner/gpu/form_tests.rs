@@ -36,8 +36,9 @@ const FP8_PRODUCTS: f64 = 0.2;
 /// The same where the output layer is one of them: its inputs are what logits are made of. 0.25 was measured on an H100.
 const FP8_OUTPUT: f64 = 0.3;
 
-/// Of so many tokens one may go to other experts where inputs are rounded to four bits; 41 of 384 did on an H100.
-const FP8_STRAYS: usize = 6;
+/// Of so many tokens one may be far off, having gone to other experts, where inputs are rounded to four bits. In an emulation of
+/// that by transformers one of 11 is (437 of 4,800); 54 of 384 are three standard deviations more.
+const FP8_STRAYS: usize = 7;
 
 /// How near logits must be.
 fn limits(source: &ModelSource, dtype: DType, blas: &Result<Blas, BlasMissing>) -> Nearness {

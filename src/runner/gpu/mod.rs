@@ -425,9 +425,10 @@ fn take_sample(sequences: &mut Sequences, seq: SeqId, drawn: &SampleOutput, outp
     if drawn.status != 0 {
         output.failed.push((seq, SampleError::NotFinite));
     }
-    let wanted = sequences.collected(seq, drawn.token).and_then(|request| request.sampling.logprobs);
-    if let Some(reason) = sequences.broken(seq) {
-        output.failed.push((seq, SampleError::Grammar(reason)));
+    let mut wanted = None;
+    if let Some((state, broken)) = sequences.collected(seq, drawn.token) {
+        wanted = state.logprobs();
+        output.failed.extend(broken.map(|reason| (seq, SampleError::Grammar(reason))));
     }
     let logprobs = wanted.map(|count| logprobs(drawn, count));
     output.sampled.push(Sampled { seq, token: drawn.token, logprobs });

@@ -20,8 +20,10 @@ const LATE_TOKEN: u32 = 1 << 31;
 pub(super) struct SequenceState {
     seq: SeqId,
     pub(super) request: Arc<Request>,
-    choice: u32,
-    seed: u64,
+    /// What stays the same in all its draws. Kept here, for a step of hundreds of rows has no time to look into their requests.
+    draw: SampleRow,
+    /// Draws before which some tokens may not come.
+    min_tokens: u32,
     /// Draws that were begun.
     drawn: u32,
     /// Tokens that were collected.
@@ -40,8 +42,7 @@ pub(super) struct SequenceState {
 impl SequenceState {
     /// Whether penalties look at its history.
     pub(super) fn counts_history(&self) -> bool {
-        let params = &self.request.sampling;
-        params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+        self.draw.flags & SampleRow::PENALTIES != 0
     }
 
     fn compute_mask(&mut self) {
@@ -57,10 +58,25 @@ impl SequenceState {
 
     /// Tokens that may not come yet.
     pub(super) fn banned(&self) -> impl Iterator<Item = TokenId> + '_ {
-        let stop = &self.request.stop;
-        let none = stop.min_tokens == 0;
-        stop.eos_token_ids.iter().chain(&stop.stop_token_ids).copied().filter(move |_| !none)
+        banned(&self.request)
     }
+
+    /// How many alternatives come with each token, if its log-probability was asked for.
+    pub(super) fn logprobs(&self) -> Option<u32> {
+        Some(self.draw.top_logprobs).filter(|count| *count != SampleRow::NO_LOGPROBS)
+    }
+}
+
+/// Whether penalties look at a sequence's history.
+fn counts_history(params: &SamplingParams) -> bool {
+    params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+}
+
+/// Tokens that may not come before the least number has.
+fn banned(request: &Request) -> impl Iterator<Item = TokenId> + '_ {
+    let stop = &request.stop;
+    let none = stop.min_tokens == 0;
+    stop.eos_token_ids.iter().chain(&stop.stop_token_ids).copied().filter(move |_| !none)
 }
 
 /// All sequences and who has which slot.
@@ -79,11 +95,14 @@ impl Sequences {
 
     pub(super) fn start(&mut self, seq: SeqId, request: Arc<Request>, choice: u32, seed: u64) {
         let mask = request.masks.as_ref().map(|masks| masks.start());
+        let mut draw =
+            SampleRow { choice, ban_count: banned(&request).count() as u32, ..sample_row(&request.sampling, 0, seed) };
+        draw.flags += u32::from(counts_history(&request.sampling)) * SampleRow::PENALTIES;
         let state = SequenceState {
             seq,
+            min_tokens: request.stop.min_tokens,
             request,
-            choice,
-            seed,
+            draw,
             drawn: 0,
             generated: Vec::new(),
             slot: None,
@@ -113,14 +132,15 @@ impl Sequences {
         self.states.get_mut(seq.place())?.as_mut().filter(|state| state.seq == seq)
     }
 
-    /// A token of a sequence has come; its request.
-    pub(super) fn collected(&mut self, seq: SeqId, token: TokenId) -> Option<&Request> {
+    /// A token of a sequence has come; the sequence, and why it cannot follow its grammar any further, told once.
+    pub(super) fn collected(&mut self, seq: SeqId, token: TokenId) -> Option<(&SequenceState, Option<String>)> {
         let state = self.get_mut(seq)?;
         state.generated.push(token);
         if let Some(Err(reason)) = state.mask.as_mut().map(|mask| mask.commit(token)) {
             state.broken.get_or_insert(reason);
         }
-        Some(&state.request)
+        let broken = state.broken.take();
+        Some((state, broken))
     }
 
     /// Whether any of `seqs` has rules for its next token.
@@ -129,7 +149,7 @@ impl Sequences {
     }
 
     /// Finds out which tokens may come next in each sequence of the step, several at a time where there are many. One that
-    /// cannot be followed any further is told by [`Self::broken`].
+    /// cannot be followed any further is told with its next token, by [`Self::collected`].
     pub(super) fn compute_masks(&mut self) {
         let step = self.step;
         let states = self.states.iter_mut().flatten().filter(|state| state.step == step && state.mask.is_some());
@@ -145,11 +165,6 @@ impl Sequences {
     pub(super) fn mask(&self, seq: SeqId) -> Option<(u32, &[u32])> {
         let state = self.get(seq)?;
         (!state.allowed.is_empty()).then_some((state.slot?, &state.allowed))
-    }
-
-    /// Why `seq` cannot follow its grammar any further, told once.
-    pub(super) fn broken(&mut self, seq: SeqId) -> Option<String> {
-        self.get_mut(seq)?.broken.take()
     }
 
     /// Gives every one of `seqs`, which are all of a step's, a slot. Those that are new to theirs go to `fresh`.
@@ -193,14 +208,9 @@ impl Sequences {
     pub(super) fn next_draw(&mut self, seq: SeqId) -> SampleRow {
         let state = self.get_mut(seq).expect("a sampled sequence was started");
         let slot = state.slot.expect("a sampled sequence has a slot");
-        let banned = state.drawn < state.request.stop.min_tokens;
-        let row = SampleRow {
-            flags: u32::from(state.counts_history()) * SampleRow::PENALTIES + u32::from(banned) * SampleRow::BANS,
-            choice: state.choice,
-            drawn: state.drawn,
-            ban_count: state.banned().count() as u32,
-            ..sample_row(&state.request.sampling, slot, state.seed)
-        };
+        let banned = state.drawn < state.min_tokens;
+        let flags = state.draw.flags + u32::from(banned) * SampleRow::BANS;
+        let row = SampleRow { slot, flags, drawn: state.drawn, ..state.draw };
         state.drawn += 1;
         row
     }
