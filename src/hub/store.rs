@@ -148,6 +148,11 @@ impl Store {
         read_model(&self.folder(name))
     }
 
+    /// Whether a model of this name is here, by its manifest's being there; one that cannot be looked at counts as here.
+    pub fn has(&self, name: &str) -> bool {
+        self.folder(name).join(MANIFEST).try_exists().unwrap_or(true)
+    }
+
     /// Removes a model, or what an interrupted pull left of it.
     ///
     /// # Errors

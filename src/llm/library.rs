@@ -105,6 +105,16 @@ impl ModelLibrary {
         Ok(all)
     }
 
+    /// Whether a model of this name in the list is still there. One whose next version is arriving is, and so is one of
+    /// which the disk does not say.
+    pub fn has(&self, name: &str) -> bool {
+        let of_the_store = || Ok::<_, HubError>(self.store()?.has(name));
+        let folder = self.options.ollama_models.as_deref();
+        let of_ollama =
+            || folder.is_some_and(|folder| hub::ollama_models(folder).iter().any(|theirs| theirs.name == name));
+        of_the_store().unwrap_or(true) || of_ollama()
+    }
+
     fn find(&self, name: &str) -> Result<(LocalModel, LocatedKind), HubError> {
         let mut all = self.all()?;
         let plain = |name: &str| name.strip_suffix(":latest").unwrap_or(name).to_owned();

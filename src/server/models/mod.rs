@@ -1,10 +1,11 @@
 //! The models that are served, by name: those that are loaded, and those that are loaded when somebody asks for them.
 //!
-//! Knows no API. Invariants: one model is loaded at a time; one that is in use does not leave; one that leaves has given
-//! its memory back before the next takes it. Where memory is short, the KV caches of idle models become smaller before any
+//! Knows no API. Invariants: one model is loaded at a time, and none twice; one that is in use does not leave; one that
+//! leaves has given its memory back before the next takes it. Where memory is short, the KV caches of idle models become smaller before any
 //! model leaves.
 
 mod lease;
+mod leave;
 mod names;
 mod source;
 
@@ -32,23 +33,46 @@ use lease::Uses;
 /// What a server serves: one model, or several, and those that it may load when they are asked for.
 #[derive(Clone)]
 pub struct ServedModels {
-    loaded: Vec<Llm>,
+    loaded: Vec<Given>,
     pinned: bool,
     source: Option<Arc<dyn ModelSource>>,
+}
+
+/// A model that is loaded when the server starts.
+#[derive(Clone)]
+struct Given {
+    llm: Llm,
+    /// What its requests may call it besides its own name.
+    further_names: Vec<String>,
+    /// The digest of the source's model of that name.
+    digest: Option<String>,
 }
 
 impl From<Llm> for ServedModels {
     /// This model alone.
     fn from(llm: Llm) -> Self {
-        Self { loaded: vec![llm], pinned: true, source: None }
+        Self { loaded: vec![Given { llm, further_names: Vec::new(), digest: None }], pinned: true, source: None }
     }
 }
 
 impl ServedModels {
     /// These models, which are loaded, and what `source` has besides, when it is asked for. Loaded models leave when
-    /// others need their memory and nobody uses them.
+    /// others need their memory and nobody uses them, and when they are removed from `source`.
     pub fn new(loaded: Vec<Llm>, source: impl ModelSource) -> Self {
-        Self { loaded, pinned: false, source: Some(Arc::new(source)) }
+        let listed = source.list();
+        let given = |llm: Llm| {
+            let stored = listed.iter().find(|stored| stored.name == llm.info().name);
+            Given { digest: stored.map(|stored| stored.digest.clone()), further_names: Vec::new(), llm }
+        };
+        Self { loaded: loaded.into_iter().map(given).collect(), pinned: false, source: Some(Arc::new(source)) }
+    }
+
+    /// The loaded model `model` is served by the name `further`, too.
+    pub fn with_further_name(mut self, model: &str, further: impl Into<String>) -> Self {
+        if let Some(given) = self.loaded.iter_mut().find(|given| given.llm.info().name == model) {
+            given.further_names.push(further.into());
+        }
+        self
     }
 
     /// The models that are loaded now never leave.
@@ -85,6 +109,10 @@ struct Loaded {
     metrics: Arc<Metrics>,
     aliases: Vec<String>,
     pinned: bool,
+    /// The digest of the source's model that it is; `None`: its files are elsewhere.
+    digest: Option<String>,
+    /// Whether it was removed from the source: it is there for the requests that hold it and for no others.
+    removed: bool,
     uses: Arc<Uses>,
 }
 
@@ -115,13 +143,29 @@ impl Loaded {
     fn serve(&self) -> Served {
         Served::new(self.llm.clone(), self.metrics.clone(), self.uses.clone())
     }
+
+    /// Whether it is not there to stay.
+    fn may_leave(&self) -> bool {
+        !self.pinned || self.removed
+    }
+
+    fn listed(&self) -> Listed {
+        let own = self.name();
+        let aliases = self.aliases.iter().map(String::as_str).filter(|alias| *alias != own);
+        Listed {
+            names: std::iter::once(own).chain(aliases).map(str::to_owned).collect(),
+            llm: self.llm.clone(),
+            metrics: self.metrics.clone(),
+            left: if self.pinned { None } else { self.uses.left() },
+        }
+    }
 }
 
 /// All models that are served.
 pub(super) struct Models {
     loaded: Mutex<Vec<Loaded>>,
     source: Option<Arc<dyn ModelSource>>,
-    /// Held by whoever loads a model.
+    /// Held by whoever loads models, or unloads any.
     loading: tokio::sync::Mutex<()>,
     /// Loads that have begun, by the model's name: all who ask for it wait for the same.
     loads: Mutex<HashMap<String, watch::Receiver<Option<Outcome>>>>,
@@ -164,9 +208,10 @@ impl Models {
             },
         });
         let mut aliases = config.model_aliases.clone();
-        for llm in models.loaded {
-            // Further names are the first model's.
-            all.insert(llm, std::mem::take(&mut aliases), models.pinned);
+        for mut given in models.loaded {
+            // Aliases are the first model's.
+            given.further_names.append(&mut aliases);
+            all.insert(given, models.pinned);
         }
         all
     }
@@ -176,33 +221,30 @@ impl Models {
     }
 
     /// Takes a model in, and gives it out once.
-    fn insert(self: &Arc<Self>, llm: Llm, aliases: Vec<String>, pinned: bool) -> Served {
+    fn insert(self: &Arc<Self>, given: Given, pinned: bool) -> Served {
+        let Given { llm, further_names: aliases, digest } = given;
         let metrics = Arc::new(Metrics::new(&llm.info().name));
         let uses = Uses::new(self.limits.keep_alive, self.returned.clone());
-        let loaded = Loaded { llm, metrics, aliases, pinned, uses };
+        let loaded = Loaded { llm, metrics, aliases, pinned, digest, removed: false, uses };
         let served = loaded.serve();
         self.lock().push(loaded);
         served
     }
 
-    /// Models that are loaded, the oldest first.
+    /// Models that are loaded, the oldest first, and with them those that only await the end of their last requests.
     pub(super) fn loaded(&self) -> Vec<Listed> {
-        let listed = |loaded: &Loaded| {
-            let own = loaded.name();
-            let aliases = loaded.aliases.iter().map(String::as_str).filter(|alias| *alias != own);
-            Listed {
-                names: std::iter::once(own).chain(aliases).map(str::to_owned).collect(),
-                llm: loaded.llm.clone(),
-                metrics: loaded.metrics.clone(),
-                left: if loaded.pinned { None } else { loaded.uses.left() },
-            }
-        };
-        self.lock().iter().map(listed).collect()
+        self.lock().iter().map(Loaded::listed).collect()
+    }
+
+    /// Models that are loaded and may be asked for, the oldest first.
+    pub(super) fn offered(&self) -> Vec<Listed> {
+        self.lock().iter().filter(|loaded| !loaded.removed).map(Loaded::listed).collect()
     }
 
     /// Models that are on this machine, loaded or not.
     pub(super) async fn local(&self) -> Vec<LocalModel> {
         let Some(source) = self.source.clone() else { return Vec::new() };
+        self.look_for_removed().await;
         // A store that cannot be read has nothing to offer.
         tokio::task::spawn_blocking(move || source.list()).await.unwrap_or_default()
     }
@@ -211,15 +253,16 @@ impl Models {
     pub(super) async fn available(&self) -> Vec<LocalModel> {
         let mut all = self.local().await;
         let loaded = self.lock();
-        all.retain(|model| loaded.iter().all(|loaded| loaded.name() != model.name));
+        all.retain(|model| loaded.iter().all(|loaded| loaded.removed || loaded.name() != model.name));
         all
     }
 
     /// Every name under which a model is served, those of loaded models first.
     pub(super) async fn summaries(&self) -> Vec<Summary> {
-        let loaded = self.loaded();
-        let mut all: Vec<_> = loaded.iter().flat_map(Listed::summaries).collect();
-        all.extend(self.available().await.into_iter().map(Summary::from));
+        // First, since to look for those is to find out which of the loaded ones were removed.
+        let available = self.available().await;
+        let mut all: Vec<_> = self.offered().iter().flat_map(Listed::summaries).collect();
+        all.extend(available.into_iter().map(Summary::from));
         all
     }
 
@@ -228,8 +271,9 @@ impl Models {
     /// # Errors
     /// 404: nothing is called so.
     pub(super) async fn summary(&self, name: &str) -> Result<Summary, ApiError> {
-        let mut loaded = self.loaded().into_iter().flat_map(|loaded| loaded.summaries().collect::<Vec<_>>());
-        match loaded.find(|summary| names::is_same(&summary.name, name)) {
+        self.look_for_removed().await;
+        let mut offered = self.offered().into_iter().flat_map(|offered| offered.summaries().collect::<Vec<_>>());
+        match offered.find(|summary| names::is_same(&summary.name, name)) {
             Some(summary) => Ok(summary),
             None => Ok(self.find_available(name).await?.into()),
         }
@@ -253,13 +297,16 @@ impl Models {
         if let Some(served) = self.find(name) {
             return Ok(served);
         }
-        let full = match self.find_available(name).await {
-            Ok(model) => model.name,
+        let wanted = match self.find_available(name).await {
+            Ok(model) => model,
             // Its loading may just have ended.
             Err(error) => return self.find(name).ok_or(error),
         };
+        if let Some(served) = self.find_same(&wanted) {
+            return Ok(served);
+        }
         let _place = self.waiting.try_acquire().map_err(|_| self.too_many_wait())?;
-        let mut load = self.begin_or_join(full);
+        let mut load = self.begin_or_join(wanted);
         let mut closing = self.closing.subscribe();
         let loaded = tokio::select! {
             biased;
@@ -279,25 +326,25 @@ impl Models {
         }
     }
 
-    /// What will have become of the one load of the model `name`, which begins now unless it has. It has a task of its own:
-    /// whoever asked may go away, the model is loaded all the same.
-    fn begin_or_join(self: &Arc<Self>, name: String) -> watch::Receiver<Option<Outcome>> {
+    /// What will have become of the one load of the model `wanted`, which begins now unless it has. It has a task of its
+    /// own: whoever asked may go away, the model is loaded all the same.
+    fn begin_or_join(self: &Arc<Self>, wanted: LocalModel) -> watch::Receiver<Option<Outcome>> {
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         // Of one that met a defect nothing more will be heard.
-        if let Some(load) = loads.get(&name).filter(|load| load.has_changed().is_ok()) {
+        if let Some(load) = loads.get(&wanted.name).filter(|load| load.has_changed().is_ok()) {
             return load.clone();
         }
         let (sender, receiver) = watch::channel(None);
-        loads.insert(name.clone(), receiver.clone());
+        loads.insert(wanted.name.clone(), receiver.clone());
         drop(loads);
         let models = self.clone();
         tokio::spawn(async move {
-            let outcome = models.load(&name).await;
+            let outcome = models.load(&wanted).await;
             if outcome.is_err() {
                 models.freed.store(true, Ordering::Relaxed);
             }
             // Before it is told: who asks from now on finds the model, or tries again.
-            models.loads.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+            models.loads.lock().unwrap_or_else(PoisonError::into_inner).remove(&wanted.name);
             // Perhaps nobody waits any more.
             let _ = sender.send(Some(outcome));
         });
@@ -313,8 +360,8 @@ impl Models {
         if let Some(at) = available.iter().position(|model| names::is_same(&model.name, name)) {
             return Ok(available.swap_remove(at));
         }
-        let loaded: Vec<_> = self.loaded().into_iter().flat_map(|loaded| loaded.names).collect();
-        let known = loaded.iter().map(String::as_str).chain(available.iter().map(|model| model.name.as_str()));
+        let offered: Vec<_> = self.offered().into_iter().flat_map(|offered| offered.names).collect();
+        let known = offered.iter().map(String::as_str).chain(available.iter().map(|model| model.name.as_str()));
         Err(names::unknown(name, &known.collect::<Vec<_>>()))
     }
 
@@ -324,7 +371,16 @@ impl Models {
         let names = |loaded: &Loaded, name: &str| {
             names::is_same(loaded.name(), name) || loaded.aliases.iter().any(|alias| alias == name)
         };
-        loaded.iter().find(|loaded| names(loaded, name)).map(Loaded::serve)
+        loaded.iter().find(|loaded| !loaded.removed && names(loaded, name)).map(Loaded::serve)
+    }
+
+    /// A loaded model that is this one by its name or, where it has a second one, by its files.
+    fn find_same(&self, wanted: &LocalModel) -> Option<Served> {
+        self.find(&wanted.name).or_else(|| {
+            let loaded = self.lock();
+            let is_same = |loaded: &&Loaded| !loaded.removed && loaded.digest.as_ref() == Some(&wanted.digest);
+            loaded.iter().find(is_same).map(Loaded::serve)
+        })
     }
 
     fn too_many_wait(&self) -> ApiError {
@@ -337,24 +393,25 @@ impl Models {
 
     /// Loads a model of the source's, in its turn; where that is needed the caches of idle ones become smaller for it, then
     /// idle ones leave. While it waits for one that is in use, others have their turn.
-    async fn load(self: &Arc<Self>, name: &str) -> Result<Served, ApiError> {
-        let started = Instant::now();
+    async fn load(self: &Arc<Self>, wanted: &LocalModel) -> Result<Served, ApiError> {
+        let (started, name) = (Instant::now(), wanted.name.as_str());
         let mut caches_shrink = true;
         loop {
             let turn = self.loading.lock().await;
-            if let Some(served) = self.find(name) {
+            if let Some(served) = self.find_same(wanted) {
                 return Ok(served);
             }
             caches_shrink = caches_shrink && !self.idle_caches().is_empty();
             let beside = self.beside(if caches_shrink { USEFUL_CONTEXT } else { 0 });
-            let (source, wanted) = (self.source()?, name.to_owned());
+            let (source, asked) = (self.source()?, name.to_owned());
             let returned = self.returned.notified();
-            let outcome = tokio::task::spawn_blocking(move || source.load(&wanted, beside)).await;
+            let outcome = tokio::task::spawn_blocking(move || source.load(&asked, beside)).await;
             match outcome.map_err(|_| ApiError::internal("loading the model met a defect of the server's"))? {
                 Ok(llm) => {
                     tracing::info!(model = name, seconds = started.elapsed().as_secs_f32(), "loaded");
                     self.freed.store(false, Ordering::Relaxed);
-                    return Ok(self.insert(llm, Vec::new(), false));
+                    let digest = Some(wanted.digest.clone());
+                    return Ok(self.insert(Given { llm, further_names: Vec::new(), digest }, false));
                 }
                 Err(error) if error.does_not_fit() && caches_shrink => caches_shrink = self.shrink_a_cache(name).await,
                 Err(error) if error.does_not_fit() && self.may_become_free() => {
@@ -406,74 +463,9 @@ impl Models {
         false
     }
 
-    /// Where memory came free and nobody loads a model, KV caches that had become smaller take of it what they may, the last
-    /// used model's first.
-    async fn grow_caches(&self) {
-        let Ok(_turn) = self.loading.try_lock() else { return };
-        if !self.freed.swap(false, Ordering::Relaxed) {
-            return;
-        }
-        let mut shrunk: Vec<_> = {
-            let loaded = self.lock();
-            let shrunk = loaded.iter().filter(|loaded| loaded.llm.kv_given_back_bytes() > 0);
-            shrunk.map(|loaded| (loaded.uses.idle_since(), loaded.llm.clone())).collect()
-        };
-        shrunk.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
-        let mut in_use = false;
-        for (_, llm) in shrunk {
-            let Some(bytes) = llm.grow_kv(self.beside(0).reserved_bytes).await else {
-                in_use = true;
-                continue;
-            };
-            tracing::info!(model = llm.info().name, bytes, "its KV cache has grown again");
-            if llm.kv_given_back_bytes() > 0 {
-                // There is no more. Asked again and again, it would take what plans leave to others.
-                return;
-            }
-        }
-        if in_use {
-            self.freed.store(true, Ordering::Relaxed);
-        }
-    }
-
     /// Whether any model is loaded that is not there to stay.
     fn may_become_free(&self) -> bool {
-        self.lock().iter().any(|loaded| !loaded.pinned)
-    }
-
-    /// Unloads the model that nobody has used for the longest time; whether there was one.
-    async fn unload_longest_idle(&self) -> bool {
-        let idle = |loaded: &Loaded| loaded.uses.idle_since().filter(|_| !loaded.pinned);
-        let leaving = {
-            let mut loaded = self.lock();
-            let longest = loaded.iter().enumerate().filter_map(|(at, loaded)| Some((idle(loaded)?, at))).min();
-            longest.map(|(_, at)| loaded.remove(at))
-        };
-        match leaving {
-            Some(leaving) => {
-                unload(leaving, "another model needs its memory").await;
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Unloads what has been idle for as long as it is kept; the others may have its memory.
-    pub(super) async fn unload_expired(&self) {
-        loop {
-            let leaving = {
-                let mut loaded = self.lock();
-                let expired = loaded.iter().position(|loaded| !loaded.pinned && loaded.uses.is_expired());
-                expired.map(|at| loaded.remove(at))
-            };
-            match leaving {
-                Some(leaving) => {
-                    unload(leaving, "nobody has used it (keep_alive)").await;
-                    self.freed.store(true, Ordering::Relaxed);
-                }
-                None => return self.grow_caches().await,
-            }
-        }
+        self.lock().iter().any(Loaded::may_leave)
     }
 
     /// Waits until the engine of a loaded model stops by itself; why it did.
@@ -511,17 +503,6 @@ const USEFUL_CONTEXT: u32 = 8192;
 
 /// How often it is looked which engines there are to be watched.
 const WATCH_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// Stops a model's engine and waits until its memory is free.
-async fn unload(leaving: Loaded, why: &str) {
-    let name = leaving.name().to_owned();
-    let engine = leaving.llm.engine().clone();
-    drop(leaving);
-    engine.drain();
-    engine.shutdown("the model was unloaded");
-    engine.gone().await;
-    tracing::info!(model = name, why, "unloaded");
-}
 
 fn unavailable(code: &'static str, message: String) -> ApiError {
     ApiError { retry_after_s: Some(1), ..ApiError::server(StatusCode::SERVICE_UNAVAILABLE, code, message) }

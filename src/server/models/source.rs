@@ -7,6 +7,10 @@ pub trait ModelSource: Send + Sync + 'static {
     /// What can be loaded, without the network.
     fn list(&self) -> Vec<LocalModel>;
 
+    /// Whether one of them is still here. It is asked often: a look at the disk, no reading. Where the disk does not say,
+    /// it is.
+    fn has(&self, name: &str) -> bool;
+
     /// Loads one of them, beside those that are loaded.
     ///
     /// # Errors
@@ -44,6 +48,10 @@ impl ModelSource for ModelLibrary {
             tracing::warn!(%error, "the models on this machine cannot be listed");
             Vec::new()
         })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        ModelLibrary::has(self, name)
     }
 
     fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {

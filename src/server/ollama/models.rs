@@ -120,7 +120,7 @@ fn stored(model: LocalModel, described: Option<&ModelDescription>) -> Model {
 
 pub(super) async fn tags(State(app): State<App>) -> Result<Json<ModelList>, ApiError> {
     let (mut models, mut available) = (Vec::new(), app.models.local().await);
-    for listed in app.models.loaded() {
+    for listed in app.models.offered() {
         models.extend(listed.names.iter().map(|name| loaded(name, &listed, &available)));
         available.retain(|model| model.name != listed.llm.info().name);
     }

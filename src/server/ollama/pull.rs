@@ -97,12 +97,13 @@ pub(super) async fn copy(State(app): State<App>, request: Request) -> Result<Sta
     Ok(StatusCode::OK)
 }
 
-/// Removes a model from the store; one that is loaded stays loaded until it leaves.
+/// Removes a model from the store; one that is loaded leaves when its last request has ended.
 pub(super) async fn delete(State(app): State<App>, request: Request) -> Result<StatusCode, ApiError> {
     let bytes = body::read(&app.config, request).await?;
     let NameBody { model, .. } = body::parse(&bytes)?;
     let source = app.models.source()?;
     app.block(move || source.remove(&model)).await?.map_err(|error| failed(&error))?;
+    app.models.unload_expired().await;
     Ok(StatusCode::OK)
 }
 

@@ -186,11 +186,16 @@ pub(super) fn templated(template: &str, text: &'static str) -> (Router, std::syn
 
 /// An engine that does nothing by itself: the test gets each submission.
 pub(super) fn held(limits: EngineLimits) -> (Llm, mpsc::UnboundedReceiver<Submission>) {
+    held_as(MODEL, limits)
+}
+
+/// As [`held`], of another name.
+pub(super) fn held_as(name: &str, limits: EngineLimits) -> (Llm, mpsc::UnboundedReceiver<Submission>) {
     let (sender, submissions) = mpsc::unbounded_channel();
-    let llm = llm(limits, move |submission| {
+    let script = move |submission| {
         let _ = sender.send(submission);
-    });
-    (llm, submissions)
+    };
+    (with_template_and_name(engine(limits, script), TEMPLATE, name), submissions)
 }
 
 pub(super) fn config() -> ServerConfig {

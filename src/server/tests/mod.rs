@@ -7,6 +7,7 @@ mod chat;
 mod completions;
 mod embeddings;
 pub(super) mod fixture;
+mod leaving;
 mod lifecycle;
 mod models;
 mod ollama;

@@ -17,7 +17,7 @@ use crate::server::models::Models;
 use crate::server::{ModelSource, ServedModels, ServerConfig, router};
 
 /// Counts what is loaded while it lives.
-struct Place(Arc<AtomicUsize>);
+pub(super) struct Place(pub(super) Arc<AtomicUsize>);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -27,42 +27,48 @@ impl Drop for Place {
 
 /// Models `a:1b`, `b:1b` and `c:1b`, of which `room` fit at once. Each says its own name's letter.
 #[derive(Clone)]
-struct Shelf {
-    room: usize,
-    loaded: Arc<AtomicUsize>,
-    loads: Arc<AtomicUsize>,
+pub(super) struct Shelf {
+    pub(super) room: usize,
+    pub(super) loaded: Arc<AtomicUsize>,
+    pub(super) loads: Arc<AtomicUsize>,
     /// How often there was no room.
-    refusals: Arc<AtomicUsize>,
+    pub(super) refusals: Arc<AtomicUsize>,
+    /// Another name of `b:1b`.
+    pub(super) second_name: Option<&'static str>,
     /// The model that fits only where no other is.
-    large: &'static str,
+    pub(super) large: &'static str,
     /// Bytes that others may hold at most where one is to be loaded.
-    most_reserved: u64,
+    pub(super) most_reserved: u64,
     /// What the last one to be loaded had to leave to others.
-    reserved: Arc<AtomicU64>,
+    pub(super) reserved: Arc<AtomicU64>,
     /// The least context of each attempt to load one.
-    least_contexts: Arc<Mutex<Vec<u32>>>,
+    pub(super) least_contexts: Arc<Mutex<Vec<u32>>>,
+    /// Models that are here no more.
+    pub(super) removed: Arc<Mutex<Vec<String>>>,
 }
 
 impl Shelf {
-    fn new(room: usize) -> Self {
+    pub(super) fn new(room: usize) -> Self {
         Self {
             room,
             loaded: Arc::default(),
             loads: Arc::default(),
             refusals: Arc::default(),
+            second_name: None,
             large: "",
             most_reserved: u64::MAX,
             reserved: Arc::default(),
             least_contexts: Arc::default(),
+            removed: Arc::default(),
         }
     }
 
-    fn router(&self, loaded: &[&str], config: ServerConfig) -> Router {
+    pub(super) fn router(&self, loaded: &[&str], config: ServerConfig) -> Router {
         let loaded = loaded.iter().map(|name| self.load(name, Beside::default()).expect("room")).collect();
         router(ServedModels::new(loaded, self.clone()), config)
     }
 
-    fn is_loaded(&self) -> usize {
+    pub(super) fn is_loaded(&self) -> usize {
         self.loaded.load(Ordering::SeqCst)
     }
 }
@@ -73,9 +79,15 @@ impl ModelSource for Shelf {
             name: name.to_owned(),
             bytes: 5,
             modified_at_unix_s: 1_600_000_000,
-            digest: "d".into(),
+            // `b:1b` has a second name.
+            digest: format!("d{}", name.replace("b-again", "b:1b")),
         };
-        ["a:1b", "b:1b", "c:1b"].map(one).into()
+        let names = ["a:1b", "b:1b", "c:1b"].into_iter().chain(self.second_name);
+        names.filter(|name| self.has(name)).map(one).collect()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        !self.removed.lock().expect("no panic").iter().any(|removed| removed == name)
     }
 
     fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
@@ -97,7 +109,7 @@ impl ModelSource for Shelf {
         self.loads.fetch_add(1, Ordering::SeqCst);
         let text = match name {
             "a:1b" => "a",
-            "b:1b" => "b",
+            "b:1b" | "b-again" => "b",
             _ => "c",
         };
         Ok(named(name, text, Place(self.loaded.clone())))
@@ -131,17 +143,21 @@ impl ModelSource for Shelf {
     }
 
     fn remove(&self, name: &str) -> Result<(), HubError> {
-        if name == "a:1b" { Ok(()) } else { Err(HubError::NotStored { name: name.into() }) }
+        if name != "a:1b" {
+            return Err(HubError::NotStored { name: name.into() });
+        }
+        self.removed.lock().expect("no panic").push(name.into());
+        Ok(())
     }
 }
 
-async fn says(router: &Router, model: &str) -> String {
+pub(super) async fn says(router: &Router, model: &str) -> String {
     let reply = post(router, "/v1/chat/completions", chat_body(json!({"model": model}))).await;
     assert_eq!(reply.status, 200, "{}", reply.text);
     reply.json()["choices"][0]["message"]["content"].as_str().expect("text").to_owned()
 }
 
-async fn loaded_names(router: &Router) -> Vec<String> {
+pub(super) async fn loaded_names(router: &Router) -> Vec<String> {
     let ps = get(router, "/api/ps").await.json();
     let names = ps["models"].as_array().expect("a list").iter().map(|model| model["name"].as_str().expect("a name"));
     names.map(str::to_owned).collect()
@@ -295,6 +311,10 @@ struct Slow {
 impl ModelSource for Slow {
     fn list(&self) -> Vec<LocalModel> {
         self.shelf.list()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.shelf.has(name)
     }
 
     fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {
@@ -480,12 +500,12 @@ async fn what_is_told_of_a_model_does_not_change_when_it_is_loaded() {
         (model, show["modified_at"].clone())
     };
     let before = told().await;
-    assert_eq!((&before.0["digest"], &before.0["size"]), (&json!("d"), &json!(5)));
+    assert_eq!((&before.0["digest"], &before.0["size"]), (&json!("da:1b"), &json!(5)));
     assert_eq!(before.1, "2020-09-13T12:26:40Z");
     says(&router, "a:1b").await;
     assert_eq!(told().await, before);
     let ps = get(&router, "/api/ps").await.json();
-    assert_eq!(ps["models"][0]["digest"], "d");
+    assert_eq!(ps["models"][0]["digest"], "da:1b");
 }
 
 #[tokio::test]
