@@ -34,8 +34,16 @@ pub fn understand(text: &str, store: &Store, options: &HubOptions) -> Result<Mod
     Ok(hub::understand(text, &Catalog::embedded(), store, options).map_err(HubError::from)?)
 }
 
+/// A model that is loaded, and what else it was called.
+pub struct Named {
+    /// The model.
+    pub llm: Llm,
+    /// Further names that were given for the same files.
+    pub further_names: Vec<String>,
+}
+
 /// Loads several models, which share the memory: what their weights and steps leave of it, each gets an equal part of for
-/// its KV cache, unless that was set. How far it is goes to `loading`.
+/// its KV cache, unless that was set. One that is named twice is loaded once. How far it is goes to `loading`.
 ///
 /// # Errors
 /// [`CliError`]: one of them cannot be had, or they do not fit together.
@@ -44,37 +52,58 @@ pub fn load_all(
     models: &[String],
     session: &Session,
     loading: &Loading,
-) -> Result<Vec<Llm>, CliError> {
+) -> Result<Vec<Named>, CliError> {
     loading.begin("loading the model", None);
     let bar = || Bar::new(session.terminal).telling(loading);
     if models.len() <= 1 {
-        return Ok(vec![builder(config, models.first().map(String::as_str)).progress(bar()).load_blocking()?]);
+        let llm = builder(config, models.first().map(String::as_str)).progress(bar()).load_blocking()?;
+        return Ok(vec![Named { llm, further_names: Vec::new() }]);
     }
     let (store, options) = (store(&config.hub)?, hub_options(&config.hub));
     let bring = |model: &String| -> Result<Located, CliError> {
         Ok(hub::pull(&understand(model, &store, &options)?, &store, &options, &mut bar())?)
     };
-    let located = models.iter().map(bring).collect::<Result<Vec<_>, _>>()?;
-    let engine = share(config, &located)?;
-    let count = located.len();
-    let load = |(index, located): (usize, Located)| {
+    let distinct = distinct(models.iter().map(bring).collect::<Result<Vec<_>, _>>()?);
+    let engine = match distinct.as_slice() {
+        [_] => config.engine.clone(),
+        several => share(config, several.iter().map(|(located, _)| located))?,
+    };
+    let count = distinct.len();
+    let load = |(index, (located, further_names)): (usize, (Located, Vec<String>))| {
         loading.begin(format!("loading model {} of {count}", index + 1), None);
         let builder = Llm::builder().hub_config(config.hub.clone()).engine_config(engine.clone());
-        Ok(builder.located(located).load_blocking()?)
+        Ok(Named { llm: builder.located(located).load_blocking()?, further_names })
     };
-    located.into_iter().enumerate().map(load).collect()
+    distinct.into_iter().enumerate().map(load).collect()
+}
+
+/// Each model once, with the further names of those that were named again.
+fn distinct(models: Vec<Located>) -> Vec<(Located, Vec<String>)> {
+    let mut distinct: Vec<(Located, Vec<String>)> = Vec::with_capacity(models.len());
+    for model in models {
+        let Some((same, names)) = distinct.iter_mut().find(|(known, _)| known.is_same_files(&model)) else {
+            distinct.push((model, Vec::new()));
+            continue;
+        };
+        tracing::warn!("`{}` is the same files as `{}`: loaded once", model.display_name, same.display_name);
+        if model.display_name != same.display_name && !names.contains(&model.display_name) {
+            names.push(model.display_name);
+        }
+    }
+    distinct
 }
 
 /// The engine's settings for each of several models.
-fn share(config: &Config, models: &[Located]) -> Result<EngineConfig, CliError> {
+fn share<'a>(config: &Config, models: impl Iterator<Item = &'a Located>) -> Result<EngineConfig, CliError> {
     if config.engine.kv_cache_bytes.is_some() {
         return Ok(config.engine.clone());
     }
     let (memory, _) = memory_here(config)?;
     // What is shared is the memory of whole models.
     let whole = EngineConfig { gpu_layers: GpuLayers::All, ..config.engine.clone() };
-    let (mut usable_bytes, mut fixed_bytes) = (0, 0);
+    let (mut usable_bytes, mut fixed_bytes, mut count) = (0, 0, 0);
     for model in models {
+        count += 1;
         let plan = plan_preview(model.kind.path(), false, &whole, memory, None)?;
         usable_bytes = plan.usable_bytes;
         fixed_bytes += plan.weight_bytes + plan.step_bytes + plan.kernel_bytes + plan.graph_bytes;
@@ -86,7 +115,7 @@ fn share(config: &Config, models: &[Located]) -> Result<EngineConfig, CliError> 
              are loaded when they are asked for"
         )));
     }
-    let kv_cache_bytes = Some((usable_bytes - fixed_bytes) / models.len() as u64);
+    let kv_cache_bytes = Some((usable_bytes - fixed_bytes) / count);
     Ok(EngineConfig { kv_cache_bytes, ..config.engine.clone() })
 }
 
@@ -104,4 +133,24 @@ fn builder(config: &Config, model: Option<&str>) -> LlmBuilder {
         .hub_config(config.hub.clone())
         .hub_options(hub_options(&config.hub))
         .engine_config(config.engine.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::LocatedKind;
+
+    #[test]
+    fn a_model_that_is_named_twice_is_one_with_both_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let located = |name: &str, file: &str| {
+            let path = folder.path().join(file);
+            std::fs::write(&path, "GGUF").expect("a file");
+            Located { kind: LocatedKind::Gguf(path), display_name: name.to_owned() }
+        };
+        let models = vec![located("a", "1"), located("b", "2"), located("a", "1"), located("also a", "1")];
+        let distinct = distinct(models);
+        let names: Vec<_> = distinct.iter().map(|(model, more)| (model.display_name.as_str(), more.concat())).collect();
+        assert_eq!(names, [("a", "also a".to_owned()), ("b", String::new())]);
+    }
 }

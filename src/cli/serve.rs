@@ -115,11 +115,12 @@ async fn serve(
     let loaded = server::answer_while_loading(&listener, &progress, loading)
         .await
         .map_err(|error| CliError::Refused(format!("loading the model broke off: {error}")))??;
-    let loaded = match script {
-        Some(script) => loaded.iter().map(|llm| llm.with_script(&script)).collect::<Result<Vec<_>, _>>(),
-        None => Ok(loaded),
-    };
-    let loaded = loaded.map_err(|error| CliError::Refused(error.to_string()))?;
+    let (mut loaded, further_names): (Vec<Llm>, Vec<_>) =
+        loaded.into_iter().map(|named| (named.llm, named.further_names)).unzip();
+    if let Some(script) = script {
+        let scripted = loaded.iter().map(|llm| llm.with_script(&script)).collect::<Result<Vec<_>, _>>();
+        loaded = scripted.map_err(|error| CliError::Refused(error.to_string()))?;
+    }
     let stop = StopSignals::listen()?;
     let infos: Vec<_> = loaded.iter().map(Llm::info).collect();
     let largest = room_for_models(hardware, &config.engine, &infos).and_then(|room| largest(room, &infos));
@@ -127,7 +128,11 @@ async fn serve(
     session.print(&format!("{startup}\n"))?;
     let engine = EngineConfig { already_quantized: AlreadyQuantized::Keep, ..config.engine.clone() };
     let library = ModelLibrary::new(config.hub.clone(), load::hub_options(&config.hub), engine);
-    let models = ServedModels::new(loaded, library);
+    let own_names: Vec<String> = loaded.iter().map(|llm| llm.info().name.clone()).collect();
+    let mut models = ServedModels::new(loaded, library);
+    for (own, further) in own_names.iter().zip(further_names) {
+        models = further.into_iter().fold(models, |models, name| models.with_further_name(own, name));
+    }
     let models = if pin { models.pinned() } else { models };
     server::serve(listener, models, server_config(&config), stop.first()).await.map_err(|error| match error {
         ServeError::Address(source) => CliError::Io { doing: "serving ended", source },

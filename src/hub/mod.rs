@@ -24,6 +24,7 @@ mod progress;
 mod pull;
 mod registry;
 mod remote;
+mod same_files;
 mod selection;
 mod store;
 
