@@ -24,6 +24,19 @@ pub enum LoadError {
         /// What should be there.
         expected: String,
     },
+    /// A file that did not arrive whole.
+    #[error(
+        "{}: the file ends early: it has {has_bytes} bytes, and its header says at least {needs_bytes}; delete it, and pull or \
+         copy it again", file.display()
+    )]
+    EndsEarly {
+        /// Which file.
+        file: PathBuf,
+        /// Bytes that it has.
+        has_bytes: u64,
+        /// Bytes that it would have if it were whole, as far as its header could be read.
+        needs_bytes: u64,
+    },
     /// A key or field that must be there is not.
     #[error("{}: {key} is missing: expected {expected}", file.display())]
     MissingKey {

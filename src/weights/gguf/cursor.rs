@@ -6,6 +6,9 @@ use std::path::Path;
 
 use crate::weights::LoadError;
 
+/// A header that says it takes more, bytes, is wrong rather than cut off.
+const MAX_MISSING_BYTES: u64 = 1 << 40;
+
 /// A place in a file.
 pub struct Cursor<'a> {
     file: &'a Path,
@@ -40,13 +43,19 @@ impl<'a> Cursor<'a> {
         LoadError::unexpected(self.file, format_args!("{} at byte {}", self.item, self.position), expected, found)
     }
 
+    /// An error of a file that lacks some of the next `length` bytes.
+    fn ends_early(&self, length: u64) -> LoadError {
+        LoadError::EndsEarly {
+            file: self.file.to_owned(),
+            has_bytes: self.bytes.len() as u64,
+            needs_bytes: (self.position as u64).saturating_add(length),
+        }
+    }
+
     /// The next `length` bytes.
     pub fn take(&mut self, length: usize) -> Result<&'a [u8], LoadError> {
         if length > self.left() {
-            return Err(self.unexpected(
-                format_args!("{length} more bytes"),
-                format_args!("{} to the end of the file", self.left()),
-            ));
+            return Err(self.ends_early(length as u64));
         }
         let start = self.position;
         self.position += length;
@@ -75,8 +84,10 @@ impl<'a> Cursor<'a> {
     pub fn count(&mut self, least_bytes: usize, limit: usize) -> Result<usize, LoadError> {
         let count = self.u64()?;
         let most = (self.left() / least_bytes).min(limit);
-        match usize::try_from(count) {
-            Ok(count) if count <= most => Ok(count),
+        let missing = count.checked_mul(least_bytes as u64).filter(|bytes| *bytes <= MAX_MISSING_BYTES);
+        match (usize::try_from(count), missing) {
+            (Ok(count), _) if count <= most => Ok(count),
+            (Ok(count), Some(bytes)) if count <= limit => Err(self.ends_early(bytes)),
             _ => Err(self.unexpected(format_args!("a count of at most {most}"), count)),
         }
     }

@@ -153,6 +153,15 @@ fn place(
     file_length: u64,
     file_index: usize,
 ) -> Result<HashMap<String, Tensor>, LoadError> {
+    // A tensor of unknown size takes at least one byte.
+    let end = |entry: &Entry| {
+        let start = data_start.checked_add(entry.offset)?;
+        start.checked_add(entry.length.unwrap_or(1))
+    };
+    let needs_bytes = entries.iter().filter_map(end).max().unwrap_or(0);
+    if needs_bytes > file_length {
+        return Err(LoadError::EndsEarly { file: file.to_owned(), has_bytes: file_length, needs_bytes });
+    }
     entries.sort_by_key(|entry| entry.offset);
     let mut tensors = HashMap::new();
     let mut previous_end = data_start;
@@ -161,16 +170,11 @@ fn place(
         let refuse = |expected: String, found: String| {
             LoadError::unexpected(file, format_args!("tensor {}", entry.name), expected, found)
         };
-        let start = data_start.checked_add(entry.offset);
-        // A tensor of unknown size takes at least one byte.
-        let end = start.and_then(|start| start.checked_add(entry.length.unwrap_or(1)));
-        let (start, end) = match (start, end) {
-            (Some(start), Some(end)) if end <= file_length => (start, end),
-            _ => {
-                let found = format!("{} bytes at {} of tensor data", entry.length.unwrap_or(1), entry.offset);
-                return Err(refuse(format!("data inside the file of {file_length} bytes"), found));
-            }
+        let Some(end) = end(&entry) else {
+            let found = format!("{} bytes at {} of tensor data", entry.length.unwrap_or(1), entry.offset);
+            return Err(refuse(format!("data inside the file of {file_length} bytes"), found));
         };
+        let start = data_start + entry.offset;
         if start < previous_end {
             return Err(refuse("data of its own".to_owned(), format!("data that overlaps tensor {previous_name}")));
         }

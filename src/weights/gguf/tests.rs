@@ -117,12 +117,12 @@ fn wrong_structures_are_refused() {
         (sample().f32_tensor("x", &[1 << 40, 1 << 40], &[1.0]).build(), "as many elements as fit in memory"),
         (sample().f32_tensor("x", &[1 << 31, 1 << 31, 2], &[1.0]).build(), "size that fits in memory"),
         (sample().f32_tensor("x", &[u64::MAX], &[1.0]).build(), "size that fits in memory"),
-        (sample().f32_tensor("x", &[1000], &[1.0]).build(), "tensor x: expected data inside the file"),
+        (sample().f32_tensor("x", &[1000], &[1.0]).build(), "the file ends early: it has "),
         (sample().tensor("x", &[33, 2], 2, &[0; 36]).build(), "rows of whole blocks of 32 elements (Q4_0)"),
         (sample().f32_tensor(&"x".repeat(257), &[1], &[1.0]).build(), "expected a count of at most 256, found 257"),
         (sample().build_at(&[0, 0, 64, 160]), "that overlaps tensor"),
         (sample().build_at(&[0, 8, 64, 160]), "an offset that is a multiple of 32"),
-        (sample().build_at(&[0, 32, 64, 1 << 40]), "expected data inside the file"),
+        (sample().build_at(&[0, 32, 64, 1 << 40]), "the file ends early"),
         (sample().build_at(&[0, 32, 64, u64::MAX - 31]), "expected data inside the file"),
     ];
     for (bytes, expected) in cases {
@@ -132,12 +132,17 @@ fn wrong_structures_are_refused() {
 }
 
 #[test]
-fn a_file_cut_anywhere_is_refused() {
+fn a_file_cut_anywhere_says_so_and_how_much_is_missing() {
     let bytes = sample().build();
     // The last tensor has a format of unknown size, of which one byte must be there.
     for length in 0..bytes.len() - 53 {
-        refusal(bytes[..length].to_vec());
+        let error = refusal(bytes[..length].to_vec());
+        let start = format!("{FILE}: the file ends early: it has {length} bytes, and its header says at least ");
+        let needed = error.strip_prefix(&start).and_then(|rest| rest.split(';').next()?.parse::<usize>().ok());
+        assert!(needed.is_some_and(|needed| length < needed && needed <= bytes.len()), "cut at {length}: {error}");
     }
+    let whole = format!("its header says at least {}; delete it, and pull or copy it again", bytes.len() - 53);
+    assert!(refusal(bytes[..bytes.len() - 60].to_vec()).ends_with(&whole));
     assert!(open(bytes[..bytes.len() - 53].to_vec()).is_ok());
 }
 

@@ -16,6 +16,8 @@ use crate::ops::{Bytes, Format};
 
 /// Longest header, bytes: 100,000 tensors need about a tenth of it.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
+/// What stands before the header: its length, in bytes.
+const HEADER_LENGTH_BYTES: u64 = 8;
 /// Longest index, bytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Most shards; the largest public models have some hundred.
@@ -32,15 +34,33 @@ pub fn read(file: &Path, data: &Bytes, file_index: usize) -> Result<HashMap<Stri
         let expected = format!("at most {MAX_HEADER_BYTES} bytes");
         return Err(LoadError::unexpected(file, "header length", expected, header_bytes.unwrap_or_default()));
     }
-    let (header_bytes, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|source| LoadError::Safetensors { file: file.to_owned(), source })?;
-    let data_start = 8 + header_bytes;
+    let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(|source| match needed_bytes(bytes) {
+        Some(needs_bytes) if needs_bytes > bytes.len() as u64 => {
+            LoadError::EndsEarly { file: file.to_owned(), has_bytes: bytes.len() as u64, needs_bytes }
+        }
+        _ => LoadError::Safetensors { file: file.to_owned(), source },
+    })?;
+    let data_start = HEADER_LENGTH_BYTES as usize + header_bytes;
     let tensors = metadata.tensors().into_iter().map(|(name, info)| {
         let (start, end) = info.data_offsets;
         let range = data_start + start..data_start + end;
         (name, Tensor { file: file_index, format: format(info.dtype), shape: info.shape.clone(), range })
     });
     Ok(tensors.collect())
+}
+
+/// Bytes that a file has if it is whole, as far as its header can be read; `None`: it makes no sense.
+fn needed_bytes(bytes: &[u8]) -> Option<u64> {
+    let Some(length) = bytes.first_chunk().map(|length| u64::from_le_bytes(*length)) else {
+        return Some(HEADER_LENGTH_BYTES);
+    };
+    let data_start = HEADER_LENGTH_BYTES.checked_add(length)?;
+    let Some(header) = bytes.get(HEADER_LENGTH_BYTES as usize..usize::try_from(data_start).ok()?) else {
+        return Some(data_start);
+    };
+    let header: HashMap<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    let ends = header.values().filter_map(|tensor| tensor.pointer("/data_offsets/1")?.as_u64());
+    data_start.checked_add(ends.max()?)
 }
 
 /// The format of a safetensors type.
