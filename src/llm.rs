@@ -31,7 +31,7 @@ pub use handle::Llm;
 pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
 pub use library::{Beside, LocalModel, ModelDescription, ModelLibrary};
-pub use load::{LoadError, plan_preview};
+pub use load::{LoadError, describe_path, plan_preview};
 pub use perplexity::Perplexity;
 pub use script::ScriptError;
 

@@ -2,12 +2,15 @@
 //!
 //! Asks no hub.
 
+use std::path::Path;
+
 use super::flags::StoreFlags;
 use super::load;
 use super::startup::count;
 use super::{CliError, Session};
 use crate::config::{ByteSize, Settings};
 use crate::hub::{self, Entry, HubError, ModelName};
+use crate::llm::describe_path;
 
 /// Arguments of `lantern show`.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,9 +31,11 @@ pub fn run(args: ShowArgs, session: &Session) -> Result<(), CliError> {
     session.log(&config, "warn")?;
     let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
     let name = load::understand(&args.model, &store, &options)?;
-    let place = match hub::resolve(&name, &store, &options) {
-        Ok(located) => located.kind.path().display().to_string(),
-        Err(HubError::NotPresent { .. }) => format!("not on this machine; `lantern pull {name}` brings it"),
+    let (place, format) = match hub::resolve(&name, &store, &options) {
+        Ok(located) => (located.kind.path().display().to_string(), format(located.kind.path())),
+        Err(HubError::NotPresent { .. }) => {
+            (format!("not on this machine; `lantern pull {name}` brings it"), String::new())
+        }
         Err(error) => return Err(error.into()),
     };
     let stored = store.get(&name.to_string())?.map_or_else(String::new, |stored| {
@@ -41,7 +46,13 @@ pub fn run(args: ShowArgs, session: &Session) -> Result<(), CliError> {
         ModelName::Catalog(entry) => describe(entry),
         _ => String::new(),
     };
-    session.print(&format!("{}{known}{}{stored}", line("name", &name.to_string()), line("place", &place)))
+    session.print(&format!("{}{known}{}{format}{stored}", line("name", &name.to_string()), line("place", &place)))
+}
+
+/// What the weights are, or why nobody knows.
+fn format(path: &Path) -> String {
+    let facts = describe_path(path);
+    line("format", &facts.map_or_else(|error| format!("not known: {error}"), |facts| facts.format))
 }
 
 fn describe(entry: &Entry) -> String {

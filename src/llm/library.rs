@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{DeviceWish, EngineConfig, GpuLayers, HubConfig};
-use crate::engine::{self, ModelFacts, ModelFiles, StartError};
+use crate::engine::{self, ModelFacts};
 use crate::hub::{self, Catalog, HubError, HubOptions, Located, LocatedKind, ManifestFile, ModelName, Progress, Store};
 
 use crate::tokenizer::{CHATML_TEMPLATE, ChatTemplate};
 
 use super::handle::Llm;
-use super::load::LoadError;
+use super::load::{LoadError, describe_path};
 
 /// What a copy of an Ollama's model calls its file, which has no name there.
 const ADOPTED_FILE: &str = "model.gguf";
@@ -133,7 +133,7 @@ impl ModelLibrary {
         if let Some(known) = described().get(&model.digest) {
             return Ok(known.clone());
         }
-        let facts = engine::describe(ModelFiles::Stored(kind.path())).map_err(StartError::from)?;
+        let facts = describe_path(kind.path())?;
         let template = ChatTemplate::new(facts.chat_template.as_deref().unwrap_or(CHATML_TEMPLATE), None, None)
             .map_err(|source| LoadError::Template { model: model.name, source })?;
         let known = ModelDescription { facts, knows_tools: template.knows_tools(), thinks: template.thinks() };

@@ -85,6 +85,14 @@ pub fn plan_preview(
     Ok(engine::preview(files, config, memory, format).map_err(StartError::from)?)
 }
 
+/// What the headers of the model in `path`, a folder or a GGUF file, say of it.
+///
+/// # Errors
+/// [`LoadError`]: they make no sense.
+pub fn describe_path(path: &Path) -> Result<engine::ModelFacts, LoadError> {
+    Ok(engine::describe(ModelFiles::Stored(path)).map_err(StartError::from)?)
+}
+
 /// Loads the model in `files` and serves it as `name`. `libraries` is the folder that may hold cuBLAS besides the
 /// system's.
 pub(super) fn load_files(

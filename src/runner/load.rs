@@ -23,7 +23,7 @@ pub(crate) struct LoadedModel {
     pub(crate) parameters: u64,
     /// Number of weights that each token is multiplied with: an embedding table is only looked up in.
     pub(crate) token_parameters: u64,
-    /// The format that most bytes of the weights are in.
+    /// What its weights are: how another program has quantised them, else the format that most of their bytes are in.
     pub(crate) format: String,
     /// Tokens in the vocabulary.
     pub(crate) vocab: u32,
@@ -121,7 +121,7 @@ pub struct ModelFacts {
     pub architecture: String,
     /// Number of weights.
     pub parameters: u64,
-    /// The format that most bytes of the weights are in.
+    /// What its weights are: how another program has quantised them, else the format that most of their bytes are in.
     pub format: String,
     /// Bytes of the weights.
     pub weight_bytes: u64,
@@ -140,7 +140,7 @@ pub(crate) fn describe(files: ModelFiles<'_>) -> Result<ModelFacts, ModelError> 
     Ok(ModelFacts {
         architecture: source.spec.architecture.clone(),
         parameters: source.weights.parameters(),
-        format: source.weights.main_format().to_string(),
+        format: source.weights.format_name(),
         weight_bytes: source.weights.total_bytes(),
         context_length: source.spec.max_context,
         chat_template: source.chat_template,
@@ -204,7 +204,7 @@ pub(super) fn loaded(source: ModelSource, plan: MemoryPlan, sizes: StepSizes, th
         parameters,
         token_parameters: parameters
             .saturating_sub(looked_up as u64 + source.spec.idle_parameters(0..source.spec.layers)),
-        format: source.weights.main_format().to_string(),
+        format: source.weights.format_name(),
         vocab: u32::try_from(source.spec.vocab).unwrap_or(u32::MAX),
         tokenizer: source.tokenizer,
         chat_template: source.chat_template,

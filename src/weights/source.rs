@@ -38,6 +38,8 @@ pub struct Weights {
     tensors: HashMap<String, Tensor>,
     /// Matrices that another program has quantised, by the name that their `weight` would have.
     packed: HashMap<String, Packed>,
+    /// How those were quantised.
+    scheme: Option<Scheme>,
     metadata: Option<Metadata>,
     /// Where there are no files and every tensor is random.
     random: Option<RandomWeights>,
@@ -71,6 +73,7 @@ impl Weights {
     fn gathered(mut self, scheme: Option<Scheme>) -> Result<Self, LoadError> {
         if let Some(scheme) = scheme {
             self.packed = quantized::gather(&self.path, scheme, &mut self.tensors)?;
+            self.scheme = Some(scheme);
         }
         Ok(self)
     }
@@ -153,6 +156,7 @@ impl Weights {
             mappings: Vec::new(),
             tensors,
             packed: HashMap::new(),
+            scheme: None,
             metadata: None,
             random: None,
             quantized: None,
@@ -174,10 +178,15 @@ impl Weights {
         Ok(Self { quantized: Some(Mix { format: mix, layers, tied }), ..self })
     }
 
+    /// Whether matrices become another format when they are read.
+    pub fn is_turned(&self) -> bool {
+        self.quantized.is_some()
+    }
+
     /// The format that weights are in which somebody else has quantised; `None`: there are no such.
     pub fn quantized_as(&self) -> Option<String> {
-        if let Some(packed) = self.packed.values().next() {
-            return Some(packed.format.to_string());
+        if !self.packed.is_empty() {
+            return Some(self.format_name());
         }
         let in_blocks =
             |tensor: &Tensor| matches!(&tensor.format, StoredFormat::Known(format) if format.block_len() > 1);
@@ -375,6 +384,15 @@ impl Weights {
             *bytes.entry(packed.format.name()).or_default() += packed.bytes();
         }
         bytes.into_iter().max_by_key(|(name, bytes)| (*bytes, *name)).map_or("mixed", |(name, _)| name)
+    }
+
+    /// What lists call the weights: how another program has quantised them, whatever it has left as it was, else
+    /// [`Self::main_format`].
+    pub fn format_name(&self) -> String {
+        match (self.scheme, self.packed.values().next()) {
+            (Some(scheme), Some(packed)) => scheme.name(packed.format.is_fp8()),
+            _ => self.main_format().to_owned(),
+        }
     }
 
     /// The files that hold the weights.

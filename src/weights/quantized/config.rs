@@ -45,6 +45,19 @@ pub enum Scheme {
     },
 }
 
+impl Scheme {
+    /// What lists call the weights, those of bytes as `is_float` says.
+    pub fn name(self, is_float: bool) -> String {
+        match self {
+            Self::Gptq { bits, .. } => format!("GPTQ-Int{bits}"),
+            Self::Awq { .. } => "AWQ-Int4".to_owned(),
+            Self::Packed { bits } => format!("compressed-tensors-Int{bits}"),
+            Self::Bytes { .. } if is_float => "FP8".to_owned(),
+            Self::Bytes { .. } => "Int8".to_owned(),
+        }
+    }
+}
+
 /// What the model in `folder` says of its quantisation: config.json, else quantize_config.json; `None`: nothing.
 /// hf_quant_config.json is a method of its own, NVIDIA's modelopt, and refused.
 ///

@@ -1,6 +1,7 @@
 //! Configurations of quantised checkpoints: those that are refused, by name.
 
 use super::*;
+use crate::weights::Weights;
 
 fn refusal(config: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
@@ -57,4 +58,25 @@ fn modelopt_is_refused_by_name_unless_config_json_says_another_method() {
     assert!(error.contains("hf_quant_config.json") && error.contains("found FP8 of modelopt"), "{error}");
     write("config.json", r#"{"quantization_config": {"quant_method": "fp8"}}"#);
     assert_eq!(read(folder.path()).expect("it is read"), Some(Scheme::Bytes { block: None }));
+}
+
+/// However many bytes its embedding takes in BF16.
+#[test]
+fn a_checkpoint_is_called_by_the_method_that_quantised_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized");
+    let known = [
+        ("awq", "AWQ-Int4"),
+        ("compressed_fp8", "FP8"),
+        ("compressed_int4", "compressed-tensors-Int4"),
+        ("compressed_int8", "compressed-tensors-Int8"),
+        ("fp8_blocks", "FP8"),
+        ("fp8_tensor", "FP8"),
+        ("gptq_8bit", "GPTQ-Int8"),
+        ("gptq_act_order", "GPTQ-Int4"),
+    ];
+    for (name, expected) in known {
+        let weights = Weights::open(&folder.join(name)).expect("the fixture opens");
+        assert_eq!(weights.format_name(), expected, "{name}");
+        assert_eq!(weights.quantized_as().as_deref(), Some(expected), "{name}");
+    }
 }
