@@ -129,8 +129,11 @@ fn what_is_quantised_already_is_refused_by_name() {
         let error = loaded.err().expect("it is quantised").to_string();
         assert!(error.contains("its weights: expected weights of bf16, f16 or f32 to turn into q6_k"), "{error}");
         assert!(error.ends_with(", quantised already"), "{error}");
-        // Where the format was meant for all models, this one is loaded and planned as it is.
+        // A plan says the same.
         let (files, memory) = (ModelFiles::Stored(&fixture.folder), MemoryToPlan::Cpu(1 << 30));
+        let refused = preview(files, &EngineConfig::default(), memory, config.quantize).expect_err("it is quantised");
+        assert_eq!(refused.to_string(), error);
+        // Where the format was meant for all models, this one is loaded and planned as it is.
         let kept = EngineConfig { already_quantized: AlreadyQuantized::Keep, ..config.clone() };
         let (_, kept_model) = load(files, &kept, Target::Cpu { free_bytes: 1 << 30 }).expect("as it is");
         let (_, stored) = load(files, &EngineConfig::default(), Target::Cpu { free_bytes: 1 << 30 }).expect("it loads");

@@ -146,23 +146,18 @@ impl<'a> Candidate<'a> {
 /// Plans the model in `files` into `memory`, with its weights as they are stored or in `format`, without loading it.
 ///
 /// # Errors
-/// [`ModelError::Files`]. A model that does not fit is no error: the preview says so.
+/// [`ModelError::Files`]: among others, where loading would refuse to turn these weights into `format`. A model that does not fit is no error: the preview says so.
 pub(crate) fn preview(
     files: ModelFiles<'_>,
     config: &EngineConfig,
     memory: MemoryToPlan,
     format: Option<WeightFormat>,
 ) -> Result<PlanPreview, ModelError> {
-    // As loading would turn them, where it would.
-    let wanted = format.or(config.quantize).filter(|format| format.mix().is_some());
-    let turned = wanted.and_then(|format| open(files, Some(format)).ok());
-    let guessed = format.filter(|_| turned.is_none());
-    // A setting for all models leaves those as they are that are quantised already.
-    let format = if turned.is_some() { wanted } else { format };
-    let source = turned.map_or_else(|| open(files, None), Ok)?;
+    let (source, guessed) = turned(files, config, format)?;
     let stored = Candidate::new(&source);
     let candidate = guessed.map_or(stored, |format| stored.with_format(format));
-    let format_name = format.map_or_else(|| source.weights.main_format().to_owned(), |format| format.name().to_owned());
+    let turned_into = guessed.or(format.or(config.quantize).filter(|_| source.weights.is_turned()));
+    let format_name = turned_into.map_or_else(|| source.weights.format_name(), |format| format.name().to_owned());
     let (memory_bytes, driver_bytes, on_gpu) = match memory {
         MemoryToPlan::Cpu(bytes) => (bytes, 0, false),
         MemoryToPlan::Gpu { bytes, .. } => (bytes, DRIVER_BYTES.min(bytes), true),
@@ -219,6 +214,28 @@ pub(crate) fn preview(
     })
 }
 
+/// The model as loading would have it, and the format that it is counted in where it cannot be had so.
+fn turned(
+    files: ModelFiles<'_>,
+    config: &EngineConfig,
+    format: Option<WeightFormat>,
+) -> Result<(ModelSource, Option<WeightFormat>), ModelError> {
+    // Weights that nobody has yet may be of any format.
+    let is_made_on_loading = |format: &WeightFormat| format.mix().is_some();
+    match (format, files) {
+        (Some(format), ModelFiles::RandomWeights(..)) if !is_made_on_loading(&format) => {
+            Ok((open(files, None)?, Some(format)))
+        }
+        (Some(format), _) => Ok((open(files, Some(format))?, None)),
+        (None, _) => {
+            let set = config.quantize.filter(is_made_on_loading);
+            // A setting for all models leaves those as they are that are quantised already.
+            let turned = set.and_then(|format| open(files, Some(format)).ok());
+            Ok((turned.map_or_else(|| open(files, None), Ok)?, None))
+        }
+    }
+}
+
 /// The smallest steps, and one context, in more memory than there is.
 fn room_without_end(
     candidate: &Candidate<'_>,
@@ -256,8 +273,8 @@ fn would_fit(candidate: &Candidate<'_>, config: &EngineConfig, memory: MemoryToP
         let smaller = candidate.with_format(*format);
         smaller.weight_bytes < candidate.weight_bytes && smaller.fits(config, memory)
     });
-    let is_dense = matches!(candidate.source.weights.main_format(), "BF16" | "F16" | "F32");
-    let on_load = |format: WeightFormat| match is_dense && format.mix().is_some() {
+    let is_quantized = candidate.source.weights.quantized_as().is_some();
+    let on_load = |format: WeightFormat| match !is_quantized && format.mix().is_some() {
         true => format!(": --quantize {}", format.name()),
         false => String::new(),
     };
