@@ -243,6 +243,7 @@ fn resolve_engine(settings: &Settings) -> EngineConfig {
         threads: settings.threads,
         context_length: settings.context,
         kv_cache_bytes: settings.kv_cache.map(|size| size.0),
+        kv_cache_most_bytes: None,
         kv_dtype: settings.kv_cache_dtype.and_then(|wish| wish.0),
         gpu_memory_limit_bytes: settings.gpu_memory_limit.map(|size| size.0),
         gpu_layers: settings.gpu_layers.unwrap_or_default(),

@@ -115,8 +115,8 @@ fn share<'a>(config: &Config, models: impl Iterator<Item = &'a Located>) -> Resu
              are loaded when they are asked for"
         )));
     }
-    let kv_cache_bytes = Some((usable_bytes - fixed_bytes) / count);
-    Ok(EngineConfig { kv_cache_bytes, ..config.engine.clone() })
+    let kv_cache_most_bytes = Some((usable_bytes - fixed_bytes) / count);
+    Ok(EngineConfig { kv_cache_most_bytes, ..config.engine.clone() })
 }
 
 /// Loads `model`, or the default one, fetching it first if need be.

@@ -126,7 +126,13 @@ async fn serve(
     let largest = room_for_models(hardware, &config.engine, &infos).and_then(|room| largest(room, &infos));
     let startup = Startup { models: &infos, address: &address, largest };
     session.print(&format!("{startup}\n"))?;
-    let engine = EngineConfig { already_quantized: AlreadyQuantized::Keep, ..config.engine.clone() };
+    // What was asked of the models that were named is a wish for others.
+    let engine = EngineConfig {
+        already_quantized: AlreadyQuantized::Keep,
+        kv_cache_bytes: None,
+        kv_cache_most_bytes: config.engine.kv_cache_bytes,
+        ..config.engine.clone()
+    };
     let library = ModelLibrary::new(config.hub.clone(), load::hub_options(&config.hub), engine);
     let own_names: Vec<String> = loaded.iter().map(|llm| llm.info().name.clone()).collect();
     let mut models = ServedModels::new(loaded, library);

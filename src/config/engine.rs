@@ -143,8 +143,11 @@ pub struct EngineConfig {
     pub threads: Option<NonZeroUsize>,
     /// Most tokens of prompt and answer together. `None`: what the model was made for, or what fits if that is less.
     pub context_length: Option<u32>,
-    /// Bytes of the KV cache. `None`: planned from the memory that is free.
+    /// Bytes of the KV cache; a model beside which there is no room for so many is refused. `None`: planned from the memory
+    /// that is free.
     pub kv_cache_bytes: Option<u64>,
+    /// Most bytes of the KV cache where [`Self::kv_cache_bytes`] does not set them: fewer where there is room for fewer.
+    pub kv_cache_most_bytes: Option<u64>,
     /// What the KV cache stores its numbers as. `None`: the model's own type on a GPU, f32 on the CPU.
     pub kv_dtype: Option<KvDType>,
     /// Bytes of a GPU's memory that this process may take. `None`: what is free. A large card then does as a small one
@@ -251,6 +254,7 @@ impl Default for EngineConfig {
             threads: None,
             context_length: None,
             kv_cache_bytes: None,
+            kv_cache_most_bytes: None,
             kv_dtype: None,
             gpu_memory_limit_bytes: None,
             reserved_bytes: 0,

@@ -3,7 +3,7 @@
 //! Knows no names of models and no text.
 
 use crate::config::EngineConfig;
-use crate::runner::{self, KvLayout, LoadedModel, ModelError, ModelFiles, PlanError, Target};
+use crate::runner::{self, KvLayout, LoadedModel, ModelError, ModelFiles, Target};
 use crate::scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use super::handle::{EngineHandle, EngineLimits, channel};
@@ -26,8 +26,7 @@ pub enum StartError {
 impl StartError {
     /// Whether it would fit if there were more memory.
     pub(crate) fn does_not_fit(&self) -> bool {
-        let Self::Model(ModelError::Plan(error)) = self else { return false };
-        matches!(error, PlanError::DoesNotFit { .. } | PlanError::ContextTooLong { .. } | PlanError::Layers { .. })
+        matches!(self, Self::Model(ModelError::Plan(error)) if error.is_for_want_of_memory())
     }
 
     /// Whether the GPU is in order and this model not for it, so that the CPU may serve.

@@ -155,11 +155,24 @@ impl ModelLibrary {
         if beside.gpu_or_nothing && engine.gpu_layers == GpuLayers::Auto {
             engine.gpu_layers = GpuLayers::All;
         }
-        Llm::builder()
+        let wished_bytes = engine.kv_cache_most_bytes;
+        let llm = Llm::builder()
             .located(Located { kind, display_name: model.name })
             .hub_config(self.hub.clone())
             .engine_config(engine)
-            .load_blocking()
+            .load_blocking()?;
+        let info = llm.info();
+        // Less by no more than a block of it is as asked.
+        let block_bytes = info.kv_bytes * u64::from(engine::BLOCK_TOKENS) / info.kv_tokens.max(1);
+        if let Some(wished_bytes) = wished_bytes.filter(|wished| info.kv_bytes + block_bytes < *wished) {
+            tracing::warn!(
+                model = info.name,
+                wished_bytes,
+                bytes = info.kv_bytes,
+                "its KV cache is smaller than was asked for"
+            );
+        }
+        Ok(llm)
     }
 
     /// Brings a model of the catalog, the hub or a registry to this machine.

@@ -121,6 +121,17 @@ pub enum PlanError {
         /// What there is.
         free_bytes: u64,
     },
+    /// The KV cache that was asked for is too large.
+    #[error(
+        "a KV cache of {} does not fit: there is room for {}; ask for less (--kv-cache), or for none in particular",
+        ByteSize(*asked_bytes), ByteSize(*fit_bytes)
+    )]
+    KvCacheTooLarge {
+        /// Bytes that were asked for.
+        asked_bytes: u64,
+        /// Bytes that there are beside weights and steps.
+        fit_bytes: u64,
+    },
     /// The context that was asked for is too long.
     #[error(
         "a context of {asked} tokens does not fit: the KV cache holds {fits}; ask for less context or more KV cache"
@@ -164,6 +175,19 @@ pub enum PlanError {
         /// What the model was made for, in tokens.
         trained: u32,
     },
+}
+
+impl PlanError {
+    /// Whether more memory, or fewer layers in it, would do.
+    pub(crate) fn is_for_want_of_memory(&self) -> bool {
+        match self {
+            Self::DoesNotFit { .. }
+            | Self::KvCacheTooLarge { .. }
+            | Self::ContextTooLong { .. }
+            | Self::Layers { .. } => true,
+            Self::KvDType { .. } | Self::ContextBeyondModel { .. } => false,
+        }
+    }
 }
 
 impl MemoryPlan {
@@ -220,8 +244,8 @@ pub(crate) fn plan(
     let left = usable.saturating_sub(before_kv);
     let block_size = KvLayout::BLOCK_SIZE as u64;
     let full = u64::from(context).div_ceil(block_size);
-    let budget = match config.kv_cache_bytes {
-        Some(bytes) => bytes.min(left) / block_bytes,
+    let budget = match config.kv_cache_bytes.or(config.kv_cache_most_bytes.map(|most| most.min(left))) {
+        Some(bytes) => bytes / block_bytes,
         // One whole context comes before the share for others.
         None => (((left as f64 * kv_share) as u64) / block_bytes)
             .min(full.saturating_mul(max_full_contexts))
@@ -236,6 +260,9 @@ pub(crate) fn plan(
             least_kv_bytes: least * block_bytes,
             free_bytes: usable,
         });
+    }
+    if let Some(asked_bytes) = config.kv_cache_bytes.filter(|asked| *asked > left) {
+        return Err(PlanError::KvCacheTooLarge { asked_bytes, fit_bytes: left });
     }
     let fits = budget * block_size;
     if let Some(asked) = config.context_length.filter(|asked| u64::from(*asked) > fits) {

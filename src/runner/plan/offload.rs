@@ -73,7 +73,7 @@ pub(crate) fn plan_layers(
     }
     let error = match plan_for_gpu(spec, weights(0).gpu, config, memory) {
         Ok((gpu, sizes)) => return Ok(LayerPlan { first: 0, cpu: None, gpu, sizes }),
-        Err(error @ (PlanError::DoesNotFit { .. } | PlanError::ContextTooLong { .. })) => error,
+        Err(error) if error.is_for_want_of_memory() => error,
         Err(error) => return Err(error),
     };
     let most = (1..spec.layers).rev().find_map(|count| divided(count).ok().map(|plan| (count, plan)));
@@ -113,11 +113,15 @@ fn divide(
         dtype => dtype,
     };
     let layer_bytes = block_bytes(&spec, kv_dtype.unwrap_or(Placement::CPU.kv_dtypes[0]));
-    let config =
-        EngineConfig { kv_dtype, kv_cache_bytes: Some(u64::from(gpu.blocks).saturating_mul(layer_bytes)), ..config };
+    let asked_bytes = config.kv_cache_bytes;
+    let most_bytes = u64::from(gpu.blocks).saturating_mul(layer_bytes);
+    let config = EngineConfig { kv_dtype, kv_cache_bytes: None, kv_cache_most_bytes: Some(most_bytes), ..config };
     let placement = Placement { logit_rows: 1, ..Placement::CPU };
     let mut cpu = plan(&spec, weights.cpu_bytes, &config, sizes, placement, main_bytes)?;
     let blocks = gpu.blocks.min(cpu.blocks);
+    if let Some(asked_bytes) = asked_bytes.filter(|_| blocks < gpu.blocks) {
+        return Err(PlanError::KvCacheTooLarge { asked_bytes, fit_bytes: u64::from(blocks) * gpu.block_bytes });
+    }
     let context = gpu.context_length.min(cpu.context_length);
     let asked = config.context_length.unwrap_or(LEAST_CONTEXT.min(spec.max_context));
     if context < asked {

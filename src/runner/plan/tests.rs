@@ -98,6 +98,31 @@ fn with_less_than_the_least_context_a_model_does_not_fit() {
 }
 
 #[test]
+fn a_kv_cache_that_was_asked_for_is_all_there_or_refused_and_a_share_takes_what_there_is() {
+    let spec = ModelSource::random(&config_file("qwen2.5-7b")).expect("a config").spec;
+    let on_cpu = |kv_cache_bytes, kv_cache_most_bytes| {
+        let config = EngineConfig { kv_cache_bytes, kv_cache_most_bytes, ..EngineConfig::default() };
+        plan(&spec, 6 * GIB, &config, StepSizes::CPU, Placement::CPU, 16 * GIB).map(|plan| plan.kv_bytes())
+    };
+    let block_bytes = block_bytes(&spec, KvDType::F32);
+    assert_eq!(on_cpu(Some(GIB), None), Ok(GIB / block_bytes * block_bytes));
+    let Err(refused) = on_cpu(Some(64 * GIB), None) else { panic!("it is cut") };
+    let PlanError::KvCacheTooLarge { asked_bytes, fit_bytes } = refused else { panic!("{refused}") };
+    assert_eq!((asked_bytes, refused.is_for_want_of_memory()), (64 * GIB, true));
+    assert!(refused.to_string().starts_with("a KV cache of 68.7 GB does not fit: there is room for "), "{refused}");
+    let whole = fit_bytes / block_bytes * block_bytes;
+    assert_eq!((on_cpu(Some(fit_bytes), None), on_cpu(None, Some(64 * GIB))), (Ok(whole), Ok(whole)));
+    // On two places, too: where main memory cannot hold as much of it as the GPU does.
+    let config =
+        EngineConfig { kv_cache_bytes: Some(GIB), gpu_layers: GpuLayers::Count(14), ..EngineConfig::default() };
+    let weights = |_| PartWeights { gpu: GpuWeights { bytes: GIB, dense_bytes: 0 }, cpu_bytes: GIB };
+    let memory = GpuMemory { free_bytes: 8 * GIB, is_f16: false };
+    assert!(plan_layers(&spec, &weights, &config, memory, 8 * GIB).is_ok());
+    let refused = plan_layers(&spec, &weights, &config, memory, 2 * GIB).expect_err("half of it is on the CPU");
+    assert!(matches!(refused, PlanError::KvCacheTooLarge { asked_bytes: GIB, .. }), "{refused}");
+}
+
+#[test]
 fn the_kv_cache_counts_its_type_and_one_that_is_not_there_is_refused_by_name() {
     let spec = ModelSource::random(&config_file("qwen2.5-1.5b")).expect("a config").spec;
     let on_cpu = |dtype| {
