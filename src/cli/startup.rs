@@ -22,12 +22,16 @@ pub struct Startup<'a> {
 impl std::fmt::Display for Startup<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "Lantern {} is ready.", env!("CARGO_PKG_VERSION"))?;
+        let mut told = None;
         for model in self.models {
             let parameters = count(model.parameters);
             let size = ByteSize(model.weight_bytes);
             writeln!(f, "  model    {} ({parameters} parameters, {}, {size})", model.name, model.format)?;
-            writeln!(f, "  device   {}", model.device)?;
-            writeln!(f, "           because {}", model.device_reason)?;
+            // Of several on one device it is said once.
+            if told.replace((&model.device, &model.device_reason)) != Some((&model.device, &model.device_reason)) {
+                writeln!(f, "  device   {}", model.device)?;
+                writeln!(f, "           because {}", model.device_reason)?;
+            }
             if let Some(offload) = &model.offload {
                 writeln!(f, "  layers   {offload}")?;
                 writeln!(f, "           (--gpu-layers sets how many; --no-offload refuses what does not fit the GPU)")?;
@@ -140,6 +144,17 @@ curl http://127.0.0.1:11434/v1/chat/completions \
         );
         assert!(text.contains(r#"-d '{"model":"it'\''s","#), "{text}");
         assert!(!text.contains("largest"), "{text}");
+    }
+
+    #[test]
+    fn why_no_gpu_serves_is_said_once_and_again_only_for_another_device() {
+        let on_gpu = ModelInfo { device: "a card (cuda:0)".into(), ..model() };
+        let count = |models: &[&ModelInfo]| {
+            let text = Startup { models, address: &Address::default(), largest: None }.to_string();
+            text.matches("because ").count()
+        };
+        assert_eq!(count(&[&model(), &model(), &model()]), 1);
+        assert_eq!(count(&[&on_gpu, &model(), &model()]), 2);
     }
 
     #[test]
