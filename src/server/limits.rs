@@ -31,6 +31,9 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// Time for a request's body to arrive; longer gets 408. 60 s.
     pub body_timeout: Duration,
+    /// Time in which a reader must take some bytes of what waits for it; else its connection is closed, and what its request
+    /// holds, such as the model, is free. 60 s.
+    pub write_timeout: Duration,
     /// Silence after which a stream gets a comment, so that no proxy takes it for dead. 10 s.
     pub sse_keep_alive: Duration,
     /// Time that running requests have to finish once the server shuts down. 30 s: what process managers wait before
@@ -82,6 +85,7 @@ impl Default for ServerConfig {
             max_encoding_waiting: 128,
             header_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
             sse_keep_alive: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
             engine_death_notice: Duration::from_secs(5),

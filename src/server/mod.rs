@@ -32,6 +32,7 @@ mod serve;
 mod state;
 mod stream;
 mod tenant;
+mod unread;
 
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,7 @@ use crate::engine::{EngineHandle, EngineStatus};
 
 use super::models::ServedModels;
 use super::state::{App, AppState, turned};
+use super::unread::Unread;
 use crate::server::ServerConfig;
 
 /// Time for the last bytes to reach their readers once all requests have ended.
@@ -210,7 +211,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, app: Ap
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(app.config.header_timeout)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Unread::new(stream, app.config.write_timeout)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

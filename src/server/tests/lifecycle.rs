@@ -193,6 +193,24 @@ async fn a_reader_that_does_not_read_holds_nobody_up() {
     assert!(read_until(&mut other, "}}}").await.contains("hello"));
 }
 
+/// Its request has ended in the engine; what is left is an answer that nobody takes.
+#[tokio::test]
+async fn a_reader_that_does_not_read_is_given_up_with_all_that_it_holds() {
+    let mut served = served(ServerConfig { write_timeout: Duration::from_millis(50), ..config() }).await;
+    let _sleeper = served.chat(true).await;
+    let submission = served.submission().await;
+    start(&submission);
+    let token = || crate::request::RequestEvent::Token { choice: 0, token: 97, logprobs: None };
+    // The socket's buffers are full before the channel can be: from then on nothing leaves it.
+    soon(async {
+        while !submission.events.is_closed() {
+            let _ = submission.events.try_send(token());
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 /// Breaks the engine under `llm`, whose steps wait for `gate`.
 fn break_it(llm: &Llm, gate: &std::sync::mpsc::Sender<()>) {
     let poison = llm.generate(GenerateRequest::new(Prompt::Tokens(vec![BREAK])).max_tokens(1)).expect("it is taken");
