@@ -15,10 +15,13 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor}
 use super::error::ApiError;
 use crate::server::ServerConfig;
 
-/// Reads the whole body of `request` and checks that it is no deeper than the limit.
+/// Values that an array or object counts for: what one takes of memory beside its content, in those of a number.
+const VALUES_OF_A_CONTAINER: usize = 8;
+
+/// Reads the whole body of `request` and checks that it is no deeper than the limit, and of no more values.
 ///
 /// # Errors
-/// 413, 408, or 400 where it is nested too deep or ends early.
+/// 413, 408, or 400 where it is nested too deep, has too many values or ends early.
 pub(super) async fn read(config: &ServerConfig, request: Request) -> Result<Vec<u8>, ApiError> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: u64| length > config.body_bytes as u64) {
@@ -30,7 +33,7 @@ pub(super) async fn read(config: &ServerConfig, request: Request) -> Result<Vec<
             let message = format!("the body did not arrive within {} s (body_timeout)", config.body_timeout.as_secs());
             ApiError::client(StatusCode::REQUEST_TIMEOUT, Some("body_timeout"), message)
         })??;
-    check_depth(&bytes, config.json_depth)?;
+    check_shape(&bytes, config.json_depth, config.json_values)?;
     Ok(bytes)
 }
 
@@ -99,9 +102,10 @@ fn not_json(error: &serde_json::Error) -> ApiError {
     ApiError::client(StatusCode::BAD_REQUEST, code, format!("{what}: {error}"))
 }
 
-/// Counts brackets outside strings, before any parser recurses into them.
-fn check_depth(json: &[u8], limit: usize) -> Result<(), ApiError> {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+/// Counts brackets and commas outside strings, before any parser recurses into them or makes room for values, of which each
+/// takes many times as much as the two bytes that it may be written in.
+fn check_shape(json: &[u8], max_depth: usize, max_values: usize) -> Result<(), ApiError> {
+    let (mut depth, mut values, mut in_string, mut escaped) = (0_usize, 1_usize, false, false);
     for byte in json {
         if in_string {
             match byte {
@@ -114,13 +118,21 @@ fn check_depth(json: &[u8], limit: usize) -> Result<(), ApiError> {
         }
         match byte {
             b'"' => in_string = true,
-            b'[' | b'{' => depth += 1,
+            b'[' | b'{' => (depth, values) = (depth + 1, values + VALUES_OF_A_CONTAINER),
             b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' => values += 1,
             _ => {}
         }
-        if depth > limit {
-            let message = format!("the body is nested deeper than the limit of {limit} levels (json_depth)");
+        if depth > max_depth {
+            let message = format!("the body is nested deeper than the limit of {max_depth} levels (json_depth)");
             return Err(ApiError::client(StatusCode::BAD_REQUEST, Some("json_too_deep"), message));
+        }
+        if values > max_values {
+            let message = format!(
+                "the body has more than the limit of {max_values} JSON values, of which an array or object counts for \
+                 {VALUES_OF_A_CONTAINER} (json_values)"
+            );
+            return Err(ApiError::client(StatusCode::BAD_REQUEST, Some("json_too_many_values"), message));
         }
     }
     Ok(())
@@ -140,7 +152,16 @@ mod tests {
             ("]]]]]", 1, true),
         ];
         for (json, limit, fits) in cases {
-            assert_eq!(check_depth(json.as_bytes(), limit).is_ok(), fits, "{json} at {limit}");
+            assert_eq!(check_shape(json.as_bytes(), limit, 100).is_ok(), fits, "{json} at {limit}");
+        }
+    }
+
+    #[test]
+    fn values_are_counted_outside_strings_and_arrays_and_objects_more_than_once() {
+        for (json, values) in [("[1,2,3]", 11), (r#"{"a,,":",,,","b":[]}"#, 18), ("[[],[]]", 26)] {
+            assert!(check_shape(json.as_bytes(), 9, values).is_ok(), "{json}");
+            let error = check_shape(json.as_bytes(), 9, values - 1).expect_err(json);
+            assert_eq!((error.status.as_u16(), error.code), (400, Some("json_too_many_values")), "{json}");
         }
     }
 

@@ -202,6 +202,7 @@ pub(super) fn config() -> ServerConfig {
     ServerConfig {
         body_bytes: 64 << 10,
         json_depth: 16,
+        json_values: 8192,
         max_prompts: 3,
         model_aliases: vec!["other-name".into(), "org/name".into()],
         ..ServerConfig::default()

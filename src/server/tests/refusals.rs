@@ -138,6 +138,10 @@ async fn a_body_that_is_too_large_or_too_deep_is_refused_with_the_limit() {
     let reply = send_request(&router, request(Method::POST, CHAT, deep)).await;
     assert_eq!(reply.error(), named(400, "json_too_deep", ""));
     assert!(reply.message().contains("16"), "{}", reply.text);
+    let many = format!(r#"{{"model": "{MODEL}", "x": [{}0]}}"#, "0,".repeat(8192));
+    let reply = send_request(&router, request(Method::POST, CHAT, many)).await;
+    assert_eq!(reply.error(), named(400, "json_too_many_values", ""));
+    assert!(reply.message().contains("8192"), "{}", reply.text);
 }
 
 #[tokio::test]
