@@ -16,6 +16,7 @@ mod download;
 mod error;
 mod hub_cache;
 mod library;
+mod lock;
 mod name;
 mod ollama;
 mod options;

@@ -9,7 +9,7 @@
 //! ROOT/.libraries/FILE ...             what `lantern cuda install` has fetched; no model's folder begins with a dot
 //! ```
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Progress;
 use super::error::{HubError, io};
+use super::lock::{Logged, lock};
 use super::name::new_name;
 use super::pull::LocatedKind;
 use super::selection::entry_of;
@@ -162,7 +163,7 @@ impl Store {
         if !folder.exists() && !partial.exists() {
             return Err(HubError::NotStored { name: name.to_owned() });
         }
-        let _lock = self.lock(name, &mut ())?;
+        let _lock = self.lock(name, &mut Logged)?;
         // The manifest first: from here on the model is not present, whatever happens to its files.
         let manifest = folder.join(MANIFEST);
         allow_missing(fs::remove_file(&manifest)).map_err(io("delete", &manifest))?;
@@ -207,7 +208,7 @@ impl Store {
         if files.iter().any(|(path, file)| *path == self.folder(name).join(&file.path)) {
             return Ok(());
         }
-        let arrival = self.begin(name, &mut ())?;
+        let arrival = self.begin(name, &mut Logged)?;
         // Not where downloads arrive: one would write into a file that is shared.
         let links = arrival.fresh_folder("copy")?;
         for (path, file) in &files {
@@ -228,24 +229,11 @@ impl Store {
         Ok(Arrival { name: name.to_owned(), folder, partial, _lock: lock })
     }
 
-    /// The lock of a name. Its file stays: two processes that met at a file of which one is deleted would both hold it.
+    /// The lock of a name.
     fn lock(&self, name: &str, progress: &mut dyn Progress) -> Result<File, HubError> {
         let partials = self.root.join(PARTIAL);
         fs::create_dir_all(&partials).map_err(io("create", &partials))?;
-        let path = partials.join(format!("{}.lock", escape(name)));
-        let file =
-            OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("create", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => {
-                progress.start(&format!("{name}: waiting for another process that is at it"), None);
-                let locked = file.lock();
-                progress.finish();
-                locked.map_err(io("lock", &path))?;
-                Ok(file)
-            }
-            Err(TryLockError::Error(error)) => Err(io("lock", &path)(error)),
-        }
+        lock(&partials.join(format!("{}.lock", escape(name))), name, progress)
     }
 
     fn folder(&self, name: &str) -> PathBuf {
