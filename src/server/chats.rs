@@ -11,7 +11,7 @@ use super::error::ApiError;
 /// The definitions of tools, in OpenAI's form, as a template reads them; `None` where there are none.
 ///
 /// # Errors
-/// 400, naming the tool that is no function or has no name.
+/// 400, naming the tool that is no function, has no name, or whose parameters are no schema of an object.
 pub(super) fn functions(tools: Option<Vec<Value>>) -> Result<Option<Value>, ApiError> {
     let tools = tools.unwrap_or_default();
     for (index, tool) in tools.iter().enumerate() {
@@ -21,11 +21,32 @@ pub(super) fn functions(tools: Option<Vec<Value>>) -> Result<Option<Value>, ApiE
             return Err(ApiError::unsupported(format!("tools[{index}].type"), why));
         }
         let name = tool.get("function").and_then(|function| function.get("name")).and_then(Value::as_str);
-        if name.is_none_or(str::is_empty) {
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
             return Err(ApiError::invalid(format!("tools[{index}].function"), "an object with a `name` is needed"));
+        };
+        if let Some(found) = no_object(&tool["function"]["parameters"]) {
+            let why =
+                format!("the parameters of `{name}` are to be a JSON schema of type `object`, and this is {found}");
+            return Err(ApiError::invalid(format!("tools[{index}].function.parameters"), why));
         }
     }
     Ok((!tools.is_empty()).then_some(Value::Array(tools)))
+}
+
+/// What `parameters` are, where no call's arguments could be an object of theirs; a schema that leaves the type open is one
+/// of an object.
+fn no_object(parameters: &Value) -> Option<String> {
+    let schema = match parameters {
+        Value::Null => return None,
+        Value::Object(schema) => schema,
+        other => return Some(format!("`{other:.100}`")),
+    };
+    let is_object = match schema.get("type") {
+        None => true,
+        Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == "object"),
+        Some(kind) => kind == "object",
+    };
+    (!is_object).then(|| format!("one of type {:.100}", schema["type"].to_string()))
 }
 
 /// Stop strings: one, or a list of them; `name` is what the field is called.
@@ -166,6 +187,37 @@ mod tests {
         assert_eq!(left(json!({"type": "allowed_tools", "mode": "auto"})), param("tool_choice.tools"));
         let mode = ToolChoice::read(&json!({"type": "allowed_tools", "mode": "x"})).map_err(|error| error.param);
         assert_eq!(mode, Err(Some("tool_choice.mode".into())));
+    }
+
+    #[test]
+    fn parameters_are_of_an_object_or_the_tool_is_named() {
+        let tools = |parameters: Value| {
+            let function =
+                |parameters| json!({"type": "function", "function": {"name": "f", "parameters": parameters}});
+            functions(Some(vec![function(json!({"type": "object"})), function(parameters)]))
+        };
+        for fine in [
+            json!(null),
+            json!({}),
+            json!({"type": "object", "properties": {}}),
+            json!({"type": ["object", "null"]}),
+            json!({"$ref": "#/$defs/A", "$defs": {"A": {"type": "object"}}}),
+        ] {
+            assert!(tools(fine.clone()).is_ok(), "{fine}");
+        }
+        for (wrong, found) in [
+            (json!({"type": "string"}), "one of type \"string\""),
+            (json!({"type": ["string", "null"]}), "one of type [\"string\",\"null\"]"),
+            (json!({"type": 3}), "one of type 3"),
+            (json!(true), "`true`"),
+            (json!("{}"), "`\"{}\"`"),
+            (json!([{"type": "object"}]), "`[{\"type\":\"object\"}]`"),
+        ] {
+            let error = tools(wrong.clone()).expect_err("no object");
+            assert_eq!(error.param.as_deref(), Some("tools[1].function.parameters"), "{wrong}");
+            let end = format!("the parameters of `f` are to be a JSON schema of type `object`, and this is {found}");
+            assert!(error.message.ends_with(&end), "{}", error.message);
+        }
     }
 
     #[test]
