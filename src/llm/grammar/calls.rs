@@ -2,8 +2,6 @@
 //!
 //! Knows no template: the form is handed to it.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value, json};
 
 use crate::tokenizer::CallFormat;
@@ -68,19 +66,13 @@ impl Function {
 }
 
 /// The functions of `tools`. The schemas of their arguments become parts of one: each gets a name of its own, from which
-/// its pointers (`#/$defs/...`) are followed, and names that several of them give to parts are told apart.
+/// its pointers (`#/$defs/...`) are followed, and the names that several of them give to their parts are told apart.
 fn functions(tools: &[Value]) -> Vec<Function> {
-    let (mut seen, mut shared) = (BTreeSet::new(), BTreeSet::new());
-    for tool in tools {
-        let mut names = BTreeSet::new();
-        names_within(&tool["function"]["parameters"], &mut names);
-        shared.extend(names.intersection(&seen).cloned());
-        seen.extend(names);
-    }
+    let several = tools.len() > 1;
     let one = |(index, tool): (usize, &Value)| {
         let function = &tool["function"];
         let parameters = match &function["parameters"] {
-            Value::Object(parameters) => parameters_of(parameters, index, &shared),
+            Value::Object(parameters) => parameters_of(parameters, index, several),
             _ => json!({ "type": "object" }),
         };
         Function { name: function["name"].clone(), parameters }
@@ -88,11 +80,13 @@ fn functions(tools: &[Value]) -> Vec<Function> {
     tools.iter().enumerate().map(one).collect()
 }
 
-/// The schema of the arguments of the tool that has the number `index`, named.
-fn parameters_of(parameters: &Map<String, Value>, index: usize, shared: &BTreeSet<String>) -> Value {
+/// The schema of the arguments of the tool that has the number `index`, named; `several`: there are others.
+fn parameters_of(parameters: &Map<String, Value>, index: usize, several: bool) -> Value {
     let mut schema = without_no_ops(Value::Object(parameters.clone()));
     let own_name_is_needed = !refers_by_pointer_alone(&schema);
-    tell_apart(&mut schema, index, shared);
+    if several && has_names(&schema) {
+        tell_apart(&mut schema, index);
+    }
     if let Some(keywords) = schema.as_object_mut() {
         // The dialect is the whole grammar's; older ones pass over a name beside a `$ref`.
         keywords.shift_remove("$schema");
@@ -112,37 +106,40 @@ fn parameters_of(parameters: &Map<String, Value>, index: usize, shared: &BTreeSe
 /// Keywords whose values are no schemas, whatever they look like.
 const VALUES: [&str; 4] = ["const", "default", "enum", "examples"];
 
-/// Adds the names that `schema` and its parts have to `names`.
-fn names_within(schema: &Value, names: &mut BTreeSet<String>) {
+/// Where the dialects of JSON schema are, which are everybody's.
+const DIALECTS: &str = "//json-schema.org/";
+
+/// Whether `schema` or a part of it has a name.
+fn has_names(schema: &Value) -> bool {
     match schema {
         Value::Object(keywords) => {
-            names.extend(keywords.get("$id").and_then(Value::as_str).map(str::to_owned));
-            let parts = keywords.iter().filter(|(keyword, _)| !VALUES.contains(&keyword.as_str()));
-            parts.for_each(|(_, value)| names_within(value, names));
+            let mut parts = keywords.iter().filter(|(keyword, _)| !VALUES.contains(&keyword.as_str()));
+            keywords.get("$id").is_some_and(Value::is_string) || parts.any(|(_, value)| has_names(value))
         }
-        Value::Array(items) => items.iter().for_each(|item| names_within(item, names)),
-        _ => {}
+        Value::Array(items) => items.iter().any(has_names),
+        _ => false,
     }
 }
 
-/// Gives what is named in `shared`, and the references to it, names that only the tool of that number has.
-fn tell_apart(schema: &mut Value, index: usize, shared: &BTreeSet<String>) {
+/// Gives every name in the schema, and every reference to one, a mark that only the tool of that number has. All of them,
+/// since names that differ in writing may be the same once they are resolved against the names around them.
+fn tell_apart(schema: &mut Value, index: usize) {
     match schema {
         Value::Object(keywords) => {
             for (keyword, value) in keywords.iter_mut().filter(|(keyword, _)| !VALUES.contains(&keyword.as_str())) {
                 match value {
                     Value::String(name) if keyword == "$id" || keyword == "$ref" => {
                         let (resource, place) = name.split_at(name.find('#').unwrap_or(name.len()));
-                        if shared.contains(resource) {
+                        if !resource.is_empty() && !resource.contains(DIALECTS) {
                             let joint = if resource.contains('?') { '&' } else { '?' };
                             *name = format!("{resource}{joint}tool={index}{place}");
                         }
                     }
-                    value => tell_apart(value, index, shared),
+                    value => tell_apart(value, index),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| tell_apart(item, index, shared)),
+        Value::Array(items) => items.iter_mut().for_each(|item| tell_apart(item, index)),
         _ => {}
     }
 }

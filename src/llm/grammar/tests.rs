@@ -180,6 +180,18 @@ fn names_that_tools_share_do_not_mix_them() {
         };
         check_two(&schema(id, reference, part("a")), &schema(id, reference, part("b")));
     }
+    // Names that are the same once they are resolved.
+    let part = |id: &str, letter: &str| json!({"$id": id, "const": letter});
+    let absolute = "https://example.com/part";
+    check_two(
+        &schema(root, absolute, part(absolute, "a")),
+        &schema("https://example.com/other", "part", part("part", "b")),
+    );
+    check_two(&schema(root, "part", part(absolute, "a")), &schema(root, absolute, part("part", "b")));
+    // The name that the second tool would be given, having none.
+    let unnamed = json!({"type": "object", "properties": {"p": {"$ref": "#/$defs/P"}}, "required": ["p"],
+        "$defs": {"P": {"const": "b"}}, "additionalProperties": false});
+    check_two(&schema("json-schema://tool-1/", "json-schema://tool-1/#/$defs/P", json!({"const": "a"})), &unnamed);
     // Parts of tools that have no names themselves.
     let unnamed = |letter: &str| {
         let mut schema = schema(root, "part", json!({"$id": "part", "const": letter}));
