@@ -2,6 +2,7 @@
 //!
 //! With `--plan`, what one model takes, without loading it. Changes nothing.
 
+mod estimate;
 mod gpus;
 mod plan;
 

@@ -4,6 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
+use super::estimate::Estimate;
 use super::{CliError, Session};
 use crate::cli::flags::{LayerFlags, StoreFlags};
 use crate::cli::load;
@@ -11,7 +14,7 @@ use crate::cli::startup::count;
 use crate::config::{ByteSize, Config, DeviceWish, GpuLayers, KvDTypeWish, Settings, WeightFormat};
 use crate::device::{self, Ceilings, Device, Hardware, Probing};
 use crate::engine::{MemoryToPlan, Offload, PlanPreview};
-use crate::hub::{self, HubError, Store};
+use crate::hub::{self, Entry, HubError, ModelName, Store};
 use crate::llm::plan_preview;
 
 /// Which model is planned, and for what machine.
@@ -50,7 +53,7 @@ impl PlanFlags {
     }
 }
 
-/// Prints the plan.
+/// Prints the plan, or what the catalog says of a model that is not here.
 ///
 /// # Errors
 /// [`CliError`]: the model is not on this machine, or its files are not valid.
@@ -64,19 +67,29 @@ pub fn run(flags: PlanFlags, store: StoreFlags, session: &Session) -> Result<(),
     };
     let config = session.resolve(store.fill(settings))?;
     session.log(&config, "warn")?;
-    let preview = previewed(&flags, &config)?;
-    if flags.json {
-        let json = serde_json::to_string_pretty(&preview).map_err(|error| CliError::Refused(error.to_string()))?;
-        return session.print(&format!("{json}\n"));
-    }
-    session.print(&describe(&preview))
+    let text = match locate(flags.plan.as_deref().unwrap_or_default(), &config)? {
+        Subject::Entry(entry) => {
+            let (memory, _) = memory(&flags, &config)?;
+            let estimate = Estimate::new(&entry, &config.engine, flags.quantize, memory)?;
+            if flags.json { json(&estimate)? } else { estimate.describe() }
+        }
+        Subject::Headers { path, is_config } => {
+            let preview = previewed(&flags, &config, &path, is_config)?;
+            if flags.json { json(&preview)? } else { describe(&preview) }
+        }
+    };
+    session.print(&text)
+}
+
+fn json(value: &impl Serialize) -> Result<String, CliError> {
+    let json = serde_json::to_string_pretty(value).map_err(|error| CliError::Refused(error.to_string()))?;
+    Ok(format!("{json}\n"))
 }
 
 /// The plan, and how fast its parts are.
-fn previewed(flags: &PlanFlags, config: &Config) -> Result<PlanPreview, CliError> {
-    let (path, is_config) = locate(flags.plan.as_deref().unwrap_or_default(), config)?;
+fn previewed(flags: &PlanFlags, config: &Config, path: &Path, is_config: bool) -> Result<PlanPreview, CliError> {
     let (memory, here) = memory(flags, config)?;
-    let mut preview = plan_preview(&path, is_config, &config.engine, memory, flags.quantize)?;
+    let mut preview = plan_preview(path, is_config, &config.engine, memory, flags.quantize)?;
     if let Some(offload) = &mut preview.offload {
         offload.gpu_bytes_per_second = match here {
             None => Some(OTHER_GPU_BYTES_PER_SECOND),
@@ -93,27 +106,36 @@ fn previewed(flags: &PlanFlags, config: &Config) -> Result<PlanPreview, CliError
 /// What a GPU that is not here is taken to read each second: as the smaller cards that people have, such as an RTX 3060.
 const OTHER_GPU_BYTES_PER_SECOND: f64 = 360e9;
 
-/// Where a model's headers are, and whether they are a config.json alone.
-fn locate(model: &str, config: &Config) -> Result<(PathBuf, bool), CliError> {
+/// What is planned.
+enum Subject {
+    /// A model by its headers, which may be a config.json alone.
+    Headers { path: PathBuf, is_config: bool },
+    /// A model of the catalog that is not on this machine.
+    Entry(Box<Entry>),
+}
+
+/// What is known of a model.
+fn locate(model: &str, config: &Config) -> Result<Subject, CliError> {
     let path = Path::new(model);
     let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
     if is_json && path.is_file() {
-        return Ok((path.to_owned(), true));
+        return Ok(Subject::Headers { path: path.to_owned(), is_config: true });
     }
     // A folder of a config.json alone is as good.
     let inside = path.join("config.json");
     if inside.is_file() && !has_weights(path) {
-        return Ok((inside, true));
+        return Ok(Subject::Headers { path: inside, is_config: true });
     }
     let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
     let name = load::understand(model, &store, &options)?;
-    match hub::resolve(&name, &store, &options) {
-        Ok(located) => Ok((located.kind.path().to_owned(), false)),
-        Err(HubError::NotPresent { .. }) => Err(CliError::Refused(format!(
+    match (hub::resolve(&name, &store, &options), name) {
+        (Ok(located), _) => Ok(Subject::Headers { path: located.kind.path().to_owned(), is_config: false }),
+        (Err(HubError::NotPresent { .. }), ModelName::Catalog(entry)) => Ok(Subject::Entry(entry)),
+        (Err(HubError::NotPresent { .. }), name) => Err(CliError::Refused(format!(
             "{name} is not on this machine, and a plan reads its headers; `lantern pull {name}` brings it, or give its \
              config.json"
         ))),
-        Err(error) => Err(error.into()),
+        (Err(error), _) => Err(error.into()),
     }
 }
 
@@ -305,7 +327,7 @@ layers          20 of 28 on the GPU, 8 on the CPU in 5.00 GB of main memory: slo
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/plans/qwen2.5-7b.json");
         let sizes = [8, 64].map(|gib| Some(ByteSize(gib << 30)));
         let flags = PlanFlags { plan: Some(file.into()), vram: sizes[0], ram: sizes[1], ..PlanFlags::default() };
-        let preview = previewed(&flags, &config).expect("a plan");
+        let preview = previewed(&flags, &config, Path::new(file), true).expect("a plan");
         let offload = preview.offload.expect("layers on the CPU");
         let tokens = offload.expected_tokens_per_second().expect("both rates are known");
         let seconds = offload.gpu_token_bytes as f64 / 360e9;
