@@ -85,9 +85,12 @@ fn distinct(models: Vec<Located>) -> Vec<(Located, Vec<String>)> {
             distinct.push((model, Vec::new()));
             continue;
         };
-        tracing::warn!("`{}` is the same files as `{}`: loaded once", model.display_name, same.display_name);
-        if model.display_name != same.display_name && !names.contains(&model.display_name) {
-            names.push(model.display_name);
+        let (again, first) = (model.display_name, &same.display_name);
+        if again == *first || names.contains(&again) {
+            tracing::warn!("`{again}` is named twice: it is loaded once");
+        } else {
+            tracing::warn!("`{again}` is the same files as `{first}`: they are loaded once, and served by both names");
+            names.push(again);
         }
     }
     distinct

@@ -42,7 +42,7 @@ pub use catalog::{Catalog, CheckOutcome, CheckResult, Entry, Package, fits_memor
 pub use error::{HubError, Service};
 pub use library::{Library, install, install_with};
 pub use name::{ModelName, NameError};
-pub use ollama::{OllamaModel, ollama_models};
+pub use ollama::{OllamaModel, has_ollama_model, ollama_models};
 pub use options::{HubOptions, Proxy};
 pub use package::{PackageSource, Pip};
 pub use progress::Progress;

@@ -84,6 +84,21 @@ pub fn ollama_models(root: &Path) -> Vec<OllamaModel> {
     models
 }
 
+/// Whether a model of the list is still below `root`, by its manifest's being there; nothing is read. Where the disk does not
+/// say, it is.
+pub fn has_ollama_model(root: &Path, name: &str) -> bool {
+    let Some((path, tag)) = name.rsplit_once(':') else { return false };
+    let [host, namespace, model] = match path.split('/').collect::<Vec<_>>().as_slice() {
+        [model] => [REGISTRY, NAMESPACE, *model],
+        [namespace, model] => [REGISTRY, *namespace, *model],
+        [host, namespace, model] => [*host, *namespace, *model],
+        _ => return false,
+    };
+    let manifest =
+        ["manifests", host, namespace, model, tag].iter().fold(root.to_owned(), |path, part| path.join(part));
+    manifest.try_exists().unwrap_or(true)
+}
+
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     entries.flatten().map(|entry| entry.path()).collect()
@@ -160,6 +175,10 @@ mod tests {
         assert_eq!((models[1].bytes, fs::read(&models[1].gguf).ok()), (4, Some(b"GGUF".to_vec())));
         assert_eq!(models[1].sha256, "a".repeat(64));
         assert!(models[1].modified_at_unix > 0);
+        assert!(names.iter().all(|name| has_ollama_model(root.path(), name)));
+        fs::remove_file(root.path().join("manifests/registry.ollama.ai/library/llama3.2/3b")).expect("it is there");
+        let still: Vec<_> = names.iter().map(|name| has_ollama_model(root.path(), name)).collect();
+        assert_eq!(still, [true, false, true]);
     }
 
     #[test]

@@ -108,11 +108,9 @@ impl ModelLibrary {
     /// Whether a model of this name in the list is still there. One whose next version is arriving is, and so is one of
     /// which the disk does not say.
     pub fn has(&self, name: &str) -> bool {
-        let of_the_store = || Ok::<_, HubError>(self.store()?.has(name));
-        let folder = self.options.ollama_models.as_deref();
         let of_ollama =
-            || folder.is_some_and(|folder| hub::ollama_models(folder).iter().any(|theirs| theirs.name == name));
-        of_the_store().unwrap_or(true) || of_ollama()
+            || self.options.ollama_models.as_deref().is_some_and(|folder| hub::has_ollama_model(folder, name));
+        self.store().map_or(true, |store| store.has(name)) || of_ollama()
     }
 
     fn find(&self, name: &str) -> Result<(LocalModel, LocatedKind), HubError> {
@@ -275,8 +273,10 @@ mod tests {
         library.copy("theirs", "mine").expect("a copy");
         library.copy("mine:latest", "org/second:latest").expect("a copy");
         assert_eq!(names(), ["mine", "org/second", "theirs:latest"]);
+        assert!(["mine", "org/second", "theirs:latest"].iter().all(|name| library.has(name)));
         library.remove("mine:latest").expect("it is there");
         assert_eq!(names(), ["org/second", "theirs:latest"]);
+        assert!(!library.has("mine") && library.has("theirs:latest"));
         assert!(matches!(library.remove("theirs"), Err(HubError::NotStored { .. })));
         assert!(matches!(library.copy("mine", "third"), Err(HubError::NotPresent { .. })));
         let (_, kind) = library.find("org/second").expect("a model");

@@ -44,11 +44,11 @@ impl Models {
         }
     }
 
-    /// Finds out which loaded models were removed from this machine, by whomever: from then on they are not found.
+    /// Finds out which loaded models were removed from this machine, by whomever, or some of their names: from then on they are
+    /// not found.
     pub(super) async fn look_for_removed(&self) {
         let Some(source) = self.source.clone() else { return };
-        let stored = |loaded: &Loaded| (loaded.digest.is_some() && !loaded.removed).then(|| loaded.name().to_owned());
-        let mut names: Vec<String> = self.lock().iter().filter_map(stored).collect();
+        let mut names: Vec<String> = self.lock().iter().flat_map(|loaded| loaded.stored_names.clone()).collect();
         if names.is_empty() {
             return;
         }
@@ -57,9 +57,18 @@ impl Models {
             names
         };
         let gone = tokio::task::spawn_blocking(look).await.unwrap_or_default();
-        for loaded in self.lock().iter_mut().filter(|loaded| gone.iter().any(|name| name == loaded.name())) {
-            tracing::info!(model = loaded.name(), "was removed: it leaves when its last request has ended");
-            loaded.removed = true;
+        for loaded in self.lock().iter_mut() {
+            let stored_names = loaded.stored_names.len();
+            loaded.stored_names.retain(|name| !gone.contains(name));
+            if loaded.stored_names.len() == stored_names {
+                continue;
+            }
+            loaded.aliases.retain(|alias| !gone.contains(alias));
+            if gone.iter().any(|name| name == loaded.name()) {
+                tracing::info!(model = loaded.name(), "was removed: it leaves when its last request has ended");
+                loaded.removed = true;
+                loaded.stored_names.clear();
+            }
         }
     }
 

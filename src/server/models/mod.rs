@@ -9,7 +9,7 @@ mod leave;
 mod names;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -46,12 +46,23 @@ struct Given {
     further_names: Vec<String>,
     /// The digest of the source's model of that name.
     digest: Option<String>,
+    /// Those of all its names by which the source has it.
+    stored_names: Vec<String>,
+}
+
+impl Given {
+    /// A model by its own name, and what the source has of that name.
+    fn new(llm: Llm, stored: Option<&LocalModel>) -> Self {
+        let digest = stored.map(|stored| stored.digest.clone());
+        let stored_names = stored.map(|stored| stored.name.clone()).into_iter().collect();
+        Self { llm, further_names: Vec::new(), digest, stored_names }
+    }
 }
 
 impl From<Llm> for ServedModels {
     /// This model alone.
     fn from(llm: Llm) -> Self {
-        Self { loaded: vec![Given { llm, further_names: Vec::new(), digest: None }], pinned: true, source: None }
+        Self { loaded: vec![Given::new(llm, None)], pinned: true, source: None }
     }
 }
 
@@ -62,15 +73,19 @@ impl ServedModels {
         let listed = source.list();
         let given = |llm: Llm| {
             let stored = listed.iter().find(|stored| stored.name == llm.info().name);
-            Given { digest: stored.map(|stored| stored.digest.clone()), further_names: Vec::new(), llm }
+            Given::new(llm, stored)
         };
         Self { loaded: loaded.into_iter().map(given).collect(), pinned: false, source: Some(Arc::new(source)) }
     }
 
     /// The loaded model `model` is served by the name `further`, too.
     pub fn with_further_name(mut self, model: &str, further: impl Into<String>) -> Self {
+        let further = further.into();
         if let Some(given) = self.loaded.iter_mut().find(|given| given.llm.info().name == model) {
-            given.further_names.push(further.into());
+            if self.source.as_ref().is_some_and(|source| source.has(&further)) {
+                given.stored_names.push(further.clone());
+            }
+            given.further_names.push(further);
         }
         self
     }
@@ -111,6 +126,8 @@ struct Loaded {
     pinned: bool,
     /// The digest of the source's model that it is; `None`: its files are elsewhere.
     digest: Option<String>,
+    /// Those of its names by which the source has it.
+    stored_names: Vec<String>,
     /// Whether it was removed from the source: it is there for the requests that hold it and for no others.
     removed: bool,
     uses: Arc<Uses>,
@@ -222,10 +239,10 @@ impl Models {
 
     /// Takes a model in, and gives it out once.
     fn insert(self: &Arc<Self>, given: Given, pinned: bool) -> Served {
-        let Given { llm, further_names: aliases, digest } = given;
+        let Given { llm, further_names: aliases, digest, stored_names } = given;
         let metrics = Arc::new(Metrics::new(&llm.info().name));
         let uses = Uses::new(self.limits.keep_alive, self.returned.clone());
-        let loaded = Loaded { llm, metrics, aliases, pinned, digest, removed: false, uses };
+        let loaded = Loaded { llm, metrics, aliases, pinned, digest, stored_names, removed: false, uses };
         let served = loaded.serve();
         self.lock().push(loaded);
         served
@@ -249,11 +266,11 @@ impl Models {
         tokio::task::spawn_blocking(move || source.list()).await.unwrap_or_default()
     }
 
-    /// Models that are on this machine and not loaded.
+    /// Models that are on this machine and not loaded, by that name or another.
     pub(super) async fn available(&self) -> Vec<LocalModel> {
         let mut all = self.local().await;
-        let loaded = self.lock();
-        all.retain(|model| loaded.iter().all(|loaded| loaded.removed || loaded.name() != model.name));
+        let offered: HashSet<String> = self.offered().into_iter().flat_map(|offered| offered.names).collect();
+        all.retain(|model| !offered.contains(&model.name));
         all
     }
 
@@ -410,8 +427,7 @@ impl Models {
                 Ok(llm) => {
                     tracing::info!(model = name, seconds = started.elapsed().as_secs_f32(), "loaded");
                     self.freed.store(false, Ordering::Relaxed);
-                    let digest = Some(wanted.digest.clone());
-                    return Ok(self.insert(Given { llm, further_names: Vec::new(), digest }, false));
+                    return Ok(self.insert(Given::new(llm, Some(wanted)), false));
                 }
                 Err(error) if error.does_not_fit() && caches_shrink => caches_shrink = self.shrink_a_cache(name).await,
                 Err(error) if error.does_not_fit() && self.may_become_free() => {

@@ -122,7 +122,7 @@ pub(super) async fn tags(State(app): State<App>) -> Result<Json<ModelList>, ApiE
     let (mut models, mut available) = (Vec::new(), app.models.local().await);
     for listed in app.models.offered() {
         models.extend(listed.names.iter().map(|name| loaded(name, &listed, &available)));
-        available.retain(|model| model.name != listed.llm.info().name);
+        available.retain(|model| !listed.names.contains(&model.name));
     }
     if !available.is_empty() {
         let source = app.models.source()?;

@@ -83,10 +83,23 @@ async fn a_model_of_two_names_is_loaded_once() {
     assert_eq!((says(&router, "b:1b").await.as_str(), says(&router, "b-again").await.as_str()), ("b", "b"));
     assert_eq!(shelf.loads.load(Ordering::SeqCst), 1);
     assert_eq!(listed_names(&router).await.0, ["b:1b", "a:1b", "c:1b", "b-again"]);
-    let loaded = vec![named("a:1b", "a", ())];
-    let models = ServedModels::new(loaded, Shelf::new(1)).with_further_name("a:1b", "./a.gguf");
-    let router = crate::server::router(models, config());
-    assert_eq!(says(&router, "./a.gguf").await, "a");
+    // Both were named at start: neither is listed as another model, too.
+    let loaded = vec![named("b:1b", "b", ())];
+    let models = ServedModels::new(loaded, shelf.clone());
+    let models = models.with_further_name("b:1b", "b-again").with_further_name("b:1b", "./b.gguf");
+    let config = crate::server::ServerConfig { model_aliases: Vec::new(), ..config() };
+    let router = crate::server::router(models, config);
+    assert_eq!(says(&router, "b-again").await, "b");
+    let lists = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
+        (names.clone(), names)
+    };
+    assert_eq!(listed_names(&router).await, lists(&["b:1b", "b-again", "./b.gguf", "a:1b", "c:1b"]));
+    // Of the names that are removed the others are left.
+    shelf.removed.lock().expect("no panic").push("b-again".into());
+    assert_eq!(listed_names(&router).await, lists(&["b:1b", "./b.gguf", "a:1b", "c:1b"]));
+    let refused = post(&router, "/v1/chat/completions", chat_body(json!({"model": "b-again"}))).await;
+    assert_eq!(refused.status, StatusCode::NOT_FOUND);
 }
 
 /// Leaves its place no sooner than it is let.
