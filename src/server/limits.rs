@@ -16,8 +16,8 @@ pub struct ServerConfig {
     /// Deepest nesting of arrays and objects in a body; deeper gets 400. 64: tool schemas nest about ten deep, and it is
     /// below what any parser on the way refuses by itself.
     pub json_depth: usize,
-    /// Most JSON values in a body, of which an array or object counts for 8; more gets 400. 1,048,576, which is 75 MB in
-    /// memory: as many token ids, or 100,000 messages and parts of tool schemas.
+    /// Most JSON values in a body, of which an array or object counts for 8; more gets 400. 524,288: 38 MB in memory, and some
+    /// times that where a template reads them. That is as many token ids, or some 20,000 messages.
     pub json_values: usize,
     /// Most prompts in one request to `/v1/completions`; more gets 400. 128.
     pub max_prompts: usize,
@@ -81,7 +81,7 @@ impl Default for ServerConfig {
             body_bytes: 16 << 20,
             header_bytes: 32 << 10,
             json_depth: 64,
-            json_values: 1 << 20,
+            json_values: 1 << 19,
             max_prompts: 128,
             max_embeddings: 2048,
             max_connections: 1024,
