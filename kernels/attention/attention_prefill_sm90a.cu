@@ -1,9 +1,11 @@
 // Attention of rows that have several queries, as attention_prefill.cu has it, by Hopper's warpgroup products: for long
 // steps, heads of 64 and 128, and a cache of the model's own type.
 //
-// The parameters are those of that file; tiles are of 128 queries and undivided, so that nothing is left in partials. Grid: n * q_heads blocks of 384 threads, heads fastest. One warpgroup
-// copies K and V, tiles of 128 keys, into a ring of four stages; two multiply, each with 64 of the queries: while one computes
-// its softmax the other has the tensor cores, as in FlashAttention 3.
+// The parameters are those of that file, but that keys and values are tensor maps of them: rows of D elements, taken in boxes
+// of 16 rows and 64 columns. Tiles are of 128 queries and undivided, so that nothing is left in partials. Grid: n * q_heads
+// blocks of 384 threads, heads fastest. A warp lets the tensor memory accelerator copy K and V, tiles of 128 keys, into a ring
+// of four stages; two warpgroups multiply, each with 64 of the queries: while one computes its softmax the other has the
+// tensor cores, as in FlashAttention 3.
 // Source: Shah et al., FlashAttention-3, 2024.
 #include "attention.cuh"
 #include "wgmma.cuh"
@@ -13,6 +15,7 @@ constexpr int THREADS = 3 * WARPGROUP;
 constexpr int WARPS = 8;  // that multiply
 constexpr int QUERIES = 128;
 constexpr int KEYS = 128;
+constexpr int BOX_BYTES = BLOCK_TOKENS * 128;
 constexpr int STAGES = 4;  // K, V, K, V
 
 template <int D>
@@ -28,64 +31,66 @@ struct Tile {
 };
 
 // What a block works on.
-template <typename T>
 struct Work {
-    const T* keys;  // of the kv head, in cache block 0
-    const T* values;
+    const void* keys;  // their tensor maps
+    const void* values;
+    int kv_heads, kv_head;
+    char* stages;
     const uint32_t* table;
-    int64_t block_stride;
     int from, to;  // keys that some query of the tile sees
     int begin, end;  // their tiles
 };
 
+// What is copied and not multiplied yet; addresses in shared memory.
 struct Ring {
-    uint32_t stages, full, empty;  // addresses in shared memory
+    uint32_t stages, full, empty;
     template <int D>
     __device__ __forceinline__ uint32_t stage(int at) const { return stages + (at % STAGES) * Tile<D>::BYTES; }
     __device__ __forceinline__ void wait_full(int at) const { wait_for(full + (at % STAGES) * 8, (at / STAGES) & 1); }
     __device__ __forceinline__ void wait_empty(int at) const {
         wait_for(empty + (at % STAGES) * 8, ((at / STAGES) & 1) ^ 1);
     }
-    __device__ __forceinline__ void fill(int at) const { arrive(full + (at % STAGES) * 8); }
     __device__ __forceinline__ void release(int at) const { arrive(empty + (at % STAGES) * 8); }
 };
 
-// Starts copying tile `tile` of K or V, at `plane` of cache block 0, to a stage.
-template <typename T, int D>
-__device__ __forceinline__ void copy_tile(const Work<T>& work, const T* plane, int tile, uint32_t to) {
-    using S = Tile<D>;
-    constexpr int BLOCKS = KEYS / BLOCK_TOKENS;
-    const int thread = threadIdx.x, piece = thread % S::PIECES;
-    const int last = (work.to - 1) / BLOCK_TOKENS;
-    const uint32_t id = work.table[min(tile * BLOCKS + (thread & (BLOCKS - 1)), last)];
-#pragma unroll
-    for (int i = 0; i < KEYS * S::PIECES / WARPGROUP; i++) {
-        const int key = i * (WARPGROUP / S::PIECES) + thread / S::PIECES, token = tile * KEYS + key;
-        // Keys that none sees become zeros: what lies there may be no number.
-        const bool wanted = token >= work.from && token < work.to;
-        const uint32_t block = __shfl_sync(~0u, id, key / BLOCK_TOKENS);
-        const T* from = plane + block * work.block_stride + (key % BLOCK_TOKENS) * D + piece * 8;
-        copy_async(to + S::offset(key, piece), from, wanted);
+// Starts copying tile `tile` of K or V to a stage: whole cache blocks, as far as some query sees something of them.
+template <int D>
+__device__ __forceinline__ void copy_tile(const Work& work, const void* map, int tile, uint32_t to, uint32_t barrier) {
+    constexpr int BLOCKS = KEYS / BLOCK_TOKENS, PANELS = D / 64;
+    const int lane = threadIdx.x & 31, block = lane % BLOCKS, panel = lane / BLOCKS;
+    const int first = max(0, (work.from - tile * KEYS) / BLOCK_TOKENS);
+    const int last = min(BLOCKS, (work.to - tile * KEYS + BLOCK_TOKENS - 1) / BLOCK_TOKENS);
+    if (lane == 0) expect_bytes(barrier, (last - first) * PANELS * BOX_BYTES);
+    __syncwarp();
+    if (panel < PANELS && block >= first && block < last) {
+        const int row = (work.table[tile * BLOCKS + block] * work.kv_heads + work.kv_head) * BLOCK_TOKENS;
+        copy_box(to + panel * Tile<D>::PANEL_BYTES + block * BOX_BYTES, map, panel * 64, row, barrier);
     }
-    commit_copies();
 }
 
-// The warpgroup that copies: tiles of K and V in turn, two of them under way while a third is begun.
-template <typename T, int D>
-__device__ __forceinline__ void copy_all(const Work<T>& work, const Ring& ring) {
+// The warp that copies: tiles of K and V in turn.
+template <int D>
+__device__ __forceinline__ void copy_all(const Work& work, const Ring& ring) {
     const int count = 2 * (work.end - work.begin);
     for (int at = 0; at < count; at++) {
         ring.wait_empty(at);
-        copy_tile<T, D>(work, at & 1 ? work.values : work.keys, work.begin + at / 2, ring.stage<D>(at));
-        if (at >= 2) {
-            wait_for_copies_but<2>();
-            show_to_products();
-            ring.fill(at - 2);
+        const void* map = at & 1 ? work.values : work.keys;
+        copy_tile<D>(work, map, work.begin + at / 2, ring.stage<D>(at), ring.full + (at % STAGES) * 8);
+    }
+}
+
+// Zeroes what no query sees of a tile of V: what lies there may be no number, and a weight of zero does not make it one.
+template <int D>
+__device__ __forceinline__ void clean_values(const Work& work, int token, char* v) {
+    using S = Tile<D>;
+    for (int i = threadIdx.x - WARPGROUP; i < KEYS * S::PIECES; i += 2 * WARPGROUP) {
+        const int row = i / S::PIECES;
+        if (token + row < work.from || token + row >= work.to) {
+            *reinterpret_cast<uint4*>(v + S::offset(row, i % S::PIECES)) = make_uint4(0, 0, 0, 0);
         }
     }
-    wait_for_copies();
     show_to_products();
-    for (int at = max(0, count - 2); at < count; at++) ring.fill(at);
+    sync_both();
 }
 
 // A warpgroup's softmax and result so far. A thread has rows g (index 0) and g + 8 (1) of its warp's 16 queries.
@@ -164,7 +169,7 @@ __device__ __forceinline__ void multiply_values(State<D>& state, const uint32_t 
 // A warpgroup that multiplies: 64 queries from `first` on, q of which lies at `q`. Tiles that none of them sees are passed
 // over.
 template <typename T, int D>
-__device__ __forceinline__ void multiply_all(State<D>& state, const Work<T>& work, const Ring& ring, uint32_t q,
+__device__ __forceinline__ void multiply_all(State<D>& state, const Work& work, const Ring& ring, uint32_t q,
                                              int first, int window, float scale_log2) {
     const int warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31;
     const int query = first + warp * 16 + (lane >> 2);
@@ -179,7 +184,7 @@ __device__ __forceinline__ void multiply_all(State<D>& state, const Work<T>& wor
         float s[KEYS / 2];
         if (sees) {
             multiply_keys<T, D>(s, q, ring.stage<D>(at));
-            wait_for_products_but<0>();
+            wait_for_products();
             settle(s);
         }
         if (lane == 0) ring.release(at);
@@ -194,9 +199,12 @@ __device__ __forceinline__ void multiply_all(State<D>& state, const Work<T>& wor
             }
         }
         ring.wait_full(at + 1);
+        if (token < work.from || last_token >= work.to) {
+            clean_values<D>(work, token, work.stages + (at + 1) % STAGES * Tile<D>::BYTES);
+        }
         if (sees) {
             multiply_values<T, D>(state, p, ring.stage<D>(at + 1));
-            wait_for_products_but<0>();
+            wait_for_products();
             settle(state.o);
         }
         if (lane == 0) ring.release(at + 1);
@@ -233,7 +241,7 @@ __device__ __forceinline__ void write(const State<D>& state, char* q, T* out, in
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T* keys, const T* values,
+__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const void* keys, const void* values,
                                                   const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
                                                   const uint32_t* block_tables, const uint32_t* table_offsets,
                                                   const uint4* tiles, int q_heads, int kv_heads, int sliding_window,
@@ -253,11 +261,13 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
     const int position = int(context_lens[tile.x]) - q_len + first_query;  // of the tile's first query
     const int window = sliding_window > 0 ? sliding_window : 1 << 30;
 
-    Work<T> work;
-    work.keys = keys + kv_head * BLOCK_TOKENS * D;
-    work.values = values + kv_head * BLOCK_TOKENS * D;
+    Work work;
+    work.keys = keys;
+    work.values = values;
+    work.kv_heads = kv_heads;
+    work.kv_head = kv_head;
+    work.stages = shared + S::BYTES;
     work.table = block_tables + table_offsets[tile.x];
-    work.block_stride = int64_t(kv_heads) * BLOCK_TOKENS * D;
     work.from = max(0, position - window + 1);
     work.to = position + queries;
     work.begin = work.from / KEYS;
@@ -269,14 +279,19 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
     ring.empty = ring.full + STAGES * 8;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            init_barrier(ring.full + i * 8, WARPGROUP);
+            init_barrier(ring.full + i * 8, 1);
             init_barrier(ring.empty + i * 8, WARPS);
         }
+        show_barriers();
     }
     __syncthreads();
     if (threadIdx.x < WARPGROUP) {
         keep_registers<40>();
-        copy_all<T, D>(work, ring);
+        if (threadIdx.x < 32) {
+            acquire_map(keys);
+            acquire_map(values);
+            copy_all<D>(work, ring);
+        }
     } else {
         take_registers<232>();
         const int group = __shfl_sync(~0u, threadIdx.x / WARPGROUP - 1, 0), thread = threadIdx.x % WARPGROUP;
@@ -290,6 +305,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
             const bool wanted = own + row < queries;
             copy_async(own_q + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
         }
+        commit_copies();
         wait_for_copies();
         show_to_products();
         sync_warpgroup(1 + group);
@@ -304,7 +320,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const T*
 
 #define ATTENTION_PREFILL(T, D)                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90a_##T##_d##D(                       \
-        T* out, float* /* partials */, uint32_t* /* counters */, const T* qkv, const T* keys, const T* values,         \
+        T* out, float* /* partials */, uint32_t* /* counters */, const T* qkv, const void* keys, const void* values,   \
         const uint32_t* cu_seqlens_q, const uint32_t* context_lens, const uint32_t* block_tables,                      \
         const uint32_t* table_offsets, const uint4* tiles, int q_heads, int kv_heads, int sliding_window,              \
         float scale) {                                                                                                 \

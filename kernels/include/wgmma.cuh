@@ -20,12 +20,8 @@ __device__ __forceinline__ uint64_t describe(uint32_t address, uint32_t panel_by
 // Before the first product that reads registers which were written by other instructions.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most the newest `PENDING` groups of products are under way. Registers that the others read or write are to
-// be passed to `settle` before they are used.
-template <int PENDING>
-__device__ __forceinline__ void wait_for_products_but() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
+// Waits for all products. The registers that they write are to be passed to `settle` before they are read.
+__device__ __forceinline__ void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 // Keeps the compiler from using registers before products have ended.
 template <int N>
@@ -161,11 +157,33 @@ __device__ __forceinline__ void wait_for(uint32_t barrier, uint32_t parity) {
         : "memory");
 }
 
+// Lets copies by the tensor memory accelerator find the barriers that this thread has made.
+__device__ __forceinline__ void show_barriers() {
+    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+}
+// Arrives, and lets the phase last until `bytes` more have been copied.
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Lets this thread's copies read a tensor map in global memory.
+__device__ __forceinline__ void acquire_map(const void* map) {
+    asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
+}
+// Copies the box of a map that begins at `row` and `column` to shared memory, whose bytes `barrier` expects.
+__device__ __forceinline__ void copy_box(uint32_t to, const void* map, int column, int row, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+        "l"(map), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+
 // Lets products read what this thread has written to shared memory, once a barrier has told the warpgroup of it.
 __device__ __forceinline__ void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// A barrier of one warpgroup; `id` is 1 to 15.
+// A barrier of one warpgroup, of which `id` is 1 or 2, and of both.
 __device__ __forceinline__ void sync_warpgroup(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+__device__ __forceinline__ void sync_both() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
 
 // Registers that each thread of a warpgroup gives up, or gets.
 template <int N>

@@ -119,6 +119,8 @@ pub struct AttentionTensors<'a> {
     pub keys: &'a DeviceTensor,
     /// The cache's values, likewise.
     pub values: &'a DeviceTensor,
+    /// What [`AttentionKernels::maps`] gave for both.
+    pub maps: Option<&'a DeviceTensor>,
     /// `[tokens, q_heads * head_dim]`, written.
     pub out: &'a DeviceTensor,
 }
@@ -134,6 +136,8 @@ struct HeadKernels {
     decode_blocks: usize,
     /// For tiles of each size; none where a head is too large for it.
     prefill: Vec<PrefillKernel>,
+    /// Hopper's own for large tiles, where this card and this build have it.
+    hopper: Option<PrefillKernel>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -176,11 +180,11 @@ impl HeadKernels {
             let shared_bytes = (tile_queries + 4 * keys) * head_dim * dtype.size();
             prefill.push(PrefillKernel::load(gpu, tile_queries, kernel, THREADS, shared_bytes)?);
         }
-        Ok(Self { dtype, cache, head_dim, decode, decode_blocks, prefill })
+        Ok(Self { dtype, cache, head_dim, decode, decode_blocks, prefill, hopper: None })
     }
 
-    /// Takes Hopper's own kernel for large tiles, where this card and this build have it.
-    fn use_hopper(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
+    /// Looks Hopper's own kernel up.
+    fn find_hopper(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
         if self.cache != self.dtype || !HOPPER_HEAD_DIMS.contains(&self.head_dim) {
             return Ok(());
         }
@@ -188,10 +192,14 @@ impl HeadKernels {
         let Ok(kernel) = gpu.kernel("attention_prefill_sm90a", &name) else { return Ok(()) };
         // q and four stages, from a multiple of 1024 bytes.
         let shared_bytes = 1024 + 5 * HOPPER_TILE * self.head_dim * self.dtype.size();
-        let own = PrefillKernel::load(gpu, HOPPER_TILE, kernel, HOPPER_THREADS, shared_bytes)?;
-        self.prefill.retain(|kernel| kernel.tile_queries != HOPPER_TILE);
-        self.prefill.push(own);
+        self.hopper = Some(PrefillKernel::load(gpu, HOPPER_TILE, kernel, HOPPER_THREADS, shared_bytes)?);
         Ok(())
+    }
+
+    /// The kernel for tiles of so many queries; one that reads maps where `by_maps` and it is there.
+    fn prefill(&self, tile_queries: usize, by_maps: bool) -> Option<&PrefillKernel> {
+        let hopper = self.hopper.iter().filter(|_| by_maps);
+        hopper.chain(&self.prefill).find(|kernel| kernel.tile_queries == tile_queries)
     }
 }
 
@@ -207,16 +215,6 @@ impl AttentionKernels {
     /// # Errors
     /// [`CudaError::NoKernel`]; if the card has less shared memory than they need.
     pub fn load(gpu: &Gpu) -> Result<Self, CudaError> {
-        let mut all = Self::portable(gpu)?;
-        all.kernels.iter_mut().try_for_each(|kernels| kernels.use_hopper(gpu))?;
-        Ok(all)
-    }
-
-    /// Those that every card runs.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
-    pub fn portable(gpu: &Gpu) -> Result<Self, CudaError> {
         let mut kernels = Vec::new();
         for dtype in [DType::Bf16, DType::F16] {
             for head_dim in HEAD_DIMS {
@@ -226,7 +224,25 @@ impl AttentionKernels {
                 kernels.push(HeadKernels::load(gpu, dtype, DType::Fp8, head_dim)?);
             }
         }
+        kernels.iter_mut().try_for_each(|kernels| kernels.find_hopper(gpu))?;
         Ok(Self { kernels })
+    }
+
+    /// What lets Hopper's own kernel read this cache for activations of `dtype`; `None` where there is none for it. To be made
+    /// once, as long as the cache is there.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn maps(
+        &self,
+        gpu: &Gpu,
+        dtype: DType,
+        keys: &DeviceTensor,
+        values: &DeviceTensor,
+    ) -> Result<Option<DeviceTensor>, CudaError> {
+        let kernels = self.find(dtype, keys.dtype(), keys.columns());
+        let found = kernels.and_then(|kernels| kernels.hopper);
+        found.map(|_| gpu.tensor_maps(&[keys, values], BLOCK_TOKENS)).transpose()
     }
 
     /// Attention of the rows in `arrays.items`. `max_items` bounds the grid alone: a graph that was captured with it
@@ -284,8 +300,8 @@ impl AttentionKernels {
     /// How tiles may be divided where there is scratch memory for `max_items`. `cache` is the dtype of keys and values.
     pub fn splits(&self, shape: &AttentionShape, [dtype, cache]: [DType; 2], max_items: usize) -> Splits {
         let found = self.find(dtype, cache, shape.head_dim);
-        let mut prefills = found.iter().flat_map(|kernels| &kernels.prefill);
-        prefills.find(|kernel| kernel.tile_queries == DIVIDED_TILE_QUERIES).map_or(Splits::NONE, |prefill| Splits {
+        let divided = found.and_then(|kernels| kernels.prefill(DIVIDED_TILE_QUERIES, false));
+        divided.map_or(Splits::NONE, |prefill| Splits {
             tiles_at_once: prefill.at_once / shape.q_heads,
             max_tiles: usize::MAX,
             slots: part_slots(max_items, shape),
@@ -308,9 +324,10 @@ impl AttentionKernels {
     ) -> Result<(), CudaError> {
         const OP: &str = "attention_prefill";
         let kernels = self.check(OP, shape, tensors, arrays)?;
-        let Some(prefill) = kernels.prefill.iter().find(|kernel| kernel.tile_queries == tile_queries) else {
+        let Some(prefill) = kernels.prefill(tile_queries, tensors.maps.is_some()) else {
             return Err(CudaError::argument(OP, format!("tiles of {tile_queries} queries")));
         };
+        let maps = tensors.maps.filter(|_| prefill.threads == HOPPER_THREADS);
         if length(&arrays.tiles) < 4 * tiles {
             return Err(CudaError::argument(OP, format!("{tiles} tiles in {:?}", arrays.tiles)));
         }
@@ -318,9 +335,12 @@ impl AttentionKernels {
             .tensor(tensors.out)
             .tensor(&scratch.partials)
             .tensor(&scratch.counters)
-            .tensor(tensors.qkv)
-            .tensor(tensors.keys)
-            .tensor(tensors.values)
+            .tensor(tensors.qkv);
+        let arguments = match maps {
+            Some(maps) => arguments.row(maps, 0).row(maps, 1),
+            None => arguments.tensor(tensors.keys).tensor(tensors.values),
+        };
+        let arguments = arguments
             .tensor(&arrays.cu_seqlens_q)
             .tensor(&arrays.context_lens)
             .tensor(&arrays.block_tables)
@@ -349,7 +369,7 @@ impl AttentionKernels {
         tensors: AttentionTensors<'_>,
         arrays: &AttentionArrays,
     ) -> Result<&HeadKernels, CudaError> {
-        let AttentionTensors { qkv, keys, values, out } = tensors;
+        let AttentionTensors { qkv, keys, values, out, .. } = tensors;
         let wrong = |message: String| Err(CudaError::argument(op, message));
         let AttentionShape { q_heads, kv_heads, head_dim, scale, sliding_window } = *shape;
         if kv_heads == 0 || q_heads == 0 || !q_heads.is_multiple_of(kv_heads) || q_heads / kv_heads > MAX_GROUP {

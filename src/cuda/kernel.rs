@@ -133,6 +133,14 @@ impl Arguments {
         self.push(tensor.pointer())
     }
 
+    /// A pointer to a tensor's row.
+    ///
+    /// # Panics
+    /// If it has no such row.
+    pub fn row(self, tensor: &DeviceTensor, row: usize) -> Self {
+        self.push(tensor.slice(row, 1).pointer())
+    }
+
     /// A pointer to a tensor's first element, null where there is none.
     pub fn optional(self, tensor: Option<&DeviceTensor>) -> Self {
         self.push(tensor.map_or(0, DeviceTensor::pointer))

@@ -140,3 +140,30 @@ unsafe fn neighbours(node: sys::CUgraphNode, list: List) -> Result<Neighbours, C
         Ok((nodes, kinds))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::DType;
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn cuda_recorded_zeroes_are_written_and_other_values_too() -> Result<(), CudaError> {
+        let gpu = Gpu::open(0).expect("an NVIDIA GPU");
+        let words = gpu.empty(1, 70_000, DType::U32, "a test")?;
+        for (value, count) in [(0, 70_000), (0, 1), (7, 300)] {
+            gpu.upload(&words, &vec![0xFF; words.bytes()])?;
+            let graph = gpu.record_graph(|| {
+                // SAFETY: the tensor is as long, and lives until the graph has run.
+                unsafe { sys::cuMemsetD32Async(words.pointer(), value, count, gpu.stream()) }
+                    .result()
+                    .map_err(driver(WHAT))
+            })?;
+            gpu.launch_graph(&graph)?;
+            let found = gpu.download(&words)?;
+            let expected = (0..70_000).flat_map(|at| if at < count { value } else { u32::MAX }.to_le_bytes());
+            assert!(found.into_iter().eq(expected), "{count} times {value}");
+        }
+        Ok(())
+    }
+}

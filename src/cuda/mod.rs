@@ -24,6 +24,7 @@ mod heads;
 mod kernel;
 mod latent;
 mod library;
+mod maps;
 mod memsets;
 mod pages;
 mod probe;

@@ -73,6 +73,8 @@ pub struct GpuInputs {
 pub struct GpuKvLayer {
     keys: DeviceTensor,
     values: DeviceTensor,
+    /// What lets Hopper's own attention read them.
+    maps: Option<DeviceTensor>,
 }
 
 impl GpuCompute {
@@ -159,8 +161,12 @@ impl GpuCompute {
         let parts = PartRows { parts: layers * planes, rows: blocks, least };
         let whole = self.gpu.zeros_in_parts(parts, block, dtype, "the KV cache").map_err(Error::wrap)?;
         let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, dtype);
-        let layer = |layer: usize| GpuKvLayer { keys: half(planes * layer), values: half(planes * layer + planes - 1) };
-        let layers = (0..layers).map(layer).collect();
+        let layer = |layer: usize| {
+            let (keys, values) = (half(planes * layer), half(planes * layer + planes - 1));
+            let maps = self.attention.maps(&self.gpu, self.dtype, &keys, &values).map_err(Error::wrap)?;
+            Ok(GpuKvLayer { keys, values, maps })
+        };
+        let layers = (0..layers).map(layer).collect::<Result<_>>()?;
         Ok((whole, layers))
     }
 
@@ -306,7 +312,8 @@ impl GpuCompute {
         dst: &Tensor,
     ) -> Result<()> {
         let shape = attention_shape(params);
-        let tensors = AttentionTensors { qkv: qkv.gpu()?, keys: &kv.keys, values: &kv.values, out: dst.gpu()? };
+        let GpuKvLayer { keys, values, maps } = kv;
+        let tensors = AttentionTensors { qkv: qkv.gpu()?, keys, values, maps: maps.as_ref(), out: dst.gpu()? };
         let (gpu, arrays) = (&self.gpu, &inputs.attention);
         if inputs.items > 0 {
             let decode = self.attention.decode(gpu, &shape, tensors, arrays, &self.scratch, inputs.items);

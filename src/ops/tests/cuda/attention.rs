@@ -252,7 +252,8 @@ impl<'a> Batch<'a> {
         let (keys, values) = (self.cache.keys.clone(), self.cache.values.clone());
         let (shape, kernels) = (self.shape, kernels.clone());
         let tiles = plan.tiles.len();
-        Device { shape, kernels, arrays, scratch, max_items, tiles, tile_queries, qkv, keys, values, out }
+        let maps = kernels.maps(gpu(), self.cache.dtype, &keys, &values).expect("maps");
+        Device { shape, kernels, arrays, scratch, max_items, tiles, tile_queries, qkv, keys, values, maps, out }
     }
 
     /// Fails unless each token's output is within the dtype's rounding of the CPU's.
@@ -296,12 +297,14 @@ struct Device {
     qkv: DeviceTensor,
     keys: DeviceTensor,
     values: DeviceTensor,
+    maps: Option<DeviceTensor>,
     out: DeviceTensor,
 }
 
 impl Device {
     fn tensors(&self) -> AttentionTensors<'_> {
-        AttentionTensors { qkv: &self.qkv, keys: &self.keys, values: &self.values, out: &self.out }
+        let Self { qkv, keys, values, maps, out, .. } = self;
+        AttentionTensors { qkv, keys, values, maps: maps.as_ref(), out }
     }
 
     fn decode(&self) {
@@ -341,7 +344,6 @@ const WINDOWS: [Option<u32>; 4] = [None, Some(1), Some(37), Some(700)];
 /// Runs `lens` with every head size, dtype, group and window.
 fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
     let kernels = AttentionKernels::load(gpu()).expect("kernels");
-    let portable = AttentionKernels::portable(gpu()).expect("kernels");
     let mut random = Random(seed);
     for head_dim in HEAD_DIMS {
         let has_fp8 = FP8_HEAD_DIMS.contains(&head_dim);
@@ -362,7 +364,7 @@ fn compare(seed: u64, lens: &[(usize, usize)], what: &str) {
                     batch.assert_close(&divided.out(), &expected, "divided");
                     assert!(divided.counters_are_zero(), "{what}: counters are ready for the next launch");
                     if head_dim < 256 {
-                        let large = batch.on_gpu(&portable, 128);
+                        let large = Device { maps: None, ..batch.on_gpu(&kernels, 128) };
                         large.decode();
                         large.prefill();
                         assert!(large.out() == device.out(), "{what}: the size of tiles changes bits");
@@ -510,10 +512,15 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
     let layout = layout(kv_heads, 128);
     let kv_bytes = 2 * blocks * (layout.block_bytes() / 4) * DType::Bf16.size();
     let zeros = || gpu().zeros(blocks * kv_heads * BLOCK, 128, DType::Bf16, "a bench").expect("memory");
-    let caches: Vec<_> = (0..(256 << 20) / kv_bytes + 1).map(|_| (zeros(), zeros())).collect();
+    let cache_and_maps = |_| {
+        let (keys, values) = (zeros(), zeros());
+        let maps = kernels.maps(gpu(), DType::Bf16, &keys, &values).expect("maps");
+        (keys, values, maps)
+    };
+    let caches: Vec<_> = (0..(256 << 20) / kv_bytes + 1).map(cache_and_maps).collect();
     let table = |row: usize| (0..per_row).map(|i| ((i * rows + row) as u32 * 7919) % blocks as u32).collect();
     let rows: Vec<Row> = (0..rows).map(|row| Row { table: table(row), context, queries }).collect();
-    let (keys, values) = caches[0].clone();
+    let (keys, values, _) = caches[0].clone();
     let cache = Cache { layout, dtype: DType::Bf16, cpu_keys: vec![], cpu_values: vec![], keys, values };
     let batch = Batch::new(&mut Random(35), &cache, shape, &rows);
     let dtypes = [DType::Bf16, DType::Bf16];
@@ -522,8 +529,8 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
     let mut calls = 0;
     let microseconds = gpu().time(caches.len().max(20), |gpu| {
         calls += 1;
-        let (keys, values) = &caches[calls % caches.len()];
-        let tensors = AttentionTensors { keys, values, ..device.tensors() };
+        let (keys, values, maps) = &caches[calls % caches.len()];
+        let tensors = AttentionTensors { keys, values, maps: maps.as_ref(), ..device.tensors() };
         if device.tiles == 0 {
             device.kernels.decode(gpu, &shape, tensors, &device.arrays, &device.scratch, device.max_items)
         } else {
