@@ -12,8 +12,8 @@ const MAX_REMAINDERS: u64 = 20_000;
 /// Most remainders of all numbers of a grammar.
 const MAX_REMAINDERS_IN_ALL: u64 = 100_000;
 
-/// Keywords by which one value may have to be a multiple of several numbers.
-const JOINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "$dynamicRef"];
+/// Keywords by which one value may have to be a multiple of several numbers: a property may match several patterns.
+const JOINING: [&str; 6] = ["allOf", "anyOf", "oneOf", "patternProperties", "$ref", "$dynamicRef"];
 
 /// Whether the multiples of `grammar` can be counted.
 ///
@@ -143,6 +143,7 @@ mod tests {
             json!({"allOf": [of(json!(7777)), of(json!(0.0003))]}),
             json!({"properties": Value::Object(many)}),
             json!({"items": {"properties": {"x": of(json!(123_457))}}}),
+            json!({"properties": {"ab": of(json!(9973))}, "patternProperties": {"^a": of(json!(9967))}}),
         ];
         for schema in schemas {
             for grammar in [Grammar::JsonSchema(schema.clone()), Grammar::Lark(format!("start: %json {schema}"))] {
