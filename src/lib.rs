@@ -57,9 +57,10 @@ pub mod tokenizer;
 mod weights;
 
 pub use llm::{
-    Answer, Beside, Chat, DEFAULT_MODEL, EmbedRequest, Embedding, GenerateError, GenerateRequest, GeneratedToken,
-    Generation, GenerationEvent, Grammar, Llm, LlmBuilder, LoadError, LocalModel, Message, ModelDescription, ModelInfo,
-    ModelLibrary, Perplexity, Prompt, SamplingOptions, ScriptError, TokenCost, plan_preview,
+    Answer, Beside, Calls, Chat, DEFAULT_MODEL, EmbedRequest, Embedding, GenerateError, GenerateRequest,
+    GeneratedToken, Generation, GenerationEvent, Grammar, Llm, LlmBuilder, LoadError, LocalModel, Message,
+    ModelDescription, ModelInfo, ModelLibrary, Perplexity, Prompt, SamplingOptions, ScriptError, TokenCost,
+    plan_preview,
 };
 pub use runner::{MemoryToPlan, ModelError, ModelFacts, Offload, PlanError, PlanPreview, RunnerError};
 pub use weights::LoadError as FileError;

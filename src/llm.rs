@@ -25,7 +25,7 @@ pub use generate::{
     Answer, Chat, GenerateError, GenerateRequest, GeneratedToken, GenerationEvent, Message, Prompt, SamplingOptions,
 };
 pub use generation::Generation;
-pub use grammar::Grammar;
+pub use grammar::{Calls, Grammar};
 pub use handle::Llm;
 #[cfg(test)]
 pub(crate) use handle::LlmParts;

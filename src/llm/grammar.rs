@@ -3,11 +3,12 @@
 //! Knows no engine: it makes the masks that the engine samples under. Parsing is `llguidance`'s.
 
 mod calls;
+mod held;
 mod multiples;
 mod no_ops;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokRxInfo, TokTrie};
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use crate::request::{TokenId, TokenMask, TokenMasks};
 use crate::tokenizer::Tokenizer;
 
+pub use calls::Calls;
 use no_ops::without_no_ops;
 
 /// Longest grammar that is taken, in bytes of its text; a schema's is its JSON.
@@ -31,6 +33,9 @@ const MAX_LEXER_STATES: usize = 50_000;
 const MAX_OPEN_RULES: usize = 1000;
 /// Longest text of what is wrong, in bytes: the parser's repeats lines of the grammar.
 const MAX_TOLD_BYTES: usize = 2000;
+/// Most white space between two parts of JSON, in bytes, which would else go on for as long as a model likes: a line's end
+/// and the indentation behind it have room.
+const MAX_SPACE_BYTES: usize = 128;
 /// Stack that compiling takes at least, in bytes, and more for each byte of the grammar: its rules are followed by recursion,
 /// so a long chain of them is deep. Memory is used as far as the stack grows.
 const STACK_BYTES: usize = 4 << 20;
@@ -49,6 +54,8 @@ pub enum Grammar {
     Choice(Vec<String>),
     /// A text of this grammar, in the dialect of Lark that llguidance reads.
     Lark(String),
+    /// Calls of tools, as the model writes them.
+    Calls(Calls),
 }
 
 impl Grammar {
@@ -58,13 +65,17 @@ impl Grammar {
             Self::JsonSchema(schema) => schema.to_string().len(),
             Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(|text| text.len() + 1).sum(),
+            Self::Calls(calls) => calls.written().bytes(),
         }
     }
 
     fn top_level(&self) -> TopLevelGrammar {
         match self {
-            Self::JsonObject => TopLevelGrammar::from_json_schema(json!({ "type": "object" })),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(without_no_ops(without_unused_names(schema))),
+            Self::JsonObject => TopLevelGrammar::from_json_schema(bounded_space(json!({ "type": "object" }))),
+            Self::JsonSchema(schema) => {
+                let schema = bounded_space(without_no_ops(without_unused_names(schema)));
+                TopLevelGrammar::from_json_schema(schema)
+            }
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Choice(texts) => {
                 // JSON's strings are written as Lark's are.
@@ -72,8 +83,25 @@ impl Grammar {
                 TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
             }
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            Self::Calls(calls) => calls.written().top_level(),
         }
     }
+}
+
+/// `schema` with a limit on the white space that JSON allows anywhere, unless it says itself how much there may be.
+fn bounded_space(schema: Value) -> Value {
+    let mut schema = if schema == Value::Bool(true) { json!({}) } else { schema };
+    if let Some(keywords) = schema.as_object_mut() {
+        // What llguidance reads beside JSON Schema's own keywords.
+        let options = keywords.entry("x-guidance").or_insert_with(|| json!({}));
+        if let Some(options) = options.as_object_mut()
+            && !options.contains_key("whitespace_flexible")
+        {
+            let pattern = format!("[ \\t\\r\\n]{{1,{MAX_SPACE_BYTES}}}");
+            options.entry("whitespace_pattern").or_insert_with(|| pattern.into());
+        }
+    }
+    schema
 }
 
 /// `schema` without the name of a dialect that is not JSON Schema's own, which could only be fetched, and without its own
@@ -122,6 +150,8 @@ fn told(error: impl fmt::Display) -> String {
 pub(crate) struct GrammarCompiler {
     factory: ParserFactory,
     eos: TokenId,
+    /// What may follow the mark that opens a call, made when the first request brings tools; `None`: it cannot be said.
+    rest_of_call: OnceLock<Option<Arc<Matcher>>>,
 }
 
 impl GrammarCompiler {
@@ -150,7 +180,7 @@ impl GrammarCompiler {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory, eos })
+        Ok(Self { factory, eos, rest_of_call: OnceLock::new() })
     }
 
     /// Compiles `grammar`.
@@ -158,6 +188,10 @@ impl GrammarCompiler {
     /// # Errors
     /// What is wrong with it, or which of its keywords is not known.
     pub(super) fn compile(&self, grammar: &Grammar) -> Result<Arc<dyn TokenMasks>, String> {
+        Ok(Arc::new(Compiled { matcher: self.compile_matcher(grammar)?, eos: self.eos }))
+    }
+
+    fn compile_matcher(&self, grammar: &Grammar) -> Result<Matcher, String> {
         let bytes = grammar.bytes();
         if bytes > MAX_GRAMMAR_BYTES {
             return Err(format!("it has {bytes} bytes, more than the limit of {MAX_GRAMMAR_BYTES}"));
@@ -167,12 +201,11 @@ impl GrammarCompiler {
         }
         multiples::check(grammar)?;
         let stack = STACK_BYTES + bytes * STACK_BYTES_PER_BYTE;
-        let matcher = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("lantern-grammar".into()).stack_size(stack);
             let compiling = thread.spawn_scoped(scope, || self.matcher(grammar)).map_err(|error| error.to_string())?;
             compiling.join().unwrap_or_else(|_| Err("its parser failed".into()))
-        })?;
-        Ok(Arc::new(Compiled { matcher, eos: self.eos }))
+        })
     }
 
     /// What follows `grammar` from its beginning. Needs a stack for the depth of its rules.

@@ -91,16 +91,10 @@ impl Llm {
         let ruling_field = match &request.allowed_token_ids {
             _ if follows_grammar => request.grammar_field,
             Some(_) => "allowed_token_ids",
+            None if request.bad_words.is_empty() => "tools",
             None => "bad_words",
         };
-        let written = self.script.as_ref().and_then(|script| script.masks(&self.decode_with_special(&prompt)));
-        let mut parser = self.answer_parser(&request.prompt, &prompt);
-        let masks = self.rules(&request, written.or(grammar), parser.is_in_thoughts())?.masks();
-        if follows_grammar && parser.is_in_thoughts() {
-            // A grammar has no place for thoughts.
-            prompt.extend(self.encode_plain(NO_THOUGHTS)?);
-            parser = parser.without_thoughts();
-        }
+        let (masks, parser) = self.ruled(&request, &mut prompt, grammar)?;
         let prompt: Arc<[TokenId]> = prompt.into();
         let max_context = request.max_context.unwrap_or(u32::MAX).min(self.engine().limits().max_context);
         if prompt.len() >= max_context as usize {
@@ -141,6 +135,32 @@ impl Llm {
         let parser = matches!(request.prompt, Prompt::Chat(_)).then_some(parser).filter(AnswerParser::finds_anything);
         let generation = Generation::new(self.engine().clone(), stream, prompt, parser, choices, request.stop, shift);
         Ok(generation.ruled_by(ruling_field))
+    }
+
+    /// What the answers to `prompt` keep to, and what takes them apart. Thoughts that the prompt has opened are ended, where
+    /// there is no place for them.
+    fn ruled(
+        &self,
+        request: &GenerateRequest,
+        prompt: &mut Vec<TokenId>,
+        grammar: Option<Arc<dyn TokenMasks>>,
+    ) -> Result<(Option<Arc<dyn TokenMasks>>, AnswerParser), GenerateError> {
+        let follows_grammar = grammar.is_some();
+        let mut parser = self.answer_parser(&request.prompt, prompt);
+        let written = self.script.as_ref().and_then(|script| script.masks(&self.decode_with_special(prompt)));
+        // What was written beforehand keeps to nothing.
+        let held_calls = self.held_calls(request, &parser).filter(|_| written.is_none());
+        let forces_calls = written.is_none() && matches!(request.grammar, Some(Grammar::Calls(_)));
+        let holds_calls = forces_calls || held_calls.is_some();
+        let mut rules = self.rules(request, written.or(grammar), parser.is_in_thoughts())?;
+        rules.grammar = rules.grammar.or(held_calls);
+        if follows_grammar && parser.is_in_thoughts() {
+            // A grammar has no place for thoughts.
+            prompt.extend(self.encode_plain(NO_THOUGHTS)?);
+            parser = parser.without_thoughts();
+        }
+        let parser = if holds_calls { parser.holding_calls() } else { parser };
+        Ok((rules.masks(), parser))
     }
 
     /// The tokens that end an answer.
@@ -218,9 +238,25 @@ impl Llm {
 
     fn masks(&self, grammar: &Grammar, field: &'static str) -> Result<Arc<dyn TokenMasks>, GenerateError> {
         let invalid = |problem| GenerateError::Grammar { field, problem };
-        let compiler = self.parts.grammars.get_or_init(|| self.new_compiler());
-        let compiler = compiler.as_ref().map_err(|reason| invalid(reason.clone()))?;
-        compiler.compile(grammar).map_err(invalid)
+        self.compiler().map_err(invalid)?.compile(grammar).map_err(invalid)
+    }
+
+    /// What holds calls that the model may make and need not to their form, in answers that `parser` takes apart. `None`:
+    /// nothing does, since there are no tools, or rules that may exclude calls, or a context that is shifted within one.
+    fn held_calls(&self, request: &GenerateRequest, parser: &AnswerParser) -> Option<Arc<dyn TokenMasks>> {
+        let has_tools = matches!(&request.prompt, Prompt::Chat(chat) if chat.tools.is_some());
+        let has_rules =
+            request.grammar.is_some() || request.allowed_token_ids.is_some() || !request.bad_words.is_empty();
+        let format = self.parts.template.call_format();
+        if !has_tools || has_rules || request.shift_keeping.is_some() || format.open().is_empty() {
+            return None;
+        }
+        let decoder = IncrementalDecoder::new(&self.parts.tokenizer, true);
+        self.compiler().ok()?.held_calls(format, parser.clone(), decoder)
+    }
+
+    fn compiler(&self) -> Result<&GrammarCompiler, String> {
+        self.parts.grammars.get_or_init(|| self.new_compiler()).as_ref().map_err(Clone::clone)
     }
 
     fn new_compiler(&self) -> Result<GrammarCompiler, String> {

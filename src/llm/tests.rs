@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::config::{EngineConfig, Lag, ToolParser};
 
 use super::load::load_path;
-use super::{Answer, EmbedRequest, GenerateError, GenerateRequest, Generation, GenerationEvent, Grammar, Llm, Prompt};
+use super::{
+    Answer, Chat, EmbedRequest, GenerateError, GenerateRequest, Generation, GenerationEvent, Grammar, Llm, Message,
+    Prompt,
+};
 use crate::engine::SubmitError;
 use crate::request::{FinishReason, Pooling};
-use crate::tokenizer::CallFormat;
+use crate::tokenizer::{CallFormat, Part};
 
 fn folder(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(family)
@@ -283,6 +286,55 @@ fn calls_are_forced_in_the_form_that_is_set() {
     ] {
         let forced = load("llama3", |config| config.tool_parser = parser).forced_calls(&tools, true);
         assert_eq!(forced, Grammar::calls(form, &tools, true), "{parser}");
+    }
+}
+
+/// Noise that is forced into a call, cut anywhere: its arguments are told as they come, and are those that are told whole.
+#[test]
+fn a_forced_call_is_told_in_pieces_that_are_its_arguments() {
+    let point = serde_json::json!({"type": "object", "properties": {"x": {"enum": [1, 2]}, "ä": {"enum": ["ü", "}"]}},
+        "required": ["x", "ä"], "additionalProperties": false});
+    let tools = serde_json::json!([{"type": "function", "function": {"name": "go", "parameters": point}}]);
+    // The model with a template that knows tools.
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(folder("llama3").join(file), copy.path().join(file)).expect("copied");
+    }
+    std::fs::write(copy.path().join("chat_template.jinja"), "{{ messages[0].content }}{{ tools | length }}")
+        .expect("written");
+    for parser in [ToolParser::Hermes, ToolParser::DeepSeek, ToolParser::Llama3] {
+        let config = EngineConfig { tool_parser: parser, kv_cache_bytes: Some(8 << 20), ..EngineConfig::default() };
+        let llm = load_path(copy.path(), "llama3", &config).expect("the fixture loads");
+        let chat = Chat { messages: vec![Message::user("a")], tools: Some(tools.clone()), ..Chat::default() };
+        for seed in 0..8 {
+            let mut request = GenerateRequest::new(Prompt::Chat(chat.clone())).temperature(1.5).seed(seed);
+            request.grammar = Some(llm.forced_calls(tools.as_array().expect("tools"), true));
+            // Else noise is white space, for as long as it may.
+            let blanks = (0..llm.engine().limits().vocab_size).filter(|id| llm.token_text(*id).trim().is_empty());
+            request.sampling.logit_bias = blanks.map(|id| (id, -100.0)).collect();
+            let mut generation = llm.generate(request).expect("taken");
+            let whole = generation.answer_parser().expect("there are tools");
+            let mut in_pieces = whole.clone().in_pieces();
+            let (mut text, mut pieces, mut names) = (String::new(), Vec::new(), Vec::new());
+            while let Some(event) = generation.blocking_next() {
+                let GenerationEvent::Delta { text: more, .. } = event.expect("no fault") else { continue };
+                for part in in_pieces.push(&more) {
+                    match part {
+                        Part::CallBegins(name) => names.push(name),
+                        Part::Arguments(piece) => pieces.push(piece),
+                        Part::CallEnds => {}
+                        other => panic!("{other:?}: {text}"),
+                    }
+                }
+                text.push_str(&more);
+            }
+            let mut whole_parts = whole.clone();
+            let mut parts = whole_parts.push(&text);
+            parts.extend(whole_parts.finish());
+            let [Part::Call(call)] = parts.as_slice() else { panic!("{parser} {seed}: {parts:?}") };
+            assert_eq!((names, pieces.concat()), (vec![call.name.clone()], call.arguments.clone()), "{parser} {seed}");
+            assert!(pieces.len() > 1, "{parser} {seed}: {pieces:?}");
+        }
     }
 }
 

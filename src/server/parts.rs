@@ -2,16 +2,18 @@
 //!
 //! Knows no API's form.
 
-use crate::llm::{AnswerParser, Part};
+use crate::llm::{AnswerParser, Part, ToolCall};
 
 /// One choice of an answer, taken apart as it comes.
 pub(super) struct Parts {
     /// `None`: it is nothing but text.
     parser: Option<AnswerParser>,
-    /// Calls so far.
+    /// Whole calls so far.
     calls: usize,
-    /// Further calls are left out.
+    /// Calls after the first are left out.
     one_call: bool,
+    /// The call whose pieces come is.
+    leaves_out: bool,
     /// Tokens until it was seen that no thoughts come any more.
     first_tokens: u64,
     reasoning_tokens: u64,
@@ -22,12 +24,18 @@ pub(super) struct Parts {
 pub(super) struct WholeParts {
     pub(super) text: String,
     pub(super) reasoning: String,
-    pub(super) calls: Vec<crate::llm::ToolCall>,
+    pub(super) calls: Vec<ToolCall>,
 }
 
 impl Parts {
+    /// Each call comes whole.
     pub(super) fn new(parser: Option<AnswerParser>, one_call: bool) -> Self {
-        Self { parser, calls: 0, one_call, first_tokens: 0, reasoning_tokens: 0 }
+        Self { parser, calls: 0, one_call, leaves_out: false, first_tokens: 0, reasoning_tokens: 0 }
+    }
+
+    /// As [`Self::new`], but calls come in pieces where it is known before their end that they are calls.
+    pub(super) fn in_pieces(parser: Option<AnswerParser>, one_call: bool) -> Self {
+        Self::new(parser.map(AnswerParser::in_pieces), one_call)
     }
 
     /// The parts that `text` completes; it came with so many `tokens`.
@@ -56,15 +64,23 @@ impl Parts {
 
     fn count(&mut self, mut parts: Vec<Part>) -> Vec<Part> {
         parts.retain(|part| {
-            let is_call = matches!(part, Part::Call(_));
-            let keep = !is_call || !self.one_call || self.calls == 0;
-            self.calls += usize::from(is_call && keep);
-            keep
+            let (begins, ends) = match part {
+                Part::Text(_) | Part::Reasoning(_) => return true,
+                Part::Call(_) => (true, true),
+                Part::CallBegins(_) => (true, false),
+                Part::Arguments(_) => (false, false),
+                Part::CallEnds => (false, true),
+            };
+            if begins {
+                self.leaves_out = self.one_call && self.calls > 0;
+            }
+            self.calls += usize::from(ends && !self.leaves_out);
+            !self.leaves_out
         });
         parts
     }
 
-    /// Calls so far.
+    /// Whole calls so far.
     pub(super) fn calls(&self) -> usize {
         self.calls
     }
@@ -77,12 +93,15 @@ impl Parts {
 
 impl WholeParts {
     /// Adds what follows.
-    pub(super) fn extend(&mut self, parts: Vec<Part>) {
+    pub(super) fn extend(&mut self, parts: impl IntoIterator<Item = Part>) {
         for part in parts {
             match part {
                 Part::Text(text) => self.text.push_str(&text),
                 Part::Reasoning(text) => self.reasoning.push_str(&text),
                 Part::Call(call) => self.calls.push(call),
+                Part::CallBegins(name) => self.calls.push(ToolCall { name, arguments: String::new() }),
+                Part::Arguments(piece) => self.calls.last_mut().into_iter().for_each(|call| call.arguments += &piece),
+                Part::CallEnds => {}
             }
         }
     }

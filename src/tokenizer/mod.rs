@@ -18,7 +18,7 @@ mod template_environment;
 
 use std::path::PathBuf;
 
-pub use answer::{AnswerParser, CallFormat, Part, ToolCall};
+pub use answer::{AnswerParser, CallFormat, Part, ToolCall, Unread};
 pub use detokenize::IncrementalDecoder;
 pub use encode::Tokenizer;
 pub use gguf_vocab::{GgufVocab, MAX_PIECE_BYTES};

@@ -7,28 +7,46 @@ use serde_json::{Map, Value, json};
 use crate::tokenizer::CallFormat;
 
 use super::no_ops::without_no_ops;
-use super::{Grammar, refers_by_pointer_alone};
+use super::{Grammar, bounded_space, refers_by_pointer_alone};
+
+/// Calls of tools as one model writes them: the parser of that model's answers reads whatever fits.
+/// [`Llm::forced_calls`](crate::Llm::forced_calls) makes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calls(Box<Grammar>);
+
+impl Calls {
+    /// The grammar that says so.
+    pub(super) fn written(&self) -> &Grammar {
+        &self.0
+    }
+}
 
 impl Grammar {
     /// At least one call of these tools, which are in OpenAI's form, as a model of that `format` writes calls; exactly one
     /// if `one`.
     pub(in crate::llm) fn calls(format: CallFormat, tools: &[Value], one: bool) -> Self {
         let functions: Vec<Function> = functions(tools);
-        let any = |arguments| json!({ "anyOf": functions.iter().map(|f| f.object(arguments)).collect::<Vec<_>>() });
+        let any = |arguments| {
+            let calls: Vec<_> = functions.iter().map(|function| function.object(arguments)).collect();
+            bounded_space(json!({ "anyOf": calls }))
+        };
         let more = |between: &str| if one { String::new() } else { format!(" ({between} call)*") };
-        Self::Lark(match format {
+        let written = match format {
             // Bare calls have no end but the answer's: one.
-            CallFormat::Json => return Self::JsonSchema(any("parameters")),
-            CallFormat::Hermes => format!(
+            CallFormat::Json => Self::JsonSchema(any("parameters")),
+            CallFormat::Hermes => Self::Lark(format!(
                 "start: call{}\ncall: \"<tool_call>\\n\" body \"\\n</tool_call>\"\nbody: %json {}\n",
                 more(r#""\n""#),
                 any("arguments")
-            ),
-            CallFormat::DeepSeek => deepseek(&functions, &more(r#""\n""#), |name| {
+            )),
+            CallFormat::DeepSeek => Self::Lark(deepseek(&functions, &more(r#""\n""#), |name| {
                 (format!("function<｜tool▁sep｜>{name}\n```json\n"), "\n```")
-            }),
-            CallFormat::DeepSeekV31 => deepseek(&functions, &more(""), |name| (format!("{name}<｜tool▁sep｜>"), "")),
-        })
+            })),
+            CallFormat::DeepSeekV31 => {
+                Self::Lark(deepseek(&functions, &more(""), |name| (format!("{name}<｜tool▁sep｜>"), "")))
+            }
+        };
+        Self::Calls(Calls(Box::new(written)))
     }
 }
 
@@ -75,7 +93,7 @@ fn functions(tools: &[Value]) -> Vec<Function> {
             Value::Object(parameters) => parameters_of(parameters, index, several),
             _ => json!({ "type": "object" }),
         };
-        Function { name: function["name"].clone(), parameters }
+        Function { name: function["name"].clone(), parameters: bounded_space(parameters) }
     };
     tools.iter().enumerate().map(one).collect()
 }

@@ -27,6 +27,7 @@ pub(super) fn check(grammar: &Grammar) -> Result<(), String> {
             let schema = Deserializer::from_str(rest).into_iter().next();
             schema.and_then(Result::ok).map_or(Ok(()), |schema| check_schema(&schema))
         }),
+        Grammar::Calls(calls) => check(calls.written()),
         Grammar::JsonObject | Grammar::Regex(_) | Grammar::Choice(_) => Ok(()),
     }
 }

@@ -1,19 +1,24 @@
 use super::*;
 use crate::tokenizer::{AnswerParser, CallFormat, GgufVocab, Part};
 
-const EOS: TokenId = 256;
+pub(super) const EOS: TokenId = 256;
 
-/// Ids 0 to 255 are bytes, 256 ends an answer, 257 is a control token that reads like text.
-fn compiler() -> GrammarCompiler {
+/// Ids 0 to 255 are bytes, 256 ends an answer, 257 is a control token that reads like text, and those from 258 on are
+/// `more`.
+pub(super) fn tokenizer(more: &[&str]) -> Tokenizer {
     let mut tokens: Vec<String> = (0..=255_u32).map(|byte| format!("<0x{byte:02X}>")).collect();
-    tokens.extend(["</s>".into(), "yes".into()]);
+    tokens.extend(["</s>", "yes"].iter().chain(more).map(|token| (*token).to_owned()));
     let mut token_types = vec![6; 256];
     token_types.extend([3, 3]);
+    token_types.resize(tokens.len(), 1);
     let scores = vec![0.0; tokens.len()];
     let vocab =
         GgufVocab { model: "llama".into(), tokens, token_types, scores, eos: Some(EOS), ..GgufVocab::default() };
-    let tokenizer = Tokenizer::from_gguf_vocab(vocab).expect("a valid vocabulary");
-    GrammarCompiler::new(&tokenizer, 260, EOS).expect("a valid vocabulary")
+    Tokenizer::from_gguf_vocab(vocab).expect("a valid vocabulary")
+}
+
+fn compiler() -> GrammarCompiler {
+    GrammarCompiler::new(&tokenizer(&[]), 260, EOS).expect("a valid vocabulary")
 }
 
 /// The tokens that may follow `text`, as bytes; 256 is the end.
@@ -199,6 +204,31 @@ fn names_that_tools_share_do_not_mix_them() {
         schema
     };
     check_two(&unnamed("a"), &unnamed("b"));
+}
+
+#[test]
+fn white_space_between_the_parts_of_json_ends() {
+    let tools = [json!({"type": "function", "function": {"name": "f", "parameters": {}}})];
+    let forced = FORMATS.map(|format| {
+        let text = written(format, "f", "{");
+        let before = &text[..text.rfind('{').expect("arguments") + 1];
+        (Grammar::calls(format, &tools, true), before.to_owned())
+    });
+    let schema = Grammar::JsonSchema(json!({"type": "object"}));
+    for (grammar, text) in [(Grammar::JsonObject, "{".to_owned()), (schema, "{".to_owned())].into_iter().chain(forced) {
+        let space = |count: usize| format!("{text}\n{}", " ".repeat(count - 1));
+        let more = after(&grammar, &space(MAX_SPACE_BYTES - 1)).expect("so much is taken");
+        assert!(more.contains(&u32::from(b' ')) && more.contains(&u32::from(b'"')), "{text}: {more:?}");
+        assert_eq!(after(&grammar, &space(MAX_SPACE_BYTES)), Ok(vec![u32::from(b'"'), u32::from(b'}')]), "{text}");
+        // What a model indents.
+        let indented = format!("{text}\n{}\"x\": [\r\n\t\t1 ,\n2]", " ".repeat(100));
+        assert!(after(&grammar, &indented).is_ok(), "{text}");
+    }
+    // Who says how much there may be is heard.
+    let tight = json!({"type": "object", "x-guidance": {"whitespace_flexible": false}});
+    assert_eq!(after(&Grammar::JsonSchema(tight), "{"), Ok(vec![u32::from(b'"'), u32::from(b'}')]));
+    let any = after(&Grammar::JsonSchema(json!(true)), "[").expect("any JSON");
+    assert!(any.contains(&u32::from(b'{')), "{any:?}");
 }
 
 #[test]

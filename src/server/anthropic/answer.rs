@@ -101,6 +101,8 @@ impl Form {
 enum Block {
     Thinking,
     Text,
+    /// A call of a tool, whose input grows.
+    Call,
 }
 
 /// The answer as events: a message begins, blocks open, grow and close, and the message ends.
@@ -124,61 +126,55 @@ impl Events {
         out.event(kind, &fields);
     }
 
-    fn start(&self, block: Value, out: &mut Out) {
-        Self::event("content_block_start", json!({ "index": self.closed, "content_block": block }), out);
-    }
-
     fn delta(&self, delta: Value, out: &mut Out) {
         Self::event("content_block_delta", json!({ "index": self.closed, "delta": delta }), out);
     }
 
-    fn stop(&mut self, out: &mut Out) {
+    /// Closes the open block, if there is one.
+    fn close(&mut self, out: &mut Out) {
+        let Some(block) = self.open.take() else { return };
+        if block == Block::Thinking {
+            // Clients send thoughts back with their signature; ours need none to be believed.
+            self.delta(json!({ "type": "signature_delta", "signature": "" }), out);
+        }
         Self::event("content_block_stop", json!({ "index": self.closed }), out);
         self.closed += 1;
     }
 
-    /// Closes the open block, unless it is of this kind.
-    fn close_other(&mut self, block: Option<Block>, out: &mut Out) {
-        if self.open.is_none() || self.open == block {
-            return;
-        }
-        if self.open == Some(Block::Thinking) {
-            // Clients send thoughts back with their signature; ours need none to be believed.
-            self.delta(json!({ "type": "signature_delta", "signature": "" }), out);
-        }
-        self.open = None;
-        self.stop(out);
+    /// Opens a block of that kind, which holds nothing yet; another is closed before.
+    fn open(&mut self, block: Block, empty: Value, out: &mut Out) {
+        self.close(out);
+        Self::event("content_block_start", json!({ "index": self.closed, "content_block": empty }), out);
+        self.open = Some(block);
     }
 
-    fn grow(&mut self, block: Block, text: &str, out: &mut Out) {
-        self.close_other(Some(block), out);
-        let (empty, delta) = match block {
-            Block::Thinking => (
-                json!({ "type": "thinking", "thinking": "", "signature": "" }),
-                json!({ "type": "thinking_delta", "thinking": text }),
-            ),
-            Block::Text => (
-                json!({ "type": "text", "text": "", "citations": null }),
-                json!({ "type": "text_delta", "text": text }),
-            ),
-        };
-        if self.open.is_none() {
-            self.start(empty, out);
-            self.open = Some(block);
+    fn think(&mut self, text: &str, out: &mut Out) {
+        if self.open != Some(Block::Thinking) {
+            self.open(Block::Thinking, json!({ "type": "thinking", "thinking": "", "signature": "" }), out);
         }
-        self.delta(delta, out);
+        self.delta(json!({ "type": "thinking_delta", "thinking": text }), out);
+    }
+
+    fn say(&mut self, text: &str, out: &mut Out) {
+        if self.open != Some(Block::Text) {
+            self.open(Block::Text, json!({ "type": "text", "text": "", "citations": null }), out);
+        }
+        self.delta(json!({ "type": "text_delta", "text": text }), out);
     }
 
     fn part(&mut self, part: Part, out: &mut Out) {
+        let input = |piece: &str| json!({ "type": "input_json_delta", "partial_json": piece });
         match part {
-            Part::Reasoning(text) => self.grow(Block::Thinking, &text, out),
-            Part::Text(text) => self.grow(Block::Text, &text, out),
+            Part::Reasoning(text) => self.think(&text, out),
+            Part::Text(text) => self.say(&text, out),
             Part::Call(ToolCall { name, arguments }) => {
-                self.close_other(None, out);
-                self.start(self.form.tool_use(&name, json!({})), out);
-                self.delta(json!({ "type": "input_json_delta", "partial_json": arguments }), out);
-                self.stop(out);
+                self.open(Block::Call, self.form.tool_use(&name, json!({})), out);
+                self.delta(input(&arguments), out);
+                self.close(out);
             }
+            Part::CallBegins(name) => self.open(Block::Call, self.form.tool_use(&name, json!({})), out),
+            Part::Arguments(piece) => self.delta(input(&piece), out),
+            Part::CallEnds => self.close(out),
         }
     }
 }
@@ -211,7 +207,7 @@ impl Chunks for Events {
     }
 
     fn end(&mut self, usage: &Usage, out: &mut Out) {
-        self.close_other(None, out);
+        self.close(out);
         let stop_reason = self.form.stop_reason(&self.end);
         let delta = json!({ "stop_reason": stop_reason, "stop_sequence": self.end.stop });
         Self::event("message_delta", json!({ "delta": delta, "usage": self.form.usage(usage) }), out);

@@ -32,8 +32,9 @@ pub(super) async fn create(
     let run = Run::start(&app, &model, record, vec![generate], true)
         .await
         .map_err(|error| error.naming_prompt("messages"))?;
-    let parts = Parts::new(run.answer_parser(), fields.one_call());
     let is_stream = fields.is_stream();
+    let taken_apart = if is_stream { Parts::in_pieces } else { Parts::new };
+    let parts = taken_apart(run.answer_parser(), fields.one_call());
     let mut form = Form { app: app.clone(), model: fields.model, parts };
     if is_stream {
         return Ok(stream::respond(&app, run, Events::new(form)));

@@ -217,16 +217,10 @@ impl Lines {
         let mut calls = first_call;
         for part in parts {
             let mut whole = WholeParts::default();
-            let call = calls;
-            match part {
-                Part::Text(text) => whole.text = text,
-                Part::Reasoning(text) => whole.reasoning = text,
-                Part::Call(tool) => {
-                    whole.calls.push(tool);
-                    calls += 1;
-                }
-            }
-            out.line(&self.form.line(whole, call, tokens));
+            whole.extend([part]);
+            let first = calls;
+            calls += whole.calls.len();
+            out.line(&self.form.line(whole, first, tokens));
             tokens = &[];
         }
         if self.form.wants_logprobs && !tokens.is_empty() {

@@ -9,28 +9,39 @@ use crate::request::FinishReason;
 use crate::server::parts::Parts;
 use crate::server::state::App;
 
-/// One call, whole.
+/// One call, whole or a piece of it.
 #[derive(Serialize)]
 pub(super) struct Call {
     /// Its place among the answer's calls; told in streams alone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) index: Option<usize>,
-    id: String,
-    r#type: &'static str,
+    index: Option<usize>,
+    /// With the call's beginning, as its type and the name of the function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
     function: Function,
 }
 
 #[derive(Serialize)]
 struct Function {
-    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     arguments: String,
 }
 
 impl Call {
+    /// A call, or its beginning with as much of its arguments as is there.
     pub(super) fn new(app: &App, index: Option<usize>, call: ToolCall) -> Self {
         let ToolCall { name, arguments } = call;
         let id = format!("call_{}", &app.unique_id()[16..]);
-        Self { index, id, r#type: "function", function: Function { name, arguments } }
+        let function = Function { name: Some(name), arguments };
+        Self { index, id: Some(id), r#type: Some("function"), function }
+    }
+
+    /// More of the arguments of the call that has that place.
+    pub(super) fn more(index: usize, arguments: String) -> Self {
+        Self { index: Some(index), id: None, r#type: None, function: Function { name: None, arguments } }
     }
 }
 

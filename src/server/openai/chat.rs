@@ -75,7 +75,9 @@ pub(super) async fn create(
         .await
         .map_err(|error| error.naming_prompt("messages"))?;
     let prompts = run.prompts();
-    let mut parts: Vec<_> = (0..run.choices_per_prompt()).map(|_| Parts::new(run.answer_parser(), one_call)).collect();
+    let taken_apart = if fields.is_stream() { Parts::in_pieces } else { Parts::new };
+    let choices = 0..run.choices_per_prompt();
+    let mut parts: Vec<_> = choices.map(|_| taken_apart(run.answer_parser(), one_call)).collect();
     if fields.is_stream() {
         let envelope = Envelope::new(&app, "chatcmpl", "chat.completion.chunk", fields.model.clone());
         let form = ChatStream::new(&app, &model.llm, envelope, &prompts[0], fields.stream_usage(), told, parts);

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::llm::{GeneratedToken, Llm, Part};
+use crate::llm::{GeneratedToken, Llm, Part, ToolCall};
 use crate::request::TokenId;
 use crate::server::error::ApiError;
 use crate::server::parts::{Parts, WholeParts};
@@ -157,23 +157,36 @@ impl ChatStream {
         let some = !tokens.is_empty();
         let mut logprobs = (some && self.told.logprobs).then(|| logprobs::chat(&self.llm, tokens));
         let mut token_ids = (some && self.told.ids).then(|| ids(tokens));
-        if parts.is_empty() && (logprobs.is_some() || token_ids.is_some()) {
-            let delta = Delta { content: Some(String::new()), ..Delta::default() };
-            self.chunk(ChunkChoice { delta, logprobs, token_ids, ..blank(index) }, usage, out);
-            return;
+        let mut deltas = self.deltas(first_call, parts);
+        if deltas.is_empty() && (logprobs.is_some() || token_ids.is_some()) {
+            deltas.push(Delta { content: Some(String::new()), ..Delta::default() });
         }
-        let mut calls = first_call..;
-        for part in parts {
-            let delta = match part {
-                Part::Text(text) => Delta { content: Some(text), ..Delta::default() },
-                Part::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
-                Part::Call(call) => {
-                    Delta { tool_calls: vec![Call::new(&self.app, calls.next(), call)], ..Delta::default() }
-                }
-            };
+        for delta in deltas {
             let (logprobs, token_ids) = (logprobs.take(), token_ids.take());
             self.chunk(ChunkChoice { delta, logprobs, token_ids, ..blank(index) }, usage, out);
         }
+    }
+
+    /// What `parts` add, behind `calls` whole calls.
+    fn deltas(&self, mut calls: usize, parts: Vec<Part>) -> Vec<Delta> {
+        let of_call = |call| Delta { tool_calls: vec![call], ..Delta::default() };
+        let one = |part| match part {
+            Part::Text(text) => Some(Delta { content: Some(text), ..Delta::default() }),
+            Part::Reasoning(text) => Some(Delta { reasoning_content: Some(text), ..Delta::default() }),
+            Part::Call(call) => {
+                calls += 1;
+                Some(of_call(Call::new(&self.app, Some(calls - 1), call)))
+            }
+            Part::CallBegins(name) => {
+                Some(of_call(Call::new(&self.app, Some(calls), ToolCall { name, arguments: String::new() })))
+            }
+            Part::Arguments(piece) => Some(of_call(Call::more(calls, piece))),
+            Part::CallEnds => {
+                calls += 1;
+                None
+            }
+        };
+        parts.into_iter().filter_map(one).collect()
     }
 
     fn chunk(&self, choice: ChunkChoice, usage: &Usage, out: &mut Out) {

@@ -3,6 +3,7 @@
 //! No model and no sleeping: what takes time waits for the other side.
 
 mod anthropic;
+mod calls;
 mod chat;
 mod completions;
 mod embeddings;

@@ -40,6 +40,9 @@ pub enum CallFormat {
 }
 
 impl CallFormat {
+    /// What separates the name of a tool from what stands before or behind it, in DeepSeek's forms.
+    pub const DEEPSEEK_SEPARATOR: &str = "<｜tool▁sep｜>";
+
     /// The form that a chat template of this source teaches.
     pub fn of_template(source: &str) -> Self {
         if source.contains("<tool_call>") {
@@ -72,7 +75,8 @@ impl CallFormat {
         self == Self::Json
     }
 
-    pub(super) fn open(self) -> &'static str {
+    /// The mark that opens a call; empty where there is none.
+    pub fn open(self) -> &'static str {
         match self {
             Self::Hermes => "<tool_call>",
             Self::DeepSeek | Self::DeepSeekV31 => DEEPSEEK_OPEN,
@@ -80,7 +84,8 @@ impl CallFormat {
         }
     }
 
-    pub(super) fn close(self) -> &'static str {
+    /// The mark that ends a call; empty where there is none.
+    pub fn close(self) -> &'static str {
         match self {
             Self::Hermes => "</tool_call>",
             Self::DeepSeek | Self::DeepSeekV31 => "<｜tool▁call▁end｜>",
@@ -125,7 +130,7 @@ impl CallFormat {
 
 /// The name in DeepSeek's forms, and what follows it: from the JSON on.
 fn deepseek_parts(body: &str) -> Option<(&str, &str)> {
-    let (kind, rest) = body.split_once("<｜tool▁sep｜>")?;
+    let (kind, rest) = body.split_once(CallFormat::DEEPSEEK_SEPARATOR)?;
     // A fence behind the beginning of the JSON is part of it.
     let fence = rest.split_once(FENCE).filter(|(name, _)| !name.contains('{'));
     Some(fence.unwrap_or((kind, rest)))

@@ -3,24 +3,26 @@
 //! It knows no API. The same parts come however the text is cut: a mark that may be incomplete is held back until it is
 //! known, and what only looks like a call is text.
 
+mod calling;
 mod calls;
 #[cfg(test)]
 mod corpus;
+mod opened;
 #[cfg(test)]
 mod tests;
 
 pub(super) use calls::DEEPSEEK_OPEN;
 pub use calls::{CallFormat, ToolCall};
+pub use opened::Unread;
+
+use opened::Depth;
 
 /// What opens and closes thoughts.
 const THINK: &str = "<think>";
 const THINK_END: &str = "</think>";
 
-/// Longest call that is waited for, in bytes; a longer one is text.
-const MAX_CALL_BYTES: usize = 1 << 20;
-/// Most marks that end a call which may stand within strings of its arguments; with more it is text. Each is one reading of
-/// the call so far.
-const MAX_INNER_MARKS: usize = 64;
+/// Most white space that is held back since it may say nothing, in bytes.
+const MAX_SPACE_BYTES: usize = 4 << 10;
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,11 +33,17 @@ pub enum Part {
     Text(String),
     /// A tool that it calls.
     Call(ToolCall),
+    /// A tool that it calls, by name, with the arguments that follow.
+    CallBegins(String),
+    /// More of the arguments of the call that has begun: of the text that a whole call has.
+    Arguments(String),
+    /// The arguments of the call that has begun are whole. An answer that is cut off may lack it.
+    CallEnds,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum State {
-    /// Nothing but white space has come: thoughts may begin, or an answer that is nothing but a call.
+    /// Nothing but a little white space has come: thoughts may begin, or an answer that is nothing but a call.
     #[default]
     Start,
     Reasoning,
@@ -46,6 +54,10 @@ enum State {
     Call,
     /// In an answer that began as a call without marks does.
     BareCall,
+    /// In the arguments of a call that is told in pieces.
+    Arguments,
+    /// Behind those, until the call ends.
+    BehindArguments,
 }
 
 /// Takes one answer apart.
@@ -66,6 +78,13 @@ pub struct AnswerParser {
     space: String,
     /// Where, in the call that is read, marks of its end stand within strings.
     inner_marks: Vec<usize>,
+    /// So much of what is held has no mark of the end of the call that is read, but for those.
+    searched: usize,
+    /// A grammar holds each call, from its name on, to the form that calls have.
+    holds_calls: bool,
+    /// Calls that are held to their form are told as they come.
+    in_pieces: bool,
+    depth: Depth,
 }
 
 impl AnswerParser {
@@ -87,6 +106,22 @@ impl AnswerParser {
     /// For an answer as this one's, had the prompt not ended within thoughts.
     pub fn without_thoughts(self) -> Self {
         Self::new(self.reasoning, false, self.calls)
+    }
+
+    /// For an answer as this one's, in which calls are text.
+    pub fn without_calls(self) -> Self {
+        Self { calls: None, ..self }
+    }
+
+    /// For an answer as this one's, in which a grammar holds calls to their form: from their names on, or altogether.
+    pub fn holding_calls(self) -> Self {
+        Self { holds_calls: true, ..self }
+    }
+
+    /// As it is, but that calls which a grammar holds to their form are told in pieces: their arguments as they come, and
+    /// not where they are whole. Only of such a call it is known that it is one before it has ended.
+    pub fn in_pieces(self) -> Self {
+        Self { in_pieces: self.holds_calls, ..self }
     }
 
     /// Whether anything but text can be found.
@@ -132,6 +167,7 @@ impl AnswerParser {
                         held.split_at(self.inner_marks.first().map_or(held.len(), |at| at + close.len()));
                     tell(Part::Text, &format!("{}{open}{text}", self.space), &mut parts);
                     self.end_call();
+                    self.in_pieces = false;
                     // Behind a mark that seemed to stand within a string there may be a call.
                     parts.extend(self.push(rest));
                     parts.extend(self.finish());
@@ -141,6 +177,7 @@ impl AnswerParser {
                 Some(calls) => parts.extend(calls.into_iter().map(Part::Call)),
                 None => tell(Part::Text, &held, &mut parts),
             },
+            State::Arguments | State::BehindArguments => {}
             State::Start | State::AfterReasoning | State::Text => {
                 let text = if self.called { held.trim_end() } else { &held };
                 tell(Part::Text, text, &mut parts);
@@ -164,13 +201,19 @@ impl AnswerParser {
                 goes_on
             }
             State::Text => self.say(parts),
-            State::Call => self.call(parts),
-            State::BareCall => false,
+            State::Call => self.begin_arguments(parts) || self.call(parts),
+            State::BareCall => self.begin_arguments(parts),
+            State::Arguments => self.arguments(parts),
+            State::BehindArguments => self.behind_arguments(),
         }
     }
 
     fn start(&mut self) -> bool {
         let text = self.held.trim_start();
+        if self.held.len() - text.len() > MAX_SPACE_BYTES {
+            self.state = State::Text;
+            return true;
+        }
         let is_open = |mark: &str| !text.is_empty() && text.len() < mark.len() && mark.starts_with(text);
         if text.is_empty() || self.reasoning && is_open(THINK) {
             return false;
@@ -198,14 +241,14 @@ impl AnswerParser {
             self.held.drain(..self.held.len() - rest);
         }
         if let Some(at) = self.held.find(THINK_END) {
-            let thought = self.held[..at].trim_end().to_owned();
+            let thought = self.held[..without_space(&self.held[..at])].to_owned();
             tell(Part::Reasoning, &thought, parts);
             self.held.drain(..at + THINK_END.len());
             self.state = State::AfterReasoning;
             return true;
         }
         let known = self.held.len() - held_back(&self.held, THINK_END);
-        let told = self.held[..known].trim_end().len();
+        let told = without_space(&self.held[..known]);
         let thought: String = self.held.drain(..told).collect();
         self.thought |= !thought.is_empty();
         tell(Part::Reasoning, &thought, parts);
@@ -225,7 +268,7 @@ impl AnswerParser {
             }
         }
         if let Some(at) = self.held.find(format.open()) {
-            let text = self.held[..at].trim_end();
+            let text = &self.held[..without_space(&self.held[..at])];
             tell(Part::Text, text, parts);
             self.space = self.held[text.len()..at].to_owned();
             self.held.drain(..at + format.open().len());
@@ -235,47 +278,10 @@ impl AnswerParser {
         let marks = format.ignored().iter().copied().chain([format.open()]);
         let unknown = marks.map(|mark| held_back(&self.held, mark)).max().unwrap_or(0);
         // White space before a call, and behind one, says nothing.
-        let told = self.held[..self.held.len() - unknown].trim_end().len();
+        let told = without_space(&self.held[..self.held.len() - unknown]);
         let text: String = self.held.drain(..told).collect();
         tell(Part::Text, &text, parts);
         false
-    }
-
-    fn call(&mut self, parts: &mut Vec<Part>) -> bool {
-        let Some(format) = self.calls else { return false };
-        let close = format.close();
-        let searched = self.inner_marks.last().map_or(0, |at| at + close.len());
-        let Some(at) = self.held[searched..].find(close).map(|at| searched + at) else {
-            if self.held.len() > MAX_CALL_BYTES {
-                let text = std::mem::take(&mut self.held);
-                tell(Part::Text, &format!("{}{}{text}", self.space, format.open()), parts);
-                self.end_call();
-            }
-            return false;
-        };
-        let call = format.read(&self.held[..at]);
-        if call.is_none() && self.inner_marks.len() < MAX_INNER_MARKS && format.goes_on(&self.held[..at + close.len()])
-        {
-            self.inner_marks.push(at);
-            return true;
-        }
-        // What is no call ends at the first mark: another may begin behind it.
-        let at = self.inner_marks.first().copied().filter(|_| call.is_none()).unwrap_or(at);
-        let body: String = self.held.drain(..at + close.len()).collect();
-        match call {
-            Some(call) => {
-                parts.push(Part::Call(call));
-                self.called = true;
-            }
-            None => tell(Part::Text, &format!("{}{}{body}", self.space, format.open()), parts),
-        }
-        self.end_call();
-        true
-    }
-
-    fn end_call(&mut self) {
-        self.inner_marks.clear();
-        self.state = State::Text;
     }
 }
 
@@ -290,6 +296,11 @@ fn tell(part: fn(String) -> Part, text: &str, parts: &mut Vec<Part>) {
         }
         _ => parts.push(part(text.to_owned())),
     }
+}
+
+/// Length of `text` without the white space at its end, in bytes; of more than is held back, a part is text.
+fn without_space(text: &str) -> usize {
+    text.trim_end().len().max(text.floor_char_boundary(text.len().saturating_sub(MAX_SPACE_BYTES)))
 }
 
 /// Bytes at the end of `text` that may be the beginning of `mark`.

@@ -1,5 +1,6 @@
 //! Answers as models write them, cut at every byte that text can be cut at.
 
+use super::calling::MAX_INNER_MARKS;
 use super::*;
 use crate::config::ToolParser;
 
@@ -203,6 +204,94 @@ fn arguments_are_told_as_they_are_written() {
     for arguments in [r#"{"s": "\ud800"}"#, r#"{"d": 1e999}"#, "[]", "{\"s\": \"\n\"}"] {
         let answer = format!(r#"<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>"#);
         check(hermes(), &answer, &[text(&answer)]);
+    }
+}
+
+/// What an answer comes to whose calls are held to their form and told in pieces, cut as [`check`] does: text, and for each
+/// call its name, its arguments and whether they ended.
+#[track_caller]
+fn check_pieces(parser: AnswerParser, answer: &str, said: &str, calls: &[(&str, &str, bool)]) {
+    let parser = parser.holding_calls().in_pieces();
+    let check = |pieces: &[&str]| {
+        let (mut text, mut found) = (String::new(), Vec::<(String, String, bool)>::new());
+        for part in parts(&parser, pieces) {
+            match part {
+                Part::Text(more) => text.push_str(&more),
+                Part::CallBegins(name) => found.push((name, String::new(), false)),
+                Part::Arguments(piece) => found.last_mut().expect("a call has begun").1.push_str(&piece),
+                Part::CallEnds => found.last_mut().expect("a call has begun").2 = true,
+                other => panic!("{other:?}"),
+            }
+        }
+        let found: Vec<_> = found.iter().map(|(name, arguments, ended)| (&**name, &**arguments, *ended)).collect();
+        assert_eq!((text.as_str(), found.as_slice()), (said, calls), "{pieces:?}");
+    };
+    check(&[answer]);
+    answer.char_indices().for_each(|(at, _)| check(&[&answer[..at], &answer[at..]]));
+    let characters: Vec<String> = answer.chars().map(String::from).collect();
+    check(&characters.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
+fn calls_that_are_held_to_their_form_are_told_as_they_come() {
+    let arguments = r#"{"größe": "a</tool_call>} \" \\", "n": [{"k": 1.50}, {}], "k": 1, "k": "<｜tool▁call▁end｜>"}"#;
+    let answers = [
+        (CallFormat::Hermes, format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {arguments}}}\n</tool_call>")),
+        (
+            CallFormat::DeepSeek,
+            format!("{DEEPSEEK_OPEN}function<｜tool▁sep｜>f\n```json\n{arguments}\n```<｜tool▁call▁end｜>"),
+        ),
+        (CallFormat::DeepSeekV31, format!("{DEEPSEEK_OPEN}f<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>")),
+    ];
+    for (format, answer) in answers {
+        let parser = || AnswerParser::new(false, false, Some(format));
+        let call = ("f", arguments, true);
+        check_pieces(parser(), &answer, "", &[call]);
+        check_pieces(parser(), &format!("Look.\n{answer}\n{answer} So."), "Look. So.", &[call, call]);
+        // The same as where they are told whole.
+        check(parser(), &answer, &[self::call("f", arguments)]);
+    }
+    let bare = AnswerParser::new(false, false, Some(CallFormat::Json));
+    check_pieces(bare, &format!("{{\"name\": \"f\", \"parameters\": {arguments}}}\n"), "", &[("f", arguments, true)]);
+}
+
+#[test]
+fn a_call_that_is_cut_off_tells_what_came_of_it() {
+    let answer = "So <tool_call>{\"name\": \"f\", \"arguments\": {\"x\": \"é";
+    check_pieces(hermes(), answer, "So", &[("f", "{\"x\": \"é", false)]);
+    check_pieces(hermes(), &format!("{answer}\"}}"), "So", &[("f", "{\"x\": \"é\"}", true)]);
+    // Before it is known which tool is called it is text.
+    let head = "So <tool_call>{\"name\": \"f\", \"arg";
+    check_pieces(hermes(), head, head, &[]);
+    // What no grammar has begun to hold is read when it is whole.
+    for text in ["<tool_call>{broken</tool_call> on", "<tool_call> opens calls", "<tool_call>{\"name\": 5}</tool_call>"]
+    {
+        check_pieces(hermes(), text, text, &[]);
+    }
+    let otherwise = r#"<tool_call>{"arguments": {}, "name": "f"}</tool_call>"#;
+    check(hermes().holding_calls().in_pieces(), otherwise, &[call("f", "{}")]);
+}
+
+#[test]
+fn white_space_that_says_nothing_is_held_back_within_a_limit() {
+    let space = " \n".repeat(MAX_SPACE_BYTES);
+    let held = &space[..MAX_SPACE_BYTES];
+    let call_text = r#"<tool_call>{"name": "f", "arguments": {}}</tool_call>"#;
+    let told = format!("a{}", &space[MAX_SPACE_BYTES..]);
+    check_coarsely(hermes(), &format!("a{space}{call_text}"), &[text(&told), call("f", "{}")]);
+    check_coarsely(hermes(), &format!("a{held}{call_text}"), &[text("a"), call("f", "{}")]);
+    check_coarsely(thinking(), &format!("<think>a{space}</think>b"), &[reasoning(&told), text("b")]);
+    let late = format!("{space}<think>a</think>");
+    check_coarsely(thinking(), &late, &[text(&late)]);
+}
+
+/// As [`check`], for answers too long to be cut at every place.
+#[track_caller]
+fn check_coarsely(parser: AnswerParser, answer: &str, expected: &[Part]) {
+    for size in [answer.len(), 1000, 7, 1] {
+        let pieces: Vec<&str> =
+            answer.as_bytes().chunks(size).map(|piece| str::from_utf8(piece).expect("ASCII")).collect();
+        assert_eq!(parts(&parser, &pieces), expected, "in pieces of {size}");
     }
 }
 

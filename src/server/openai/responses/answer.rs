@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::llm::{GeneratedToken, Llm, Message, ToolCall};
+use crate::llm::{GeneratedToken, Llm, Message};
 use crate::request::{FinishReason, SamplingParams, Tenant};
 use crate::server::body::Object;
 use crate::server::openai::logprobs;
@@ -148,16 +148,15 @@ impl Form {
         }
     }
 
-    /// A call with an id of its own.
-    pub(super) fn call(&self, call: ToolCall) -> Value {
-        let ToolCall { name, arguments } = call;
+    /// A call that begins, with ids of its own.
+    pub(super) fn call(&self, name: &str) -> Value {
         json!({
             "type": "function_call",
             "id": format!("fc_{}", self.app.unique_id()),
             "call_id": format!("call_{}", &self.app.unique_id()[16..]),
             "name": name,
-            "arguments": arguments,
-            "status": "completed",
+            "arguments": "",
+            "status": "in_progress",
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::server::stream::{Chunks, Framing, Out};
 
 use super::answer::{Form, Item};
 
-/// The item that grows.
+/// The item of text that grows.
 struct Open {
     kind: Item,
     item: Value,
@@ -21,11 +21,19 @@ struct Open {
     logprobs: Vec<Value>,
 }
 
+/// The call that grows.
+struct OpenCall {
+    item: Value,
+    arguments: String,
+}
+
 pub(super) struct Events {
     form: Form,
     sequence_number: u64,
     done: Vec<Value>,
+    /// There is one open item at most.
     open: Option<Open>,
+    open_call: Option<OpenCall>,
     /// Log-probabilities of tokens whose text has not come yet.
     ahead: Vec<Value>,
     reason: Option<FinishReason>,
@@ -43,7 +51,8 @@ impl Item {
 
 impl Events {
     pub(super) fn new(form: Form) -> Self {
-        Self { form, sequence_number: 0, done: Vec::new(), open: None, ahead: Vec::new(), reason: None }
+        let (open, open_call, reason) = (None, None, None);
+        Self { form, sequence_number: 0, done: Vec::new(), open, open_call, ahead: Vec::new(), reason }
     }
 
     /// The whole answer to `run`.
@@ -113,18 +122,29 @@ impl Events {
         self.tell_content(&kind.event("delta"), &id, delta, out);
     }
 
-    fn call(&mut self, call: ToolCall, out: &mut Out) {
+    fn begin_call(&mut self, name: &str, out: &mut Out) {
         self.close("completed", out);
         self.ahead.clear();
-        let item = self.form.call(call);
-        let mut added = item.clone();
-        (added["arguments"], added["status"]) = ("".into(), "in_progress".into());
-        let index = self.done.len();
-        self.tell("response.output_item.added", json!({ "output_index": index, "item": added }), out);
-        let (id, arguments) = (&item["id"], &item["arguments"]);
-        let delta = json!({ "item_id": id, "output_index": index, "delta": arguments });
+        let item = self.form.call(name);
+        self.tell("response.output_item.added", json!({ "output_index": self.done.len(), "item": item }), out);
+        self.open_call = Some(OpenCall { item, arguments: String::new() });
+    }
+
+    fn grow_call(&mut self, piece: &str, out: &mut Out) {
+        // No text comes of the tokens of a call.
+        self.ahead.clear();
+        let Some(call) = &mut self.open_call else { return };
+        call.arguments.push_str(piece);
+        let delta = json!({ "item_id": call.item["id"], "output_index": self.done.len(), "delta": piece });
         self.tell("response.function_call_arguments.delta", delta, out);
-        let whole = json!({ "item_id": id, "output_index": index, "name": item["name"], "arguments": arguments });
+    }
+
+    fn close_call(&mut self, status: &str, out: &mut Out) {
+        self.ahead.clear();
+        let Some(OpenCall { mut item, arguments }) = self.open_call.take() else { return };
+        (item["arguments"], item["status"]) = (arguments.into(), status.into());
+        let mut whole = json!({ "item_id": item["id"], "output_index": self.done.len() });
+        (whole["name"], whole["arguments"]) = (item["name"].clone(), item["arguments"].clone());
         self.tell("response.function_call_arguments.done", whole, out);
         self.finish_item(item, out);
     }
@@ -134,13 +154,24 @@ impl Events {
             match part {
                 Part::Reasoning(text) => self.grow(Item::Reasoning, &text, out),
                 Part::Text(text) => self.grow(Item::Message, &text, out),
-                Part::Call(call) => self.call(call, out),
+                Part::Call(ToolCall { name, arguments }) => {
+                    self.begin_call(&name, out);
+                    self.grow_call(&arguments, out);
+                    self.close_call("completed", out);
+                }
+                Part::CallBegins(name) => self.begin_call(&name, out),
+                Part::Arguments(piece) => self.grow_call(&piece, out),
+                Part::CallEnds => self.close_call("completed", out),
             }
         }
     }
 
     /// Ends the response, which is returned.
     fn finish(&mut self, usage: &Usage, out: &mut Out) -> Value {
+        // A call that is still open was cut, by a stop string or a limit.
+        if self.open_call.is_some() {
+            self.close_call("incomplete", out);
+        }
         if self.done.is_empty() && self.open.is_none() {
             // An answer of nothing is an empty message.
             self.grow(Item::Message, "", out);

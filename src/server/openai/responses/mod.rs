@@ -57,7 +57,8 @@ pub(super) async fn create(
     let run = Run::start(&app, &model, record, vec![generate], true)
         .await
         .map_err(|error| error.naming_prompt("input").renaming("logprobs", "top_logprobs"))?;
-    let parts = Parts::new(run.answer_parser(), fields.parallel_tool_calls == Some(false));
+    let taken_apart = if fields.is_stream() { Parts::in_pieces } else { Parts::new };
+    let parts = taken_apart(run.answer_parser(), fields.parallel_tool_calls == Some(false));
     let to_store = ToStore { tenant, input, conversation: asked.conversation };
     let stored = fields.is_stored().then_some(to_store);
     let events = Events::new(Form::new(&app, &model.llm, &fields, &sampling, parts, stored));
