@@ -310,6 +310,17 @@ pub enum GenerateError {
         /// What is wrong.
         problem: String,
     },
+    /// Compiling the grammar takes longer than it may.
+    #[error("the grammar cannot be used: {problem}")]
+    SlowGrammar {
+        /// What the caller calls the grammar.
+        field: &'static str,
+        /// What it may take.
+        problem: String,
+    },
+    /// No grammar is compiled now, since others that take too long still are.
+    #[error("the grammar cannot be compiled now: {0}")]
+    BusyWithGrammars(String),
     /// A stop string is empty, too long, or there are too many.
     #[error("stop: {0}")]
     Stop(String),

@@ -13,7 +13,7 @@ use crate::tokenizer::{AnswerParser, ChatTemplate, IncrementalDecoder, StopMatch
 use super::builder::LlmBuilder;
 use super::generate::{Chat, GenerateError, GenerateRequest, Message, Prompt, SamplingOptions};
 use super::generation::{Choice, Generation};
-use super::grammar::{Grammar, GrammarCompiler};
+use super::grammar::{CompileError, Grammar, GrammarCompiler};
 use super::info::ModelInfo;
 use super::library::ModelDescription;
 use super::rules::{Rules, ThoughtLimit};
@@ -238,7 +238,11 @@ impl Llm {
 
     fn masks(&self, grammar: &Grammar, field: &'static str) -> Result<Arc<dyn TokenMasks>, GenerateError> {
         let invalid = |problem| GenerateError::Grammar { field, problem };
-        self.compiler().map_err(invalid)?.compile(grammar).map_err(invalid)
+        self.compiler().map_err(invalid)?.compile(grammar).map_err(|error| match error {
+            CompileError::Invalid(problem) => invalid(problem),
+            CompileError::TooSlow { .. } => GenerateError::SlowGrammar { field, problem: error.to_string() },
+            CompileError::Busy => GenerateError::BusyWithGrammars(error.to_string()),
+        })
     }
 
     /// What holds calls that the model may make and need not to their form, in answers that `parser` takes apart. `None`:

@@ -136,6 +136,15 @@ impl From<GenerateError> for ApiError {
                 param: Some(field.into()),
                 ..Self::client(StatusCode::BAD_REQUEST, Some("invalid_grammar"), message)
             },
+            GenerateError::SlowGrammar { field, .. } => Self {
+                param: Some(field.into()),
+                ..Self::client(StatusCode::BAD_REQUEST, Some("grammar_too_slow"), message)
+            },
+            GenerateError::BusyWithGrammars(_) => Self {
+                kind: "rate_limit_error",
+                retry_after_s: Some(1),
+                ..Self::client(StatusCode::TOO_MANY_REQUESTS, Some("busy_with_grammars"), message)
+            },
             GenerateError::Stop(_) => {
                 Self { param: Some("stop".into()), ..Self::client(StatusCode::BAD_REQUEST, None, message) }
             }

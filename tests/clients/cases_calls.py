@@ -140,23 +140,71 @@ def sum_of(chunks):
     return first
 
 
+POINT = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
+GO = {
+    "type": "object", "properties": {"at": {"$ref": "#/$defs/point"}}, "required": ["at"],
+    "additionalProperties": False, "$defs": {"point": POINT},
+}
+GO_TOOLS = [{"type": "function", "function": {"name": "go", "parameters": GO}}]
+# No answer is written for this: the model's noise is held to the schema, references within it too.
+GO_ASKED = [{"role": "user", "content": "Go on."}]
+
+
+def is_a_way_to_go(name, arguments):
+    assert name == "go" and json.loads(arguments)["at"]["x"] in (1, 2), (name, arguments)
+
+
 def a_call_is_forced_and_fits_its_schema(server, model):
-    """No answer is written for this question: the model's noise is held to the schema, references within it too."""
+    """White space, with which noise fills the places where JSON allows it, ends within the grammar's limit."""
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
-    point = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
-    parameters = {
-        "type": "object", "properties": {"at": {"$ref": "#/$defs/point"}}, "required": ["at"],
-        "additionalProperties": False, "$defs": {"point": point},
-    }
-    tools = [{"type": "function", "function": {"name": "go", "parameters": parameters}}]
-    blanks = without_blanks()
     for choice in ("required", {"type": "function", "function": {"name": "go"}}):
         answer = client.chat.completions.create(
-            model=model, tools=tools, tool_choice=choice, seed=7, max_tokens=200, logit_bias=blanks,
-            messages=[{"role": "user", "content": "Go on."}],
+            model=model, tools=GO_TOOLS, tool_choice=choice, seed=7, max_tokens=4000, messages=GO_ASKED
         )
         call = answer.choices[0].message.tool_calls[0]
-        assert call.function.name == "go" and json.loads(call.function.arguments)["at"]["x"] in (1, 2), answer
+        is_a_way_to_go(call.function.name, call.function.arguments)
+
+
+def arguments_of_a_forced_call_come_in_deltas(server, model):
+    """In several, by OpenAI's chats and responses and by Anthropic's messages, that are the whole call's together."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    forced = {
+        "model": model, "tools": GO_TOOLS, "tool_choice": "required", "messages": GO_ASKED, "seed": 7, "max_tokens": 200,
+        "logit_bias": without_blanks(),
+    }
+    whole = client.chat.completions.create(**forced).choices[0].message.tool_calls[0].function
+    name, pieces, ids = "", [], set()
+    for chunk in client.chat.completions.create(stream=True, **forced):
+        for call in chunk.choices[0].delta.tool_calls or []:
+            ids |= {call.id} - {None}
+            name += call.function.name or ""
+            pieces.append(call.function.arguments)
+    assert len(ids) == 1 and pieces[0] == "" and len(pieces) > 2, pieces
+    assert (name, "".join(pieces)) == (whole.name, whole.arguments), (pieces, whole)
+    is_a_way_to_go(name, "".join(pieces))
+    with client.chat.completions.stream(**forced) as stream:
+        deltas = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        done = stream.get_final_completion().choices[0].message.tool_calls[0].function
+    assert len(deltas) > 1 and done.arguments == whole.arguments, (deltas, done)
+
+    tools = [{"type": "function", "strict": False, **GO_TOOLS[0]["function"]}]
+    with client.responses.stream(model=model, tools=tools, tool_choice="required", input="Go on.") as stream:
+        deltas = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+        (call,) = stream.get_final_response().output
+    is_a_way_to_go(call.name, call.arguments)
+    assert len(deltas) > 1 and "".join(deltas) == call.arguments, deltas
+
+    client = anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0)
+    tools = [{"name": "go", "input_schema": GO}]
+    with client.messages.stream(
+        model=model, max_tokens=4000, tools=tools, tool_choice={"type": "any"}, messages=GO_ASKED
+    ) as stream:
+        deltas = [event.partial_json for event in stream if event.type == "input_json"]
+        message = stream.get_final_message()
+    (call,) = message.content
+    assert message.stop_reason == "tool_use", message
+    is_a_way_to_go(call.name, json.dumps(call.input))
+    assert len(deltas) > 1 and json.loads("".join(deltas)) == call.input, deltas
 
 
 def without_blanks():
@@ -189,7 +237,8 @@ def a_long_conversation_goes_on_from_the_cache(server, model):
 CASES = [
     every_call_of_node, openai_calls_whole_and_streamed, openai_responses_call_and_go_on,
     anthropic_calls_whole_and_streamed, ollama_calls_whole_and_in_lines, langchain_binds_tools,
-    a_call_is_forced_and_fits_its_schema, a_long_conversation_goes_on_from_the_cache,
+    a_call_is_forced_and_fits_its_schema, arguments_of_a_forced_call_come_in_deltas,
+    a_long_conversation_goes_on_from_the_cache,
 ]
 
 

@@ -56,7 +56,8 @@ fn deepseek(functions: &[Function], more: &str, around: impl Fn(&str) -> (String
         let (before, behind) = around(function.name.as_str().unwrap_or_default());
         let begin = Value::from(format!("<｜tool▁call▁begin｜>{before}"));
         let end = Value::from(format!("{behind}<｜tool▁call▁end｜>"));
-        format!("call{index}: {begin} body{index} {end}\nbody{index}: %json {}\n", function.parameters)
+        let arguments = bounded_space(function.parameters.clone());
+        format!("call{index}: {begin} body{index} {end}\nbody{index}: %json {arguments}\n")
     };
     let bodies: String = functions.iter().enumerate().map(one_function).collect();
     let names: Vec<_> = (0..functions.len()).map(|index| format!("call{index}")).collect();
@@ -93,7 +94,7 @@ fn functions(tools: &[Value]) -> Vec<Function> {
             Value::Object(parameters) => parameters_of(parameters, index, several),
             _ => json!({ "type": "object" }),
         };
-        Function { name: function["name"].clone(), parameters: bounded_space(parameters) }
+        Function { name: function["name"].clone(), parameters }
     };
     tools.iter().enumerate().map(one).collect()
 }

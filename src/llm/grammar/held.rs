@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::request::{TokenId, TokenMask, TokenMasks};
 use crate::tokenizer::{AnswerParser, CallFormat, IncrementalDecoder, Part, Unread};
 
-use super::{Grammar, GrammarCompiler, bounded_space, told};
+use super::{Grammar, GrammarCompiler, MAX_SPACE_BYTES, bounded_space, told};
 
 /// Longest name of a tool, in characters. Where a call is told in pieces, its beginning is read by narrower rules than these
 /// ([`CallFormat::has_begun`]): what is told is held.
@@ -45,7 +45,7 @@ fn rest_of_call(format: CallFormat) -> Option<Grammar> {
         }
     };
     let close = json!(format.close());
-    Some(Grammar::Lark(format!("{rules}CLOSE: {close}\nSPACE: /[ \\t\\r\\n]{{1,16}}/\n")))
+    Some(Grammar::Lark(format!("{rules}CLOSE: {close}\nSPACE: /[ \\t\\r\\n]{{1,{MAX_SPACE_BYTES}}}/\n")))
 }
 
 impl GrammarCompiler {

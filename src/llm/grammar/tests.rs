@@ -1,5 +1,8 @@
+use std::time::Duration;
+
+use super::compile::MAX_GRAMMAR_BYTES;
 use super::*;
-use crate::tokenizer::{AnswerParser, CallFormat, GgufVocab, Part};
+use crate::tokenizer::{AnswerParser, GgufVocab, Part, Tokenizer};
 
 pub(super) const EOS: TokenId = 256;
 
@@ -23,7 +26,7 @@ fn compiler() -> GrammarCompiler {
 
 /// The tokens that may follow `text`, as bytes; 256 is the end.
 fn after(grammar: &Grammar, text: &str) -> Result<Vec<u32>, String> {
-    let mut mask = compiler().compile(grammar)?.start();
+    let mut mask = compiler().compile(grammar).map_err(|error| error.to_string())?.start();
     for byte in text.bytes() {
         mask.commit(byte.into())?;
     }
@@ -310,7 +313,7 @@ fn references_are_followed_within_the_schema_alone() {
 
 /// How far an answer comes, up to `most` tokens, that takes the highest allowed byte each time: rather `{` than white space.
 fn walk(grammar: &Grammar, most: usize) -> Result<usize, String> {
-    let mut mask = compiler().compile(grammar)?.start();
+    let mut mask = compiler().compile(grammar).map_err(|error| error.to_string())?.start();
     for at in 0..most {
         let bits = mask.allowed()?.expect("a grammar says");
         let Some(byte) = (0..256).rev().find(|id| bits[*id as usize / 32] >> (id % 32) & 1 == 1) else { return Ok(at) };
@@ -354,6 +357,27 @@ fn a_grammar_as_deep_as_may_come_ends_no_process() {
 }
 
 #[test]
+fn what_takes_too_long_is_given_up_and_too_much_of_it_is_not_begun() {
+    let slow = chain(3_700, |next| json!({"properties": {"p": next}, "required": ["p"]}));
+    let compiler = compiler().with_max_time(Duration::ZERO);
+    let compile = |grammar: &Grammar| compiler.compile(grammar).map(drop);
+    let mut found = Vec::new();
+    while found.last() != Some(&Err(CompileError::Busy)) {
+        found.push(compile(&slow));
+        assert!(found.len() < 100, "{found:?}");
+    }
+    assert_eq!(found[..2], [const { Err(CompileError::TooSlow { limit: Duration::ZERO }) }; 2]);
+    // It goes on once they have ended.
+    while compile(&slow) == Err(CompileError::Busy) {
+        std::thread::yield_now();
+    }
+    let patient = compiler.with_max_time(Duration::from_secs(20));
+    while patient.compile(&Grammar::JsonObject).map(drop) == Err(CompileError::Busy) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn masks_take_bounded_time_or_end_the_answer() {
     let texts = [
         ("start: e\ne: e e | \"a\"\n", "a"),
@@ -362,7 +386,7 @@ fn masks_take_bounded_time_or_end_the_answer() {
     ];
     for (lark, unit) in texts {
         let Ok(compiled) = compiler().compile(&Grammar::Lark(lark.into())) else { continue };
-        let (mut mask, mut slowest, mut ended) = (compiled.start(), std::time::Duration::ZERO, None);
+        let (mut mask, mut slowest, mut ended) = (compiled.start(), Duration::ZERO, None);
         for (at, byte) in unit.bytes().cycle().take(3000).enumerate() {
             let started = std::time::Instant::now();
             let result = mask.allowed().map(drop).and_then(|()| mask.commit(byte.into()));

@@ -6,6 +6,8 @@ use serde_json::json;
 
 use super::fixture::*;
 use crate::engine::EngineLimits;
+use crate::llm::GenerateError;
+use crate::server::error::ApiError;
 use crate::server::router;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -212,4 +214,16 @@ async fn unknown_paths_and_wrong_methods_answer_in_the_same_shape() {
         assert_eq!(reply.error(), named(405, "method_not_allowed", ""), "{path}");
         assert!(reply.headers.contains_key("allow"), "{path}");
     }
+}
+
+#[test]
+fn a_grammar_that_takes_too_long_is_the_client_s_and_what_others_hold_up_is_not() {
+    let slow = GenerateError::SlowGrammar { field: "tools", problem: "it takes long".into() };
+    let slow = ApiError::from(slow);
+    assert_eq!(
+        (slow.status.as_u16(), slow.code, slow.param.as_deref()),
+        (400, Some("grammar_too_slow"), Some("tools"))
+    );
+    let busy = ApiError::from(GenerateError::BusyWithGrammars("others do".into()));
+    assert_eq!((busy.status.as_u16(), busy.retry_after_s), (429, Some(1)));
 }

@@ -5,13 +5,11 @@
 
 use super::CallFormat;
 
-/// Longest beginning of a call, up to its arguments, in bytes: the name of a tool is its longest part.
-const MAX_HEAD_BYTES: usize = 1 << 10;
+/// Longest beginning of a call, up to its arguments, in bytes.
+const MAX_HEAD_BYTES: usize = 4 << 10;
 
 /// Longest name, in bytes, where it does not stand in JSON.
 const MAX_NAME_BYTES: usize = 256;
-/// Most white space in a row, in bytes. What is longer may be more than a grammar allows.
-const MAX_SPACE_BYTES: usize = 16;
 
 /// Why the beginning of a call cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +21,10 @@ pub enum Unread {
 }
 
 impl CallFormat {
+    /// Most white space in a row, in bytes, in the beginning of a call that is told in pieces: of more it would not be known
+    /// that a grammar holds it.
+    pub const MAX_SPACE_BYTES: usize = 128;
+
     /// Whether `text`, which stands behind the mark that opens a call, is one as far as it goes: the model has written
     /// that a name follows, or the name. Some text behind the mark only speaks of calls.
     ///
@@ -106,7 +108,7 @@ impl<'a> Reader<'a> {
     /// White space of JSON, if any is there.
     fn space(&mut self) -> Result<(), Unread> {
         let rest = self.rest.trim_start_matches([' ', '\n', '\r', '\t']);
-        if self.rest.len() - rest.len() > MAX_SPACE_BYTES {
+        if self.rest.len() - rest.len() > CallFormat::MAX_SPACE_BYTES {
             return Err(Unread::Never);
         }
         self.rest = rest;
@@ -224,7 +226,7 @@ mod tests {
             (CallFormat::Hermes, "\n<function=f>".to_owned()),
             (CallFormat::Hermes, " is how calls begin".into()),
             (CallFormat::Hermes, "{\"arguments\": {".into()),
-            (CallFormat::Hermes, format!("{}{{\"name\"", " ".repeat(MAX_SPACE_BYTES + 1))),
+            (CallFormat::Hermes, format!("{}{{\"name\"", " ".repeat(CallFormat::MAX_SPACE_BYTES + 1))),
             (CallFormat::Hermes, "{\"name\": 5".into()),
             (CallFormat::Hermes, "{\"name\": \"\", \"arguments\": {".into()),
             (CallFormat::Hermes, "{\"name\": \"f\", \"arguments\": \"".into()),
