@@ -65,8 +65,8 @@ pub(crate) struct GrammarCompiler {
     max_time: Duration,
     /// Those whose time is over.
     overdue: Mutex<Vec<JoinHandle<()>>>,
-    /// What may follow the mark that opens a call, made when the first request brings tools; `None`: it cannot be said.
-    pub(super) rest_of_call: OnceLock<Option<Arc<Matcher>>>,
+    /// What may follow the mark that opens a call, made when the first request brings tools.
+    pub(super) rest_of_call: OnceLock<Arc<Matcher>>,
 }
 
 impl GrammarCompiler {

@@ -57,8 +57,14 @@ impl GrammarCompiler {
         parser: AnswerParser,
         decoder: IncrementalDecoder,
     ) -> Option<Arc<dyn TokenMasks>> {
-        let compile = || self.compile_matcher(&rest_of_call(format)?).ok().map(Arc::new);
-        let rest = self.rest_of_call.get_or_init(compile).clone()?;
+        let rest = match self.rest_of_call.get() {
+            Some(rest) => rest.clone(),
+            None => {
+                // Where it fails, it may be that other grammars hold it up: the next request tries again.
+                let rest = Arc::new(self.compile_matcher(&rest_of_call(format)?).ok()?);
+                self.rest_of_call.get_or_init(|| rest).clone()
+            }
+        };
         Some(Arc::new(HeldCalls { format, parser: parser.without_calls(), decoder, rest }))
     }
 }
