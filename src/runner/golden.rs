@@ -22,7 +22,7 @@ pub(super) const MAX_TOKENS: usize = 256;
 const LOGIT_ROWS: usize = 32;
 
 /// The folders below `tests/fixtures` and how many fixtures each has: one that is lost must not go unnoticed.
-pub(super) const KINDS: [(&str, usize); 3] = [("golden", 26), ("gguf", 8), ("quantized", 13)];
+pub(super) const KINDS: [(&str, usize); 3] = [("golden", 26), ("gguf", 12), ("quantized", 13)];
 
 /// Families whose rotary frequencies depend on the length of the sequence.
 const BY_LENGTH: [&str; 2] = ["llama_dynamic", "llama_longrope"];

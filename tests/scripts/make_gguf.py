@@ -25,7 +25,8 @@ from families import COMMON, FAMILIES
 from gguf_names import gguf_tensors, halves_from_pairs, pairs_from_halves
 from make_golden import random_weights
 
-# `types` gives a tensor the type of the first entry whose words its GGUF name contains; "" is for all others.
+# `types` gives a tensor the type of the first entry whose words its GGUF name contains; "" is for all others. Blocks
+# of K types are random: the gguf library reads them and does not make them.
 MODELS = {
     # As Llama 3.2: the scaled frequencies lie in a tensor, rope_freqs.weight; no output.weight.
     "llama3_q8_0": {"family": "llama3", "types": {"": "Q8_0"}},
@@ -36,8 +37,8 @@ MODELS = {
                     "types": {"token_embd": "F16", "attn_q": "Q4_0", "attn_k": "Q5_1", "attn_v": "Q8_0",
                               "attn_output": "Q4_1", "ffn_gate": "F16", "ffn_up": "BF16", "ffn_down": "Q5_0",
                               "output": "F32"}},
-    # Super-blocks of 256: layer 0 as Q4_K_M files have it, layer 1 with the other types. Random blocks.
-    "llama_k": {"family": "llama2", "random_blocks": True,
+    # Super-blocks of 256: layer 0 as Q4_K_M files have it, layer 1 with the other types.
+    "llama_k": {"family": "llama2",
                 "config": {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 2},
                 "types": {"blk.0.attn_v": "Q6_K", "blk.0.ffn_down": "Q6_K", "blk.0": "Q4_K",
                           "blk.1.attn_q": "Q2_K", "blk.1.attn_k": "Q3_K", "blk.1.attn_v": "Q5_K",
@@ -59,6 +60,33 @@ MODELS = {
                                    "moe_intermediate_size": 32, "num_nextn_predict_layers": 0},
                         "types": {"attn_k_b": "Q8_0", "attn_v_b": "F16", "ffn_gate_exps": "Q4_1",
                                   "ffn_down_exps": "Q4_0", "": "Q8_0"}},
+    # The sizes that GPU kernels are made for. Four experts: GPUs make their blocks dense from 64 tokens for
+    # each on, and a long prompt has more. Rows of 256 in down, of 64 elsewhere.
+    "qwen2moe_heads64": {"family": "qwen2_moe",
+                         "config": {"num_hidden_layers": 2, "mlp_only_layers": [], "num_attention_heads": 1,
+                                    "num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2,
+                                    "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+                         "types": {"blk.0.ffn_down_exps": "Q6_K", "blk.1.ffn_down_exps": "Q4_K",
+                                   "ffn_down_shexp": "Q6_K", "ffn_gate_exps": "Q4_0", "ffn_up_exps": "Q4_0",
+                                   "": "Q8_0"}},
+    # Rows of 32 in down, of 256 elsewhere: layer 0 as Q4_K_M files have it; in layer 1 gate and up differ.
+    "qwen3moe_heads64": {"family": "qwen3_moe_heads64",
+                         "config": {"hidden_size": 256, "num_key_value_heads": 1, "num_experts": 4},
+                         "types": {"blk.0.ffn_down_exps": "Q8_0", "blk.1.ffn_down_exps": "Q5_0",
+                                   "blk.1.ffn_gate_exps": "Q6_K", "attn_v": "Q6_K", "output": "Q6_K",
+                                   "": "Q4_K"}},
+    # Rows of 512 in the up-projections, and in those of keys, once they are split and transposed, of 32.
+    "deepseek2_wide_whole": {"family": "deepseek_v2_lite_wide",
+                             "config": {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_nope_head_dim": 32},
+                             "types": {"blk.0.attn_kv_b": "Q4_K", "blk.1.attn_kv_b": "Q6_K",
+                                       "ffn_down_exps": "Q5_0", "": "Q8_0"}},
+    "deepseek2_wide_split": {"family": "deepseek_v3_wide", "split_latent": True,
+                             "config": {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_nope_head_dim": 32,
+                                        "q_lora_rank": 64, "moe_intermediate_size": 32},
+                             "types": {"blk.0.attn_k_b": "Q8_0", "blk.1.attn_k_b": "Q5_0",
+                                       "blk.0.attn_v_b": "Q4_K", "blk.1.attn_v_b": "Q6_K",
+                                       "ffn_gate_exps": "Q4_1", "ffn_up_exps": "Q4_1", "ffn_down_exps": "Q4_0",
+                                       "": "Q8_0"}},
 }
 ARCHITECTURES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
                  "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
@@ -85,8 +113,10 @@ def encode(name, weight, model, config, rng):
     rows = pairs_from_halves(weight, heads) if permuted else weight
     if kind == "F32":
         stored = values = np.ascontiguousarray(rows)
-    elif model.get("random_blocks"):
-        stored, values = random_rows(rng, kind, *rows.shape, spread=float(rows.std()))
+    elif kind.endswith("_K"):
+        *above, columns = rows.shape
+        stored, values = random_rows(rng, kind, math.prod(above), columns, spread=float(rows.std()))
+        stored = stored.reshape(*above, -1)
     else:
         stored = quantize(rows, GGMLQuantizationType[kind])
         values = values_of(stored, kind)

@@ -1,6 +1,7 @@
 //! The GPU beside the CPU on all tiny models whose shapes have kernels: answers that go through the scheduler and the
 //! recorded graphs. Needs an NVIDIA GPU.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
@@ -17,6 +18,7 @@ use crate::runner::load::ModelError;
 use crate::runner::plan::{MemoryPlan, Placement, kv_dtypes, plan};
 use crate::runner::step::StepRunner;
 use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerEvent, SchedulerOutput};
+use crate::weights::WeightName;
 
 use super::GpuRunner;
 use super::buffers::Padding;
@@ -34,7 +36,7 @@ pub(super) fn tolerance(dtype: DType) -> f64 {
 }
 
 /// How many fixtures run here, and how many have heads that no kernel is made for.
-const WIDE_AND_NARROW: (usize, usize) = (12, 22);
+const WIDE_AND_NARROW: (usize, usize) = (16, 22);
 
 /// Fixtures that loading takes to a GPU: of dense safetensors, and of GGUF files, whose blocks stay as they are. Those that
 /// other programs have quantised have tests of their own.
@@ -80,6 +82,42 @@ fn every_family_has_fixtures_with_kernels() {
     }
     let windows = wide.iter().flat_map(|spec| &spec.sliding_window).filter(|window| window.is_some());
     assert_eq!(windows.count(), 4, "layers with windows");
+}
+
+/// What GGUF files keep in stacks: experts in blocks of 32 or of 256, and with gate and up of different formats, which are
+/// made dense; the up-projections of latents in one matrix or in two.
+#[test]
+fn every_form_of_stacks_in_gguf_files_has_fixtures_with_kernels() {
+    let mut seen = BTreeSet::new();
+    for fixture in wide_fixtures().iter().filter(|fixture| fixture.kind() == "gguf") {
+        let ModelSource { spec, weights, .. } = ModelSource::open(&fixture.folder).expect("the fixture loads");
+        if spec.latent.is_some() {
+            seen.insert(if weights.has(WeightName::LatentKeys(0)) { "latents in two" } else { "latents in one" });
+        }
+        for layer in 0..spec.layers as u32 {
+            let Some(experts) = spec.experts_of(layer) else { continue };
+            let format = |name, columns| weights.format(name, columns).expect("it is there");
+            let gate = format(WeightName::ExpertGate(layer, 0), spec.hidden);
+            let up = format(WeightName::ExpertUp(layer, 0), spec.hidden);
+            let down = format(WeightName::ExpertDown(layer, 0), experts.ffn);
+            seen.insert(match (gate.block_len(), down.block_len()) {
+                _ if gate != up => "gate beside another up",
+                (32, 32) => "gate by 32, down by 32",
+                (32, 256) => "gate by 32, down by 256",
+                (256, 32) => "gate by 256, down by 32",
+                other => panic!("{}: blocks of {other:?}", fixture.family()),
+            });
+        }
+    }
+    let forms = [
+        "gate beside another up",
+        "gate by 256, down by 32",
+        "gate by 32, down by 256",
+        "gate by 32, down by 32",
+        "latents in one",
+        "latents in two",
+    ];
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), forms);
 }
 
 pub(super) fn runner(fixture: &Fixture, dtype: DType) -> GpuRunner {
@@ -475,7 +513,7 @@ fn cuda_a_step_that_breaks_the_gpu_is_an_error_and_so_is_every_step_after() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         return;
     }
-    let fixture = wide_fixtures().remove(0);
+    let fixture = dense_fixtures().remove(0);
     let mut gpu = runner(&fixture, DType::Bf16);
     let request = request(&[3], SamplingParams::default());
     gpu.start(SeqId(1), Arc::new(request), 0, 7);
