@@ -6,11 +6,13 @@
 
 mod groups;
 mod k_quants;
+mod q4_k;
 
 use super::format::Format;
 use super::simd::{GROUP, Lanes};
 pub use groups::{Fp8, Int4, Int8};
-pub use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+pub use k_quants::{Q2K, Q3K, Q5K, Q6K};
+pub use q4_k::Q4K;
 
 /// A format that yields groups of [`GROUP`] weights, block by block.
 pub trait Decoder: 'static {
@@ -79,9 +81,25 @@ macro_rules! with_decoder {
 }
 pub(crate) use with_decoder;
 
-/// Nibbles of 16 bytes as integers: the low ones are weights 0 to 15, the high ones 16 to 31. Vector `j` of them.
+/// Writes what the nibbles of 16 bytes mean, `scale * nibble + offset`: the low ones are weights 0 to 15, the high ones 16
+/// to 31.
 #[inline(always)]
-unsafe fn nibbles<L: Lanes>(p: *const u8, j: usize) -> L::I {
+unsafe fn nibbles<L: Lanes>(p: *const u8, scale: L::V, offset: L::V, out: &mut [L::V; 4]) {
+    let half = L::VECS / 2;
+    // SAFETY: `p` holds 16 bytes, and each vector covers `N` of them from a multiple of `N`.
+    unsafe {
+        let meaning = L::nibbles(scale, offset);
+        for j in 0..half {
+            let bytes = L::load_u8(p.add(j * L::N));
+            out[j] = L::low_nibbles(bytes, meaning);
+            out[half + j] = L::high_nibbles(bytes, meaning);
+        }
+    }
+}
+
+/// Those nibbles as integers, vector `j` of them.
+#[inline(always)]
+unsafe fn nibble_integers<L: Lanes>(p: *const u8, j: usize) -> L::I {
     let half = L::VECS / 2;
     // SAFETY: `p` holds 16 bytes, and vector `j` covers `N` of them from a multiple of `N`.
     unsafe {
@@ -93,13 +111,13 @@ unsafe fn nibbles<L: Lanes>(p: *const u8, j: usize) -> L::I {
     }
 }
 
-/// [`nibbles`] with a fifth bit each, bit `i` of the word at `high` for weight `i`.
+/// [`nibble_integers`] with a fifth bit each, bit `i` of the word at `high` for weight `i`.
 #[inline(always)]
 unsafe fn fifths<L: Lanes>(p: *const u8, high: *const u8, j: usize) -> L::I {
     // SAFETY: the caller passes four bytes at `high` and 16 at `p`.
     unsafe {
         let word = u32::from_le_bytes(high.cast::<[u8; 4]>().read());
-        L::or(nibbles::<L>(p, j), L::shl::<4>(L::bits(word, j * L::N)))
+        L::or(nibble_integers::<L>(p, j), L::shl::<4>(L::bits(word, j * L::N)))
     }
 }
 
@@ -155,19 +173,14 @@ decoder!(
     /// Nibbles around 8.
     Q4_0, Format::Q4_0, |L, p, out| {
         let scale = L::splat_f16(p);
-        let offset = L::mul(scale, L::splat(-8.0));
-        for j in 0..L::VECS {
-            out[j] = L::fma(scale, L::to_f32(nibbles::<L>(p.add(2), j)), offset);
-        }
+        nibbles::<L>(p.add(2), scale, L::mul(scale, L::splat(-8.0)), &mut out);
     }
 );
 decoder!(
     /// Nibbles with an offset.
     Q4_1, Format::Q4_1, |L, p, out| {
         let (scale, offset) = L::splat_f16_pair(p);
-        for j in 0..L::VECS {
-            out[j] = L::fma(scale, L::to_f32(nibbles::<L>(p.add(4), j)), offset);
-        }
+        nibbles::<L>(p.add(4), scale, offset, &mut out);
     }
 );
 decoder!(

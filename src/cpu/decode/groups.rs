@@ -1,6 +1,7 @@
 //! Groups of 32, 64 or 128 weights with a scale each: integers around a zero, and floats of 8 bits.
 //!
-//! An integer less its zero is exact, and so is its product with the scale: what is decoded is what the checkpoint means.
+//! An integer less its zero is exact, and so are the products of both with the scale: what is decoded is what the
+//! checkpoint means.
 
 use super::super::format::Format;
 use super::super::simd::{GROUP, Lanes};
@@ -31,10 +32,8 @@ impl<const LEN: usize> Decoder for Int4<LEN> {
         unsafe {
             let mut out = [L::splat(0.0); 4];
             let (scale, zero) = L::splat_f16_pair(block);
-            let p = block.add(HEAD + group * (GROUP / 2));
-            for j in 0..L::VECS {
-                out[j] = L::mul(scale, L::sub(L::to_f32(nibbles::<L>(p, j)), zero));
-            }
+            let offset = L::mul(scale, L::sub(L::splat(0.0), zero));
+            nibbles::<L>(block.add(HEAD + group * (GROUP / 2)), scale, offset, &mut out);
             out
         }
     }

@@ -9,20 +9,22 @@ use super::super::simd::{GROUP, Lanes};
 use super::Decoder;
 
 /// Groups of a block.
-const GROUPS: usize = 8;
+pub(super) const GROUPS: usize = 8;
 
 /// The integers of one group.
 type Quants = [u8; GROUP];
 
-/// A block whose bits were told apart.
+/// A block whose bits were told apart. What is read soon after it was stored must not straddle two cache lines: the
+/// processor would wait for both.
 #[derive(Clone, Copy, Default)]
+#[repr(align(64))]
 pub struct Unpacked {
-    /// By group; signed bytes where a format has no offsets.
-    quants: [Quants; GROUPS],
+    /// By group; signed bytes where a format has no offsets. Not filled where Q4_K is read as it lies.
+    pub(super) quants: [Quants; GROUPS],
     /// Of 16 weights each, or of 32: then half of them are there.
-    scales: [f32; 16],
+    pub(super) scales: [f32; 16],
     /// As many, to be added.
-    offsets: [f32; 16],
+    pub(super) offsets: [f32; 16],
 }
 
 /// `f` of each pair of bytes. A plain loop over arrays, which the compiler turns into vectors at every level.
@@ -37,13 +39,13 @@ fn zip(a: &Quants, b: &Quants, f: impl Fn(u8, u8) -> u8) -> Quants {
 
 /// `f` of each byte; `array::map` would not become vectors.
 #[inline(always)]
-fn each(a: &Quants, f: impl Fn(u8) -> u8) -> Quants {
+pub(super) fn each(a: &Quants, f: impl Fn(u8) -> u8) -> Quants {
     zip(a, a, |byte, _| f(byte))
 }
 
 /// 32 bytes.
 #[inline(always)]
-unsafe fn bytes(p: *const u8) -> Quants {
+pub(super) unsafe fn bytes(p: *const u8) -> Quants {
     // SAFETY: the caller promises them.
     unsafe { p.cast::<Quants>().read() }
 }
@@ -78,7 +80,7 @@ unsafe fn six_bits(p: *const u8) -> ([u8; GROUPS], [u8; GROUPS]) {
 
 /// Scales and offsets of a block that starts with `d` and `dmin` and has them packed as [`six_bits`].
 #[inline(always)]
-unsafe fn open_scales<L: Lanes>(p: *const u8, opened: &mut Unpacked) {
+pub(super) unsafe fn open_scales<L: Lanes>(p: *const u8, opened: &mut Unpacked) {
     // SAFETY: as the caller's.
     unsafe {
         let (scales, offsets) = six_bits(p.add(4));
@@ -89,7 +91,7 @@ unsafe fn open_scales<L: Lanes>(p: *const u8, opened: &mut Unpacked) {
 
 /// Group `g`: a scale and an offset per `LEN` weights.
 #[inline(always)]
-unsafe fn with_offsets<L: Lanes, const LEN: usize>(opened: &Unpacked, g: usize) -> [L::V; 4] {
+pub(super) unsafe fn with_offsets<L: Lanes, const LEN: usize>(opened: &Unpacked, g: usize) -> [L::V; 4] {
     // SAFETY: quants and scales are indexed by a group of the block.
     unsafe {
         let mut out = [L::splat(0.0); 4];
@@ -144,17 +146,6 @@ macro_rules! k_decoder {
     };
 }
 
-k_decoder!(
-    /// 4 bits, a scale and an offset per 32.
-    Q4K, Format::Q4K, with_offsets::<L, 32>, |L, p, opened| {
-        open_scales::<L>(p, opened);
-        for pair in 0..GROUPS / 2 {
-            let nibbles = bytes(p.add(16 + pair * GROUP));
-            opened.quants[pair * 2] = each(&nibbles, |byte| byte & 15);
-            opened.quants[pair * 2 + 1] = each(&nibbles, |byte| byte >> 4);
-        }
-    }
-);
 k_decoder!(
     /// 5 bits, a scale and an offset per 32.
     Q5K, Format::Q5K, with_offsets::<L, 32>, |L, p, opened| {

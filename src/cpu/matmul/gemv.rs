@@ -44,13 +44,15 @@ impl Gemv<'_> {
         let part = piece.part;
         let (data, row_bytes) = (part.data().as_ptr(), part.row_bytes());
         let ahead = ahead(row_bytes);
+        // Here, as it takes a while to fill and each block is opened into it anyway.
+        let mut opened = [D::Opened::default(); SIDE];
         for from in (piece.from..piece.to).step_by(SIDE) {
             // Where fewer than four are left, the last is computed again and dropped.
             // SAFETY: the matrix holds row `from + r`, which is below `to`.
             let rows: [*const u8; SIDE] =
                 std::array::from_fn(|r| unsafe { data.add((from + r).min(piece.to - 1) * row_bytes) });
             // SAFETY: each row holds as many weights as `x`.
-            let sums = unsafe { dots::<L, D>(x, rows, ahead) };
+            let sums = unsafe { dots::<L, D>(x, rows, ahead, &mut opened) };
             for (r, sum) in sums.into_iter().enumerate().take(piece.to - from) {
                 let output = piece.offset + from + r;
                 // SAFETY: each output belongs to one piece, hence to one task.
@@ -70,9 +72,13 @@ fn ahead(row_bytes: usize) -> usize {
 
 /// Products of `x` with four rows.
 #[inline(always)]
-unsafe fn dots<L: Lanes, D: Decoder>(x: &[f32], rows: [*const u8; SIDE], ahead: usize) -> [f32; SIDE] {
+unsafe fn dots<L: Lanes, D: Decoder>(
+    x: &[f32],
+    rows: [*const u8; SIDE],
+    ahead: usize,
+    opened: &mut [D::Opened; SIDE],
+) -> [f32; SIDE] {
     let block_len = const { D::GROUPS * GROUP };
-    let mut opened = [D::Opened::default(); SIDE];
     let mut totals = [0.0; SIDE];
     let mut from = 0;
     // SAFETY: blocks and tail stay below `x.len()` weights of each row and floats of `x`.
@@ -84,7 +90,7 @@ unsafe fn dots<L: Lanes, D: Decoder>(x: &[f32], rows: [*const u8; SIDE], ahead: 
             for b in first..first.wrapping_add(len / block_len) {
                 let x = x.as_ptr().add(b.wrapping_mul(block_len));
                 let blocks = rows.map(|row| row.wrapping_add(b.wrapping_mul(D::BYTES)));
-                lanes = add_blocks::<L, D>(x, blocks, ahead, &mut opened, lanes);
+                lanes = add_blocks::<L, D>(x, blocks, ahead, opened, lanes);
             }
             let left = len % block_len;
             if left > 0 {
@@ -117,12 +123,14 @@ unsafe fn add_blocks<L: Lanes, D: Decoder>(
             }
             D::open::<L>(blocks[r], &mut opened[r]);
         }
-        for g in 0..D::GROUPS {
-            let x = x.add(g * GROUP);
+        let together = const { if D::GROUPS.is_multiple_of(L::GROUPS) { L::GROUPS } else { 1 } };
+        for first in (0..D::GROUPS).step_by(together) {
             for r in 0..SIDE {
-                let weights = D::group::<L>(blocks[r], &opened[r], g);
-                for j in 0..L::VECS {
-                    lanes[r] = L::fma(weights[j], L::load(x.add(j * L::N)), lanes[r]);
+                for g in first..first.wrapping_add(together) {
+                    let (x, weights) = (x.add(g.wrapping_mul(GROUP)), D::group::<L>(blocks[r], &opened[r], g));
+                    for j in 0..L::VECS {
+                        lanes[r] = L::fma(weights[j], L::load(x.add(j * L::N)), lanes[r]);
+                    }
                 }
             }
         }

@@ -49,6 +49,8 @@ impl Lanes for Avx2 {
     type I = __m256i;
     const N: usize = 8;
     const TILE: (usize, usize) = (4, 3);
+    const GROUPS: usize = 1;
+    type Nibbles = (__m256, __m256);
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -197,6 +199,18 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn to_f32(a: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(scale: Self::V, offset: Self::V) -> Self::Nibbles {
+        (scale, offset)
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(bytes: Self::I, (scale, offset): Self::Nibbles) -> Self::V {
+        unsafe { Self::fma(scale, Self::to_f32(Self::and(bytes, 15)), offset) }
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(bytes: Self::I, (scale, offset): Self::Nibbles) -> Self::V {
+        unsafe { Self::fma(scale, Self::to_f32(Self::shr::<4>(bytes)), offset) }
     }
     #[inline(always)]
     unsafe fn float_of_bits(a: __m256i, bits: u32) -> __m256 {

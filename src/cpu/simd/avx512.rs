@@ -25,6 +25,18 @@ fn first_mask(n: usize) -> __mmask16 {
     ((1_u32 << n.min(16)) - 1) as __mmask16
 }
 
+/// 16 bytes as integers; the empty assembly is there for what AVX2's `widen` says.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn widen(p: *const u8) -> __m512i {
+    // SAFETY: the caller promises 16 bytes; the assembly has no instruction.
+    unsafe {
+        let mut lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+        std::arch::asm!("/* {0} */", inout(zmm_reg) lanes, options(pure, nomem, nostack, preserves_flags));
+        lanes
+    }
+}
+
 /// The lower and the upper half, added.
 #[inline(always)]
 unsafe fn fold(a: __m512) -> __m256 {
@@ -39,6 +51,9 @@ impl Lanes for Avx512 {
     type I = __m512i;
     const N: usize = 16;
     const TILE: (usize, usize) = (6, 4);
+    const GROUPS: usize = 2;
+    /// The 16 meanings: a permutation picks by the low 4 bits of each lane and looks at no others.
+    type Nibbles = __m512;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -128,7 +143,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> __m512i {
-        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
+        unsafe { widen(p) }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> __m512i {
@@ -184,6 +199,22 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn to_f32(a: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(scale: __m512, offset: __m512) -> __m512 {
+        unsafe {
+            let all =
+                _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
+            _mm512_fmadd_ps(scale, all, offset)
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(bytes: __m512i, meaning: __m512) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(bytes, meaning) }
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(bytes: __m512i, meaning: __m512) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), meaning) }
     }
     #[inline(always)]
     unsafe fn float_of_bits(a: __m512i, bits: u32) -> __m512 {

@@ -89,6 +89,11 @@ pub trait Lanes: Copy + 'static {
     const VECS: usize = GROUP / Self::N;
     /// Rows by columns of the largest register tile of a matrix product.
     const TILE: (usize, usize);
+    /// Groups of a block that a product takes together where a block has several: 2 if there are registers for both. Two
+    /// groups may have their nibbles in the same bytes, which are then widened once.
+    const GROUPS: usize;
+    /// What nibbles mean, in the form that is read fastest.
+    type Nibbles: Copy;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
@@ -143,6 +148,13 @@ pub trait Lanes: Copy + 'static {
     /// Lane `l` is bit `first + l` of `word`, as 0 or 1.
     unsafe fn bits(word: u32, first: usize) -> Self::I;
     unsafe fn to_f32(a: Self::I) -> Self::V;
+    /// Nibbles that mean `scale * nibble + offset`. The product must be exact: whether the sum is fused is the level's
+    /// affair.
+    unsafe fn nibbles(scale: Self::V, offset: Self::V) -> Self::Nibbles;
+    /// What the low nibbles of bytes mean.
+    unsafe fn low_nibbles(bytes: Self::I, meaning: Self::Nibbles) -> Self::V;
+    /// What the high nibbles of bytes mean.
+    unsafe fn high_nibbles(bytes: Self::I, meaning: Self::Nibbles) -> Self::V;
     /// The floats whose bits are those of `a` and `bits`.
     unsafe fn float_of_bits(a: Self::I, bits: u32) -> Self::V;
 }

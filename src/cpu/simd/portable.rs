@@ -28,6 +28,8 @@ impl Lanes for Portable {
     type I = [i32; N];
     const N: usize = N;
     const TILE: (usize, usize) = (4, 3);
+    const GROUPS: usize = 1;
+    type Nibbles = ([f32; N], [f32; N]);
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -151,6 +153,18 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn to_f32(a: Self::I) -> Self::V {
         a.map(|x| x as f32)
+    }
+    #[inline(always)]
+    unsafe fn nibbles(scale: Self::V, offset: Self::V) -> Self::Nibbles {
+        (scale, offset)
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(bytes: Self::I, (scale, offset): Self::Nibbles) -> Self::V {
+        unsafe { Self::fma(scale, Self::to_f32(Self::and(bytes, 15)), offset) }
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(bytes: Self::I, (scale, offset): Self::Nibbles) -> Self::V {
+        unsafe { Self::fma(scale, Self::to_f32(Self::shr::<4>(bytes)), offset) }
     }
     #[inline(always)]
     unsafe fn float_of_bits(a: Self::I, bits: u32) -> Self::V {
