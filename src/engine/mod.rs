@@ -16,6 +16,7 @@ pub(crate) use crate::runner::{
     GenerationDefaults, GgufVocab as VocabFields, LoadedModel, ModelFiles, Target, TokenizerSource, describe, preview,
 };
 pub use crate::runner::{MemoryToPlan, ModelFacts, Offload, PlanPreview};
+pub(crate) use crate::scheduler::blocks_for;
 #[cfg(test)]
 pub(crate) use handle::{Command, KvResize, Submission, channel};
 pub use handle::{EVENT_CAPACITY, EngineHandle, EngineLimits, EngineStatus, RequestStream, SubmitError};

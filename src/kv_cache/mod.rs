@@ -11,6 +11,11 @@ pub use key::{BlockKey, KeyChain};
 pub use pool::BlockPool;
 pub use table::{BlockTable, OutOfBlocks};
 
+/// Blocks of `block_size` tokens that hold `tokens`.
+pub fn blocks_for(tokens: u32, block_size: u32) -> u32 {
+    tokens.div_ceil(block_size)
+}
+
 /// One block of the KV cache: the same index in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);

@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::BlockId;
 use super::free_list::FreeList;
 use super::key::{BlockKey, KeyChain, KeyHasher, KeyIsHash};
+use super::{BlockId, blocks_for};
 use crate::request::TokenId;
 
 /// Small, and apart from the keys: each step looks at one for each sequence.
@@ -124,7 +124,7 @@ impl BlockPool {
 
     /// Blocks that hold `tokens` tokens.
     pub fn blocks_for(&self, tokens: usize) -> usize {
-        (tokens as u32).div_ceil(self.block_size) as usize
+        blocks_for(tokens as u32, self.block_size) as usize
     }
 
     /// No keys yet, for a sequence whose blocks are shared among equal salts.

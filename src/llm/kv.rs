@@ -5,7 +5,7 @@
 use super::handle::Llm;
 use super::info::ModelInfo;
 use crate::device::Hardware;
-use crate::engine::{BLOCK_TOKENS, MetricsSnapshot};
+use crate::engine::{BLOCK_TOKENS, MetricsSnapshot, blocks_for};
 
 impl Llm {
     /// [`Self::info`] as it is now: without what the KV cache has given back.
@@ -28,7 +28,7 @@ impl Llm {
 
     /// Whether the KV cache holds more than one whole context.
     pub fn kv_can_shrink(&self) -> bool {
-        self.counted().blocks_total > self.info().context_length.div_ceil(BLOCK_TOKENS).into()
+        self.counted().blocks_total > blocks_for(self.info().context_length, BLOCK_TOKENS).into()
     }
 
     /// Bytes that the KV cache has given back.

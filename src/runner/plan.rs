@@ -9,6 +9,7 @@ mod preview;
 mod tests;
 
 use crate::config::{ByteSize, EngineConfig, KvDType, StepSizes};
+use crate::kv_cache::blocks_for;
 use crate::models::{DecoderSpec, StepPlace, Workspace};
 use crate::ops::KvLayout;
 
@@ -208,7 +209,7 @@ impl MemoryPlan {
 
     /// Blocks of the KV cache that one request of the full context takes.
     pub(crate) fn least_blocks(&self) -> u32 {
-        self.context_length.div_ceil(KvLayout::BLOCK_SIZE as u32)
+        blocks_for(self.context_length, KvLayout::BLOCK_SIZE as u32)
     }
 
     /// Requests of the full context that fit at once.

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::config::Lag;
+use crate::kv_cache::blocks_for;
 
 /// How many chunks of prompts stand in one step, at most, where a crowd waits.
 pub const CROWD_CHUNKS: u32 = 8;
@@ -52,7 +53,7 @@ impl SchedulerConfig {
 
     /// Blocks of the KV cache without which a sequence might never end.
     pub fn least_blocks(&self) -> u32 {
-        self.max_model_len.div_ceil(self.block_size)
+        blocks_for(self.max_model_len, self.block_size)
     }
 
     /// Checks each limit by itself and against the others.

@@ -33,8 +33,8 @@ pub use config::{CROWD_CHUNKS, ConfigError, SchedulerConfig};
 pub use event::{SchedulerEvent, SchedulerStats, TenantStats};
 pub use output::{BlockCopy, ScheduledRow, SchedulerOutput};
 
-pub use crate::kv_cache::BlockId;
 use crate::kv_cache::BlockPool;
+pub use crate::kv_cache::{BlockId, blocks_for};
 use crate::request::{RequestId, SeqId};
 use fair_queue::FairQueue;
 use memory::Memory;

@@ -54,6 +54,19 @@ enum Layout {
 }
 
 impl Packed {
+    /// A matrix `[rows, columns]` whose zeros are the middle and whose groups are neighbours.
+    fn new(
+        format: Format,
+        [rows, columns]: [usize; 2],
+        layout: Layout,
+        block: [usize; 2],
+        quants: Tensor,
+        scales: Tensor,
+    ) -> Self {
+        let (zeros, groups, moves) = (None, None, OnceLock::new());
+        Self { format, rows, columns, layout, block, quants, scales, zeros, groups, moves }
+    }
+
     /// Whether it is of fp8 with one scale in each row.
     pub fn has_row_scales(&self) -> bool {
         self.format.is_fp8() && self.block[1] >= self.columns
@@ -218,19 +231,9 @@ impl Parts<'_> {
             }
         };
         let format = self.format("qweight", bits, group, columns)?;
-        let (layout, block) = (Layout::Gptq { bits, zero_less }, [1, group]);
-        Ok(Packed {
-            format,
-            rows,
-            columns,
-            layout,
-            block,
-            quants,
-            scales,
-            zeros: Some(zeros),
-            groups,
-            moves: OnceLock::new(),
-        })
+        let layout = Layout::Gptq { bits, zero_less };
+        let packed = Packed::new(format, [rows, columns], layout, [1, group], quants, scales);
+        Ok(Packed { zeros: Some(zeros), groups, ..packed })
     }
 
     fn awq(&mut self, group: Option<usize>) -> Result<Packed, LoadError> {
@@ -243,19 +246,8 @@ impl Parts<'_> {
         self.expect("scales", &scales, &[count, rows])?;
         self.expect("qzeros", &zeros, &[count, words])?;
         let format = self.format("qweight", 4, group, columns)?;
-        let (layout, block) = (Layout::Awq, [1, group]);
-        Ok(Packed {
-            format,
-            rows,
-            columns,
-            layout,
-            block,
-            quants,
-            scales,
-            zeros: Some(zeros),
-            groups: None,
-            moves: OnceLock::new(),
-        })
+        let packed = Packed::new(format, [rows, columns], Layout::Awq, [1, group], quants, scales);
+        Ok(Packed { zeros: Some(zeros), ..packed })
     }
 
     fn packed(&mut self, bits: u32) -> Result<Packed, LoadError> {
@@ -285,18 +277,8 @@ impl Parts<'_> {
             return Err(self.unexpected("weight_scale", "a scale for each row", format_args!("{:?}", scales.shape)));
         }
         let format = self.format("weight_scale", bits, block[1], columns)?;
-        Ok(Packed {
-            format,
-            rows,
-            columns,
-            layout: Layout::Packed { bits },
-            block,
-            quants,
-            scales,
-            zeros,
-            groups,
-            moves: OnceLock::new(),
-        })
+        let packed = Packed::new(format, [rows, columns], Layout::Packed { bits }, block, quants, scales);
+        Ok(Packed { zeros, groups, ..packed })
     }
 
     fn bytes(&mut self, stated: Option<[usize; 2]>) -> Result<Packed, LoadError> {
@@ -315,18 +297,7 @@ impl Parts<'_> {
         }
         let (layout, kind) = if dtype(&quants) == "I8" { (Layout::Signed, 8) } else { (Layout::Float, 0) };
         let format = self.format("weight", kind, block[1], columns)?;
-        Ok(Packed {
-            format,
-            rows,
-            columns,
-            layout,
-            block,
-            quants,
-            scales,
-            zeros: None,
-            groups: None,
-            moves: OnceLock::new(),
-        })
+        Ok(Packed::new(format, [rows, columns], layout, block, quants, scales))
     }
 
     /// Rows and columns that share one of `scales`.
