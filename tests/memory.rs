@@ -1,13 +1,15 @@
-//! The most main memory that a process takes while it turns weights into a smaller format: little more than they take
-//! afterwards, however large the files are.
+//! Main memory: the most that a process takes while it turns weights into a smaller format is little more than they take
+//! afterwards, however large the files are; and a model that has ended leaves none behind.
 #![cfg(target_os = "linux")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lantern::Llm;
 use lantern::config::{DeviceWish, EngineConfig, WeightFormat};
+use lantern::{GenerateRequest, Llm, Prompt};
+
+use crate::real_model::default_model;
 
 /// Where the child finds its model, and which format it turns it into.
 const FOLDER: &str = "LANTERN_TEST_MEMORY_FOLDER";
@@ -127,4 +129,64 @@ fn quantising_takes_little_more_memory_than_the_smaller_weights() {
         assert!(peak > weights, "{name}: {peak} bytes hold {weights}");
         assert!(peak < weights + OTHER_BYTES, "{name}: {peak} bytes for weights of {weights}, of {stored} in the file");
     }
+}
+
+/// Says that this is the child that loads and unloads, and how often.
+const LOADS: &str = "LANTERN_TEST_MEMORY_LOADS";
+
+/// What a process may have more after many models than after the first two.
+const LEFT_BYTES: u64 = 100 << 20;
+
+/// Loads the default model, lets it answer, and ends it.
+fn load_and_end() {
+    let llm = default_model();
+    let prompt = Prompt::Tokens((0..256).map(|at| 1000 + at).collect());
+    let generation = llm.generate(GenerateRequest::new(prompt).max_tokens(2)).expect("taken");
+    generation.collect_blocking().expect("answered");
+    let engine = llm.engine().clone();
+    engine.shutdown("unloaded");
+    drop(llm);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(engine.gone());
+}
+
+/// Models one after the other, each by a thread of its own that stays, as a server's do: each has a heap then.
+fn load_on_threads(loads: usize) {
+    let mut threads = Vec::new();
+    for _ in 0..loads {
+        let (stay, stays) = std::sync::mpsc::channel::<()>();
+        let (ended, ends) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            load_and_end();
+            ended.send(()).expect("somebody waits");
+            stays.recv().expect_err("nothing is sent");
+        });
+        ends.recv().expect("loaded and ended");
+        println!("\nresident {}", status("VmRSS"));
+        threads.push((stay, thread));
+    }
+    for (stay, thread) in threads {
+        drop(stay);
+        thread.join().expect("no panic");
+    }
+}
+
+/// The test runs itself as a child, so that nothing else counts.
+#[test]
+fn a_model_that_has_ended_leaves_no_memory_behind() {
+    if let Some(loads) = std::env::var(LOADS).ok().and_then(|loads| loads.parse().ok()) {
+        return load_on_threads(loads);
+    }
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "memory::a_model_that_has_ended_leaves_no_memory_behind", "--nocapture"])
+        .env(LOADS, "12")
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{text}{}", String::from_utf8_lossy(&child.stderr));
+    let resident = text.lines().filter_map(|line| line.strip_prefix("resident ")?.parse().ok());
+    let resident: Vec<u64> = resident.collect();
+    println!("MiB after each model: {:?}", resident.iter().map(|bytes| bytes >> 20).collect::<Vec<_>>());
+    let (early, late) = (resident[1], resident[resident.len() - 1]);
+    assert!(late < early + LEFT_BYTES, "{early} bytes after the second model, {late} after the last: {resident:?}");
 }

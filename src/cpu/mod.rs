@@ -19,6 +19,7 @@ mod kv_element;
 mod latent;
 mod matmul;
 mod matrix;
+mod memory;
 mod peak;
 mod pool;
 mod rope;
@@ -34,6 +35,7 @@ pub use kv::{HeadShape, KvLayerMut, KvLayerRef, KvLayout, KvPlanes};
 pub use latent::LatentShape;
 pub use matmul::Strided;
 pub use matrix::MatrixRef;
+pub use memory::give_back_freed;
 pub use rope::{QkNorms, RopeLayout, RopeTable};
 pub use simd::SimdLevel;
 

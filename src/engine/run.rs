@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::request::{FinishReason, RequestEvent, RequestId, SeqId, TokenLogprobs};
-use crate::runner::{RunnerError, SampleError, StepOutput, StepRunner};
+use crate::runner::{RunnerError, SampleError, StepOutput, StepRunner, give_back_freed};
 use crate::scheduler::{AdmitError, Scheduler, SchedulerEvent, SchedulerOutput};
 
 use super::delivery::{Delivery, Reader};
@@ -32,8 +32,8 @@ struct Live {
 /// Everything the engine's thread owns.
 pub(crate) struct Engine<R> {
     scheduler: Scheduler,
-    /// Dropped before the inbox, whose end says that the model's memory is free.
     runner: R,
+    /// Its end says that the model's memory is free: see [`Engine::leave`].
     inbox: EngineInbox,
     /// Steps that may be begun before the oldest of them is committed, less one: 0 or 1.
     lag: usize,
@@ -91,6 +91,7 @@ pub(crate) fn spawn<R: StepRunner + 'static>(
         };
         tracing::info!(%reason, "the engine has ended");
         engine.end_all(reason);
+        engine.leave();
     })
 }
 
@@ -374,6 +375,14 @@ impl<R: StepRunner> Engine<R> {
                 let _ = submission.events.try_send(RequestEvent::Failed(reason.clone()));
             }
         }
+    }
+
+    /// Frees the model's memory, and then lets the inbox end, which says so.
+    fn leave(self) {
+        let Self { runner, inbox, .. } = self;
+        drop(runner);
+        give_back_freed();
+        drop(inbox);
     }
 }
 

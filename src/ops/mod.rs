@@ -20,7 +20,7 @@ mod weight;
 
 pub use crate::cpu::{
     AttentionRef, Cpu, CpuError, Format, HeadShape, KvLayout, KvPlanes, LatentShape, RopeLayout, RopeTable,
-    RouteGroups, RouteParams, Scoring,
+    RouteGroups, RouteParams, Scoring, give_back_freed,
 };
 pub use error::without_backtrace;
 pub use experts::{ExpertTensors, Experts, Routes, clear, experts, route, scale_by_sigmoid};

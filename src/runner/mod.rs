@@ -20,7 +20,7 @@ mod step;
 #[cfg(test)]
 pub(crate) use crate::models::ModelSource;
 pub(crate) use crate::models::{GenerationDefaults, GgufVocab, TokenizerSource};
-pub(crate) use crate::ops::KvLayout;
+pub(crate) use crate::ops::{KvLayout, give_back_freed};
 #[cfg(test)]
 pub(crate) use crate::sampling::Sampled;
 pub(crate) use crate::sampling::{SampleError, random_seed};
