@@ -31,12 +31,14 @@ pub use handle::Llm;
 pub(crate) use handle::LlmParts;
 pub use info::{ModelInfo, TokenCost};
 pub use library::{Beside, LocalModel, ModelDescription, ModelLibrary};
-pub use load::{LoadError, describe_path, plan_preview};
+pub use load::{LoadError, plan_preview};
 pub use perplexity::Perplexity;
 pub use script::ScriptError;
 
 #[cfg(feature = "server")]
 pub(crate) use library::configured;
+#[cfg(feature = "server")]
+pub(crate) use load::describe_path;
 
 #[cfg(feature = "server")]
 pub(crate) use crate::hub::{HubError, NameError, Progress, Service};
