@@ -188,7 +188,8 @@ def arguments_of_a_forced_call_come_in_deltas(server, model):
     assert len(deltas) > 1 and done.arguments == whole.arguments, (deltas, done)
 
     tools = [{"type": "function", "strict": False, **GO_TOOLS[0]["function"]}]
-    with client.responses.stream(model=model, tools=tools, tool_choice="required", input="Go on.") as stream:
+    alone = {"tool_choice": "required", "parallel_tool_calls": False}
+    with client.responses.stream(model=model, tools=tools, input="Go on.", **alone) as stream:
         deltas = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
         (call,) = stream.get_final_response().output
     is_a_way_to_go(call.name, call.arguments)
@@ -196,8 +197,9 @@ def arguments_of_a_forced_call_come_in_deltas(server, model):
 
     client = anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0)
     tools = [{"name": "go", "input_schema": GO}]
+    alone = {"type": "any", "disable_parallel_tool_use": True}
     with client.messages.stream(
-        model=model, max_tokens=4000, tools=tools, tool_choice={"type": "any"}, messages=GO_ASKED
+        model=model, max_tokens=4000, tools=tools, tool_choice=alone, messages=GO_ASKED
     ) as stream:
         deltas = [event.partial_json for event in stream if event.type == "input_json"]
         message = stream.get_final_message()
