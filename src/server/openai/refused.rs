@@ -17,8 +17,8 @@ const NOT_HERE: &str = "this server does not do that; leave it out";
 /// Name, values that ask for nothing, and what is said about any other.
 type Rule = (&'static str, fn(&Value) -> bool, &'static str);
 
-/// `null`, `false`, empty text, lists and objects ask for nothing anywhere and need no rule.
-const REFUSED: [Rule; 17] = [
+/// `null`, `false`, empty text, lists and objects ask for nothing anywhere and need no rule, but for [`MEANT_FALSE`].
+const REFUSED: [Rule; 19] = [
     ("grammar", never, STRUCTURED),
     ("json_schema", never, STRUCTURED),
     ("functions", never, "the older form of `tools`; send `tools` instead"),
@@ -36,7 +36,16 @@ const REFUSED: [Rule; 17] = [
     ("logits_processors", never, NOT_HERE),
     ("prompt_embeds", never, "only text and token ids are taken"),
     ("return_tokens_as_token_ids", never, NOT_HERE),
+    ("skip_special_tokens", is_true, "answers are without special tokens; `return_token_ids` gives all ids"),
+    ("spaces_between_special_tokens", is_true, "answers are without special tokens"),
 ];
+
+/// Fields of which `false` asks for something.
+const MEANT_FALSE: [&str; 2] = ["skip_special_tokens", "spaces_between_special_tokens"];
+
+fn is_true(value: &Value) -> bool {
+    value.is_null() || value == true
+}
 
 fn never(_: &Value) -> bool {
     false
@@ -88,7 +97,8 @@ impl<'de> Visitor<'de> for FindRefused {
             match REFUSED.iter().find(|(name, _, _)| *name == key) {
                 Some((name, accepts, why)) => {
                     let value: Value = map.next_value()?;
-                    if found.is_none() && !asks_for_nothing(&value) && !accepts(&value) {
+                    let asks = MEANT_FALSE.contains(name) || !asks_for_nothing(&value);
+                    if found.is_none() && asks && !accepts(&value) {
                         found = Some((*name, *why));
                     }
                 }
@@ -114,6 +124,7 @@ mod tests {
             (r#"{"function_call": {"name": "f"}}"#, "function_call"),
             (r#"{"use_beam_search": true}"#, "use_beam_search"),
             (r#"{"truncate_prompt_tokens": 10}"#, "truncate_prompt_tokens"),
+            (r#"{"skip_special_tokens": false}"#, "skip_special_tokens"),
         ];
         for (json, name) in refused {
             let found: Refused = serde_json::from_str(json).expect(json);
@@ -126,6 +137,7 @@ mod tests {
         for json in [
             "{}",
             r#"{"suffix": "", "functions": [], "use_beam_search": false}"#,
+            r#"{"skip_special_tokens": true, "spaces_between_special_tokens": null}"#,
             r#"{"modalities": ["text"], "mirostat": 0, "function_call": "auto"}"#,
             r#"{"store": true, "metadata": {"a": "b"}, "anything": [1, 2]}"#,
         ] {

@@ -46,7 +46,9 @@ impl Form {
         stored: Option<ToStore>,
     ) -> Self {
         let id = format!("resp_{}", app.unique_id());
-        let effort = body.reasoning.as_ref().and_then(|Object(reasoning)| reasoning.effort.as_deref());
+        let reasoning = body.reasoning.as_ref().map(|Object(reasoning)| reasoning);
+        let effort = reasoning.and_then(|reasoning| reasoning.effort.as_deref());
+        let summary = reasoning.and_then(|reasoning| reasoning.summary.as_deref());
         let fixed = json!({
             "id": id,
             "object": "response",
@@ -63,7 +65,7 @@ impl Form {
             "tools": body.tools.iter().flatten().map(whole_tool).collect::<Vec<_>>(),
             "tool_choice": body.tool_choice.clone().unwrap_or_else(|| "auto".into()),
             "parallel_tool_calls": body.parallel_tool_calls.unwrap_or(true),
-            "reasoning": { "effort": effort, "summary": null },
+            "reasoning": { "effort": effort, "summary": summary },
             "text": { "format": body.format().cloned().unwrap_or_else(|| json!({ "type": "text" })) },
             "metadata": body.metadata.clone().unwrap_or_else(|| json!({})),
             "store": stored.is_some(),

@@ -53,6 +53,8 @@ pub(super) struct Body {
 #[derive(Debug, Deserialize)]
 pub(super) struct Reasoning {
     pub(super) effort: Option<String>,
+    /// Repeated in the answer, whose thoughts come whole.
+    pub(super) summary: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
