@@ -69,7 +69,7 @@ __device__ __forceinline__ void copy_block(const Work<T>& work, int block, uint3
     const T* from = work.latents + (int64_t(id) * BLOCK_TOKENS + key) * WIDTH + piece * 8;
     const uint32_t to = stage + offset(key, piece);
 #pragma unroll
-    for (int i = 0; i < WIDTH / 64; i++) copy_async(to + i * 128, from + i * 64, wanted);
+    for (int i = 0; i < WIDTH / 64; i++) cp_async(to + i * 128, from + i * 64, wanted);
 }
 
 // This warp's quarter of q as operands; q goes by way of the stages from `memory` on.
@@ -93,7 +93,7 @@ __device__ __forceinline__ void copy_q(const Work<T>& work, uint32_t memory) {
         const bool wanted = row < work.rows;
         const T* from = work.q + int64_t(wanted ? row : 0) * WIDTH + piece * 8;
 #pragma unroll
-        for (int i = 0; i < WIDTH / 64; i++) copy_async(memory + offset(row, piece) + i * 128, from + i * 64, wanted);
+        for (int i = 0; i < WIDTH / 64; i++) cp_async(memory + offset(row, piece) + i * 128, from + i * 64, wanted);
     }
 }
 
@@ -178,7 +178,7 @@ __device__ __forceinline__ void multiply_values(Sums<ROWS>& o, const Shared<ROWS
     uint32_t p[ROWS / 16][4];
 #pragma unroll
     for (int m = 0; m < ROWS / 16; m++) {
-        load_matrices(p[m], uint32_t(__cvta_generic_to_shared(&shared.weights[m * 16 + (lane & 15)][(lane >> 4) * 8])));
+        load_matrices(p[m], shared_address(&shared.weights[m * 16 + (lane & 15)][(lane >> 4) * 8]));
         const float low = shared.shrink[m * 16 + g], high = shared.shrink[m * 16 + g + 8];
         if (__any_sync(~0u, low != 1.f || high != 1.f)) {
 #pragma unroll
@@ -207,7 +207,7 @@ __device__ __forceinline__ void multiply_values(Sums<ROWS>& o, const Shared<ROWS
 template <typename T, int ROWS>
 __device__ __forceinline__ void attend(Sums<ROWS>& o, char* memory, Shared<ROWS>& shared, const Work<T>& work) {
     constexpr int EACH = ROWS / 8, LANES = BLOCK_TOKENS / EACH;
-    const uint32_t base = uint32_t(__cvta_generic_to_shared(memory));
+    const uint32_t base = shared_address(memory);
     int block = work.from / BLOCK_TOKENS;
     const int end = (work.to + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     auto id_of = [&](int at) { return work.table[min(at, end - 1)]; };
@@ -219,18 +219,18 @@ __device__ __forceinline__ void attend(Sums<ROWS>& o, char* memory, Shared<ROWS>
     for (int i = 0; i < AHEAD; i++) ids[i] = id_of(block + i);
     copy_q<T, ROWS>(work, base + 2 * STAGE_BYTES);
     copy_block(work, block, ids[0], base);
-    commit_copies();
+    cp_async_commit();
     if (block + 1 < end) copy_block(work, block + 1, ids[1], base + STAGE_BYTES);
-    commit_copies();
+    cp_async_commit();
     uint32_t id = id_of(block + AHEAD);
-    wait_for_copies_but<1>();
+    cp_async_wait<1>();
     __syncthreads();
     uint32_t q[ROWS / 16][STEPS][4];
     load_q<T, ROWS>(q, base + 2 * STAGE_BYTES);
     if constexpr (AHEAD == 3) {
         __syncthreads();
         if (block + 2 < end) copy_block(work, block + 2, ids[2], base + 2 * STAGE_BYTES);
-        commit_copies();
+        cp_async_commit();
     }
 
 #pragma unroll
@@ -245,10 +245,10 @@ __device__ __forceinline__ void attend(Sums<ROWS>& o, char* memory, Shared<ROWS>
     uint32_t stage = base, free_stage = base + AHEAD * STAGE_BYTES;
     for (; block < end; block++) {
         // This block is here, and everyone is done with the last one, whose stage is copied to.
-        wait_for_copies_but<AHEAD - 1>();
+        cp_async_wait<AHEAD - 1>();
         __syncthreads();
         if (block + AHEAD < end) copy_block(work, block + AHEAD, id, free_stage);
-        commit_copies();
+        cp_async_commit();
         id = id_of(block + AHEAD + 1);
         multiply_keys<T, ROWS>(shared.scores[threadIdx.x >> 5], q, stage);
         __syncthreads();
@@ -258,7 +258,7 @@ __device__ __forceinline__ void attend(Sums<ROWS>& o, char* memory, Shared<ROWS>
         free_stage = stage;
         stage = stage == base + AHEAD * STAGE_BYTES ? base : stage + STAGE_BYTES;
     }
-    wait_for_copies();
+    cp_async_wait<0>();
 #pragma unroll
     for (int lane = 1; lane < LANES; lane <<= 1) sum += __shfl_xor_sync(~0u, sum, lane);
     if (threadIdx.x % LANES == 0) {

@@ -92,11 +92,11 @@ __device__ __forceinline__ void copy_tile(const Work<C>& work, int tile, uint32_
         const uint32_t block = __shfl_sync(~0u, id, key / BLOCK_TOKENS);
         const int64_t from = block * work.block_stride + (key % BLOCK_TOKENS) * D + piece * 8;
         if constexpr (std::is_same_v<C, fp8>) {
-            copy_async_half(to + at * 8, work.keys + from, wanted);
-            copy_async_half(to + S::STAGE_BYTES / 2 + at * 8, work.values + from, wanted);
+            cp_async_half(to + at * 8, work.keys + from, wanted);
+            cp_async_half(to + S::STAGE_BYTES / 2 + at * 8, work.values + from, wanted);
         } else {
-            copy_async(to + S::offset(key, piece), work.keys + from, wanted);
-            copy_async(to + 2 * S::STAGE_BYTES + S::offset(key, piece), work.values + from, wanted);
+            cp_async(to + S::offset(key, piece), work.keys + from, wanted);
+            cp_async(to + 2 * S::STAGE_BYTES + S::offset(key, piece), work.values + from, wanted);
         }
     }
 }
@@ -401,7 +401,7 @@ __device__ __forceinline__ void attention_prefill(T* out, float* partials, uint3
         key_tile += all * part / parts;
     }
 
-    const uint32_t q_shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    const uint32_t q_shared = shared_address(shared);
     const uint32_t kv_shared = q_shared + S::Q_BYTES;
     uint32_t id = load_id<C, D, R>(work, key_tile);
     const int64_t q_stride = int64_t(q_heads + 2 * kv_heads) * D;
@@ -410,10 +410,10 @@ __device__ __forceinline__ void attention_prefill(T* out, float* partials, uint3
     for (int i = threadIdx.x; i < S::QUERIES * S::PIECES; i += THREADS) {
         const int row = i / S::PIECES, piece = i % S::PIECES;
         const bool wanted = row < queries;
-        copy_async(q_shared + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
+        cp_async(q_shared + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
     }
     copy_tile<C, D, R>(work, key_tile, id, kv_shared + Stage::copied(0));
-    commit_copies();
+    cp_async_commit();
     id = load_id<C, D, R>(work, key_tile + 1);
 
     State<D, R> state;
@@ -429,7 +429,7 @@ __device__ __forceinline__ void attention_prefill(T* out, float* partials, uint3
     const uint32_t warp_q = q_shared + warp_query * D * 2;
     uint32_t held[S::Q_HELD ? D / 16 : 1][S::ROWS][4];
     if constexpr (S::Q_HELD) {
-        wait_for_copies();
+        cp_async_wait<0>();
         __syncthreads();
 #pragma unroll
         for (int n = 0; n < D / 16; n++) {
@@ -442,11 +442,11 @@ __device__ __forceinline__ void attention_prefill(T* out, float* partials, uint3
 
     for (uint32_t stage = 0; key_tile < end; key_tile++, stage ^= 1) {
         // This tile is here; everyone is done with the last one, whose stage takes the next.
-        wait_for_copies();
+        cp_async_wait<0>();
         __syncthreads();
         if (key_tile + 1 < end) {
             copy_tile<C, D, R>(work, key_tile + 1, id, kv_shared + Stage::copied(stage ^ 1));
-            commit_copies();
+            cp_async_commit();
             id = load_id<C, D, R>(work, key_tile + 2);
         }
         const uint32_t k = kv_shared + Stage::read(stage);
@@ -470,7 +470,7 @@ __device__ __forceinline__ void attention_prefill(T* out, float* partials, uint3
     }
     const int parts = S::DIVIDED ? tile.z & 0xffff : 1;
     if (parts > 1) {
-        wait_for_copies();  // of a tile that a part without keys began to copy
+        cp_async_wait<0>();  // of a tile that a part without keys began to copy
         float* partial = partials + (int64_t(tile.w) * q_heads + head) * PARTIAL<D, R>;
         const int64_t stride = int64_t(q_heads) * PARTIAL<D, R>;
         leave<D, R>(state, partial + (tile.z >> 16) * stride);

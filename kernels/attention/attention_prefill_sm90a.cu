@@ -32,8 +32,8 @@ struct Tile {
 
 // What a block works on.
 struct Work {
-    const void* keys;  // their tensor maps
-    const void* values;
+    const TensorMap* keys;
+    const TensorMap* values;
     int kv_heads, kv_head;
     char* stages;
     const uint32_t* table;
@@ -41,21 +41,12 @@ struct Work {
     int begin, end;  // their tiles
 };
 
-// What is copied and not multiplied yet; addresses in shared memory.
-struct Ring {
-    uint32_t stages, full, empty;
-    template <int D>
-    __device__ __forceinline__ uint32_t stage(int at) const { return stages + (at % STAGES) * Tile<D>::BYTES; }
-    __device__ __forceinline__ void wait_full(int at) const { wait_for(full + (at % STAGES) * 8, (at / STAGES) & 1); }
-    __device__ __forceinline__ void wait_empty(int at) const {
-        wait_for(empty + (at % STAGES) * 8, ((at / STAGES) & 1) ^ 1);
-    }
-    __device__ __forceinline__ void release(int at) const { arrive(empty + (at % STAGES) * 8); }
-};
+template <int D>
+using Stages = Ring<STAGES, Tile<D>::BYTES>;
 
 // Starts copying tile `tile` of K or V to a stage: whole cache blocks, as far as some query sees something of them.
 template <int D>
-__device__ __forceinline__ void copy_tile(const Work& work, const void* map, int tile, uint32_t to, uint32_t barrier) {
+__device__ __forceinline__ void copy_tile(const Work& work, const TensorMap& map, int tile, uint32_t to, uint32_t barrier) {
     constexpr int BLOCKS = KEYS / BLOCK_TOKENS, PANELS = D / 64;
     const int lane = threadIdx.x & 31, block = lane % BLOCKS, panel = lane / BLOCKS;
     const int first = max(0, (work.from - tile * KEYS) / BLOCK_TOKENS);
@@ -70,12 +61,12 @@ __device__ __forceinline__ void copy_tile(const Work& work, const void* map, int
 
 // The warp that copies: tiles of K and V in turn.
 template <int D>
-__device__ __forceinline__ void copy_all(const Work& work, const Ring& ring) {
+__device__ __forceinline__ void copy_all(const Work& work, const Stages<D>& ring) {
     const int count = 2 * (work.end - work.begin);
     for (int at = 0; at < count; at++) {
         ring.wait_empty(at);
-        const void* map = at & 1 ? work.values : work.keys;
-        copy_tile<D>(work, map, work.begin + at / 2, ring.stage<D>(at), ring.full + (at % STAGES) * 8);
+        const TensorMap& map = at & 1 ? *work.values : *work.keys;
+        copy_tile<D>(work, map, work.begin + at / 2, ring.stage(at), ring.filled(at));
     }
 }
 
@@ -152,7 +143,7 @@ __device__ __forceinline__ void multiply_keys(float (&s)[KEYS / 2], uint32_t q, 
     for (int n = 0; n < D / 16; n++) {
         // Sixteen columns are 32 bytes of a panel.
         const uint32_t at = (n / 4) * Tile<D>::PANEL_BYTES + (n % 4) * 32;
-        multiply_128<T>(s, describe(q + at, 0), describe(k + at, 0), n > 0);
+        multiply<T>(s, describe(q + at, 0), describe(k + at, 0), n > 0);
     }
     commit_products();
 }
@@ -169,7 +160,7 @@ __device__ __forceinline__ void multiply_values(State<D>& state, const uint32_t 
 // A warpgroup that multiplies: 64 queries from `first` on, q of which lies at `q`. Tiles that none of them sees are passed
 // over.
 template <typename T, int D>
-__device__ __forceinline__ void multiply_all(State<D>& state, const Work& work, const Ring& ring, uint32_t q,
+__device__ __forceinline__ void multiply_all(State<D>& state, const Work& work, const Stages<D>& ring, uint32_t q,
                                              int first, int window, float scale_log2) {
     const int warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31;
     const int query = first + warp * 16 + (lane >> 2);
@@ -183,7 +174,7 @@ __device__ __forceinline__ void multiply_all(State<D>& state, const Work& work, 
         ring.wait_full(at);
         float s[KEYS / 2];
         if (sees) {
-            multiply_keys<T, D>(s, q, ring.stage<D>(at));
+            multiply_keys<T, D>(s, q, ring.stage(at));
             wait_for_products();
             settle(s);
         }
@@ -203,7 +194,7 @@ __device__ __forceinline__ void multiply_all(State<D>& state, const Work& work, 
             clean_values<D>(work, token, work.stages + (at + 1) % STAGES * Tile<D>::BYTES);
         }
         if (sees) {
-            multiply_values<T, D>(state, p, ring.stage<D>(at + 1));
+            multiply_values<T, D>(state, p, ring.stage(at + 1));
             wait_for_products();
             settle(state.o);
         }
@@ -241,7 +232,7 @@ __device__ __forceinline__ void write(const State<D>& state, char* q, T* out, in
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const void* keys, const void* values,
+__device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const TensorMap& keys, const TensorMap& values,
                                                   const uint32_t* cu_seqlens_q, const uint32_t* context_lens,
                                                   const uint32_t* block_tables, const uint32_t* table_offsets,
                                                   const uint4* tiles, int q_heads, int kv_heads, int sliding_window,
@@ -249,7 +240,7 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const vo
     using S = Tile<D>;
     extern __shared__ char unaligned[];
     __shared__ uint64_t barriers[2 * STAGES];
-    const uint32_t start = static_cast<uint32_t>(__cvta_generic_to_shared(unaligned));
+    const uint32_t start = shared_address(unaligned);
     const uint32_t q_shared = (start + 1023) & ~1023u;
     char* shared = unaligned + (q_shared - start);
 
@@ -262,8 +253,8 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const vo
     const int window = sliding_window > 0 ? sliding_window : 1 << 30;
 
     Work work;
-    work.keys = keys;
-    work.values = values;
+    work.keys = &keys;
+    work.values = &values;
     work.kv_heads = kv_heads;
     work.kv_head = kv_head;
     work.stages = shared + S::BYTES;
@@ -273,25 +264,10 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const vo
     work.begin = work.from / KEYS;
     work.end = (work.to + KEYS - 1) / KEYS;
 
-    Ring ring;
-    ring.stages = q_shared + S::BYTES;
-    ring.full = static_cast<uint32_t>(__cvta_generic_to_shared(barriers));
-    ring.empty = ring.full + STAGES * 8;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) {
-            init_barrier(ring.full + i * 8, 1);
-            init_barrier(ring.empty + i * 8, WARPS);
-        }
-        show_barriers();
-    }
-    __syncthreads();
+    const Stages<D> ring(q_shared + S::BYTES, shared_address(barriers), 1, WARPS);
     if (threadIdx.x < WARPGROUP) {
         keep_registers<40>();
-        if (threadIdx.x < 32) {
-            acquire_map(keys);
-            acquire_map(values);
-            copy_all<D>(work, ring);
-        }
+        if (threadIdx.x < 32) copy_all<D>(work, ring);
     } else {
         take_registers<232>();
         const int group = __shfl_sync(~0u, threadIdx.x / WARPGROUP - 1, 0), thread = threadIdx.x % WARPGROUP;
@@ -303,10 +279,10 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const vo
         for (int i = thread; i < 64 * S::PIECES; i += WARPGROUP) {
             const int row = i / S::PIECES, piece = i % S::PIECES;
             const bool wanted = own + row < queries;
-            copy_async(own_q + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
+            cp_async(own_q + S::offset(row, piece), q + (wanted ? row : 0) * q_stride + piece * 8, wanted);
         }
-        commit_copies();
-        wait_for_copies();
+        cp_async_commit();
+        cp_async_wait<0>();
         show_to_products();
         sync_warpgroup(1 + group);
         State<D> state;
@@ -320,7 +296,8 @@ __device__ __forceinline__ void attention_prefill(T* out, const T* qkv, const vo
 
 #define ATTENTION_PREFILL(T, D)                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_prefill_sm90a_##T##_d##D(                       \
-        T* out, float* /* partials */, uint32_t* /* counters */, const T* qkv, const void* keys, const void* values,   \
+        T* out, float* /* partials */, uint32_t* /* counters */, const T* qkv, const __grid_constant__ TensorMap keys, \
+        const __grid_constant__ TensorMap values,                                                                      \
         const uint32_t* cu_seqlens_q, const uint32_t* context_lens, const uint32_t* block_tables,                      \
         const uint32_t* table_offsets, const uint4* tiles, int q_heads, int kv_heads, int sliding_window,              \
         float scale) {                                                                                                 \

@@ -7,7 +7,7 @@
 // number is its own in stride. An expert's tiles of rows beside one column of tiles run together, to share weights in L2.
 //
 // Grid: blocks that fit at once. Cost: 2 flops a weight and pair; reads of each expert's weights once.
-#include "experts.cuh"
+#include "experts_tiles.cuh"
 #include "tiles.cuh"
 
 #include <type_traits>
@@ -75,45 +75,6 @@ struct GatedCopier {
     }
 };
 
-// Where a tile is: rows `row` .. of an expert's pairs, columns `column` .. of tiles.
-struct Place {
-    int expert, row, column;
-};
-
-// The tiles of rows before each expert, in shared memory, all threads together.
-template <typename S>
-__device__ __forceinline__ void count_tiles(int* before, const uint32_t* offsets, int E) {
-    if (threadIdx.x < 32) {
-        int lane = threadIdx.x, each = (E + 31) / 32, first = min(E, lane * each), last = min(E, first + each), sum = 0;
-        for (int e = first; e < last; ++e) {
-            int tiles = ((int)(offsets[e + 1] - offsets[e]) + S::ROWS - 1) / S::ROWS;
-            before[e + 1] = tiles;
-            sum += tiles;
-        }
-        int past = sum;  // of this and all lanes before it
-        for (int offset = 1; offset < 32; offset <<= 1) {
-            int other = __shfl_up_sync(~0u, past, offset);
-            if (lane >= offset) past += other;
-        }
-        int running = past - sum;
-        for (int e = first; e < last; ++e) running = before[e + 1] += running;
-        if (lane == 0) before[0] = 0;
-    }
-    __syncthreads();
-}
-
-template <typename S>
-__device__ __forceinline__ Place place_of(int tile, const int* before, int E, int columns) {
-    int low = 0, high = E - 1, row_tile = tile / columns;
-    while (low < high) {
-        int middle = (low + high + 1) / 2;
-        if (before[middle] <= row_tile) low = middle;
-        else high = middle - 1;
-    }
-    int rows = before[low + 1] - before[low], within = tile - before[low] * columns;
-    return Place{low, within % rows * S::ROWS, within / rows};
-}
-
 // y [pairs, N] from x [.., K], each row of which serves `share` pairs. GATED: w [E][2 N, K], y as gate_up makes act, times
 // `weights`; else w [E][N, K].
 template <typename T, typename S, bool GATED>
@@ -124,7 +85,7 @@ __device__ __forceinline__ void experts(T* y, const T* x, const T* w, const floa
     int* before = reinterpret_cast<int*>(rows + S::ROWS);
     constexpr int COLUMNS = GATED ? S::COLUMNS / 2 : S::COLUMNS;  // outputs of a tile
     static_assert(S::WARP_COLUMNS == 64, "32 columns of gate, 32 of up");
-    count_tiles<S>(before, offsets, E);
+    count_tiles<S::ROWS>(before, offsets, E);
     int columns = (N + COLUMNS - 1) / COLUMNS, tiles = before[E] * columns;
     if (blockIdx.x >= tiles) return;
 
@@ -136,7 +97,7 @@ __device__ __forceinline__ void experts(T* y, const T* x, const T* w, const floa
         else return CopyW(w, K);
     }();
     auto aim = [&](int tile) {
-        Place at = place_of<S>(tile, before, E, columns);
+        Place at = place_of<S::ROWS>(tile, before, E, columns);
         int begin = offsets[at.expert] + at.row, last = offsets[at.expert + 1] - 1;
         copy_x.aim(x, [&](int row) { return sorted[min(begin + row, last)] / share; });
         const T* matrix = w + (int64_t)at.expert * N * K * (GATED ? 2 : 1);
@@ -144,7 +105,7 @@ __device__ __forceinline__ void experts(T* y, const T* x, const T* w, const floa
         else copy_w.aim(matrix, at.column * COLUMNS, N, 0);
     };
     auto finish = [&](int tile, const Sums<S>& c) {
-        Place at = place_of<S>(tile, before, E, columns);
+        Place at = place_of<S::ROWS>(tile, before, E, columns);
         int begin = offsets[at.expert] + at.row + lane_row<S>(), end = offsets[at.expert + 1];
         int first = lane_column<S>();
         if constexpr (GATED) first = first / 64 * 32 + first % 32;

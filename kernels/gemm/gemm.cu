@@ -14,15 +14,6 @@ using Medium = Tile<128, 128, 64, 3, 64, 64>;  // 96 KiB, 128 threads, two block
 using Narrow = Tile<128, 64, 64, 4, 64, 32>;   // 96 KiB, 128 threads, likewise
 using Small = Tile<64, 64, 64, 5, 32, 32>;     // 80 KiB, 128 threads, likewise
 
-// Row and column of tile `tile`: columns of GROUP tiles of rows, one after the other, so that blocks that run at once read
-// few different rows.
-template <int GROUP>
-__device__ __forceinline__ int2 tile_of(int tile, int row_tiles, int column_tiles) {
-    int group = tile / (GROUP * column_tiles), within = tile % (GROUP * column_tiles);
-    int height = min(GROUP, row_tiles - group * GROUP);
-    return int2{group * GROUP + within % height, within / height};
-}
-
 template <typename T, typename S>
 __device__ __forceinline__ void gemm(void* y, const T* x, const T* w, int M, int N, int K, int part, int y_is_f32) {
     extern __shared__ __align__(128) char memory[];

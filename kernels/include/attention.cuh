@@ -4,8 +4,8 @@
 // block table[p / 16]. Its elements are of the model's type T, or fp8, which is widened where it is read. Lane `4 g + t` of a warp is "thread (g, t)" of a fragment, as the PTX ISA draws them.
 #pragma once
 
+#include "copies.cuh"
 #include "fp8.cuh"
-#include "lantern.cuh"
 
 #include <type_traits>
 
@@ -89,22 +89,6 @@ __device__ __forceinline__ void load_transposed(uint32_t (&x)[4], uint32_t addre
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                  : "r"(address));
 }
-
-// Starts a copy of 16 bytes to shared memory; zeroes instead where not `wanted`, and reads nothing then.
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool wanted) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
-}
-// The same for 8 bytes.
-__device__ __forceinline__ void copy_async_half(uint32_t to, const void* from, bool wanted) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(wanted ? 8 : 0) : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most the newest `PENDING` groups of copies are under way.
-template <int PENDING>
-__device__ __forceinline__ void wait_for_copies_but() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 // Rows of one query: their contexts are cut into chunks.
 

@@ -1,7 +1,7 @@
 // The tensor cores' 16 x 8 x 16 product, for bf16 and f16 with sums in f32.
 #pragma once
 
-#include "lantern.cuh"
+#include "copies.cuh"
 
 // c [16, 8] += a [16, 16] * b [16, 8]. Of lane 4 g + t:
 //   a.x: row g, k 2t and 2t + 1; a.y: row g + 8; a.z: row g, k 2t + 8 and 2t + 9; a.w: row g + 8, the same k.
@@ -24,31 +24,4 @@ __device__ __forceinline__ void mma_16x8x16<f16>(float (&c)[4], uint4 a, uint32_
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-// Copies that go on while the thread computes. What `cp_async_wait` has waited for, the thread that asked for it sees;
-// others do after a barrier.
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
-
-// 16 bytes to shared memory past the L1 cache, zeros where `there` is false.
-__device__ __forceinline__ void cp_async_once(uint32_t to, const void* from, bool there) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
-}
-
-// The same through the L1 cache, for what another block of the multiprocessor reads soon.
-__device__ __forceinline__ void cp_async_cached(uint32_t to, const void* from, bool there) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-// Ends a group of copies.
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits until at most the newest `PENDING` groups are under way.
-template <int PENDING>
-__device__ __forceinline__ void cp_async_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }

@@ -15,6 +15,7 @@
 #pragma once
 
 #include "mma.cuh"
+#include "places.cuh"
 
 template <int ROWS_, int COLUMNS_, int DEPTH_, int STAGES_, int WARP_ROWS_, int WARP_COLUMNS_>
 struct Tile {
@@ -85,28 +86,6 @@ struct Copier {
         cp_async_once(target, from + (int64_t)min(i * STEP, left) * bytes, there);
     }
 };
-
-// Eight neighbours of a row of y from `column` on, in one or two accesses if `aligned`.
-template <typename T>
-__device__ __forceinline__ void write_eight(T* y, int64_t row_start, int column, int N, bool aligned,
-                                            const float (&values)[8]) {
-    if (aligned) {
-        if (column >= N) return;
-        constexpr int WIDTH = 16 / sizeof(T);
-#pragma unroll
-        for (int at = 0; at < 8; at += WIDTH) {
-            Pack<T, WIDTH> pack;
-#pragma unroll
-            for (int i = 0; i < WIDTH; ++i) pack.at[i] = from_float<T>(values[at + i]);
-            *reinterpret_cast<Pack<T, WIDTH>*>(y + row_start + column + at) = pack;
-        }
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        if (column + i < N) y[row_start + column + i] = from_float<T>(values[i]);
-    }
-}
 
 // What a lane has of a tile: of rows 16 i + g and + 8 of its warp, columns as `lane_values` names them.
 template <typename S>

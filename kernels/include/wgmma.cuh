@@ -20,8 +20,13 @@ __device__ __forceinline__ uint64_t describe(uint32_t address, uint32_t panel_by
 // Before the first product that reads registers which were written by other instructions.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits for all products. The registers that they write are to be passed to `settle` before they are read.
-__device__ __forceinline__ void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+// Waits for all products but the last `PENDING` groups. The registers that they write are to be passed to `settle` before
+// they are read.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_products_but() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+__device__ __forceinline__ void wait_for_products() { wait_for_products_but<0>(); }
 
 // Keeps the compiler from using registers before products have ended.
 template <int N>
@@ -37,26 +42,40 @@ __device__ __forceinline__ void settle(float (&d)[N]) {
 #define REGISTERS_64                                                                                                   \
     REGISTERS_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                                   \
                  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define REGISTERS_128                                                                                                  \
+    REGISTERS_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"                                   \
+                 "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"                                    \
+                 "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"                        \
+                 "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define OPERANDS_8(d, i)                                                                                               \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),        \
         "+f"(d[i + 7])
 #define OPERANDS_32(d, i) OPERANDS_8(d, i), OPERANDS_8(d, i + 8), OPERANDS_8(d, i + 16), OPERANDS_8(d, i + 24)
 #define OPERANDS_64(d, i) OPERANDS_32(d, i), OPERANDS_32(d, i + 32)
+#define OPERANDS_128(d, i) OPERANDS_64(d, i), OPERANDS_64(d, i + 64)
 
-// d [64, 128] = a [64, 16] b [128, 16]^T, or d + that. The thread of lane 4 g + t of warp w holds of d, for each eight columns,
+// d [64, N] = a [64, 16] b [N, 16]^T, or d + that. The thread of lane 4 g + t of warp w holds of d, for each eight columns,
 // row 16 w + g, columns 2t and 2t + 1, then row 16 w + g + 8.
-#define MULTIPLY_128(TYPE)                                                                                             \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                          \
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " {" REGISTERS_64                        \
-                 "}, %64, %65, p, 1, 1, 0, 0;\n}"                                                                      \
-                 : OPERANDS_64(d, 0)                                                                                   \
+#define MULTIPLY(N, TYPE, REGISTERS, OPERANDS, A, B, ADDS)                                                             \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADDS ", 0;\n"                                                    \
+                 "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" REGISTERS "}, " A ", " B          \
+                 ", p, 1, 1, 0, 0;\n}"                                                                                 \
+                 : OPERANDS(d, 0)                                                                                      \
                  : "l"(a), "l"(b), "r"(adds))
 template <typename T>
-__device__ __forceinline__ void multiply_128(float (&d)[64], uint64_t a, uint64_t b, int adds) {
+__device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b, int adds) {
     if constexpr (std::is_same_v<T, bf16>) {
-        MULTIPLY_128("bf16");
+        MULTIPLY("128", "bf16", REGISTERS_64, OPERANDS_64, "%64", "%65", "%66");
     } else {
-        MULTIPLY_128("f16");
+        MULTIPLY("128", "f16", REGISTERS_64, OPERANDS_64, "%64", "%65", "%66");
+    }
+}
+template <typename T>
+__device__ __forceinline__ void multiply(float (&d)[128], uint64_t a, uint64_t b, int adds) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        MULTIPLY("256", "bf16", REGISTERS_128, OPERANDS_128, "%128", "%129", "%130");
+    } else {
+        MULTIPLY("256", "f16", REGISTERS_128, OPERANDS_128, "%128", "%129", "%130");
     }
 }
 
@@ -108,15 +127,51 @@ __device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Lets this thread's copies read a tensor map in global memory.
-__device__ __forceinline__ void acquire_map(const void* map) {
-    asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
-}
+// Stages of `BYTES` in shared memory, one behind the other, that copies fill and products read in turn. `at` counts what has
+// been copied.
+template <int STAGES, int BYTES>
+struct Ring {
+    uint32_t stages, full, empty;
+
+    // `barriers`: 2 * STAGES. A stage is full when `fillers` have arrived and empty when `readers` have released it.
+    __device__ __forceinline__ Ring(uint32_t first_stage, uint32_t barriers, int fillers, int readers)
+        : stages(first_stage), full(barriers), empty(barriers + STAGES * 8) {
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < STAGES; i++) {
+                init_barrier(full + i * 8, fillers);
+                init_barrier(empty + i * 8, readers);
+            }
+            show_barriers();
+        }
+        __syncthreads();
+    }
+    __device__ __forceinline__ uint32_t stage(int at) const { return stages + (at % STAGES) * BYTES; }
+    __device__ __forceinline__ uint32_t filled(int at) const { return full + (at % STAGES) * 8; }
+    __device__ __forceinline__ void wait_full(int at) const { wait_for(filled(at), (at / STAGES) & 1); }
+    __device__ __forceinline__ void wait_empty(int at) const {
+        wait_for(empty + (at % STAGES) * 8, ((at / STAGES) & 1) ^ 1);
+    }
+    __device__ __forceinline__ void release(int at) const { arrive(empty + (at % STAGES) * 8); }
+};
+
+// A tensor map as a parameter of a kernel: `const __grid_constant__ TensorMap`.
+struct alignas(64) TensorMap {
+    char bytes[128];
+};
 // Copies the box of a map that begins at `row` and `column` to shared memory, whose bytes `barrier` expects.
-__device__ __forceinline__ void copy_box(uint32_t to, const void* map, int column, int row, uint32_t barrier) {
+__device__ __forceinline__ void copy_box(uint32_t to, const TensorMap& map, int column, int row, uint32_t barrier) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-        "l"(map), "r"(column), "r"(row), "r"(barrier)
+        "l"(&map), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+
+// Copies a box of `permuted` rows (maps.rs) of 64 columns, from `row`, a multiple of 32, and `column` on.
+__device__ __forceinline__ void copy_permuted(uint32_t to, const TensorMap& map, int column, int row, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %3, %3, %4}], "
+        "[%5];" ::"r"(to),
+        "l"(&map), "r"(column), "r"(0), "r"(row / 32), "r"(barrier)
         : "memory");
 }
 

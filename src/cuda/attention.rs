@@ -8,6 +8,7 @@ mod plan;
 pub use plan::{AttentionPlan, Splits, tile_queries};
 use plan::{DIVIDED_TILE_QUERIES, TILE_QUERIES, counter_bytes, part_slots, partial_bytes};
 
+use super::maps::TensorMap;
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
 /// Tokens of a cache block.
@@ -120,9 +121,16 @@ pub struct AttentionTensors<'a> {
     /// The cache's values, likewise.
     pub values: &'a DeviceTensor,
     /// What [`AttentionKernels::maps`] gave for both.
-    pub maps: Option<&'a DeviceTensor>,
+    pub maps: Option<&'a KvMaps>,
     /// `[tokens, q_heads * head_dim]`, written.
     pub out: &'a DeviceTensor,
+}
+
+/// What lets Hopper's own kernel read a layer's cache.
+#[derive(Clone, Copy, Debug)]
+pub struct KvMaps {
+    keys: TensorMap,
+    values: TensorMap,
 }
 
 /// The kernels for one dtype, type of the cache, and head size.
@@ -196,10 +204,9 @@ impl HeadKernels {
         Ok(())
     }
 
-    /// The kernel for tiles of so many queries; one that reads maps where `by_maps` and it is there.
-    fn prefill(&self, tile_queries: usize, by_maps: bool) -> Option<&PrefillKernel> {
-        let hopper = self.hopper.iter().filter(|_| by_maps);
-        hopper.chain(&self.prefill).find(|kernel| kernel.tile_queries == tile_queries)
+    /// The kernel for tiles of so many queries.
+    fn prefill(&self, tile_queries: usize) -> Option<&PrefillKernel> {
+        self.prefill.iter().find(|kernel| kernel.tile_queries == tile_queries)
     }
 }
 
@@ -233,16 +240,11 @@ impl AttentionKernels {
     ///
     /// # Errors
     /// What the driver says.
-    pub fn maps(
-        &self,
-        gpu: &Gpu,
-        dtype: DType,
-        keys: &DeviceTensor,
-        values: &DeviceTensor,
-    ) -> Result<Option<DeviceTensor>, CudaError> {
+    pub fn maps(&self, dtype: DType, keys: &DeviceTensor, values: &DeviceTensor) -> Result<Option<KvMaps>, CudaError> {
         let kernels = self.find(dtype, keys.dtype(), keys.columns());
+        let map = |tensor| TensorMap::rows(tensor, BLOCK_TOKENS as u32);
         let found = kernels.and_then(|kernels| kernels.hopper);
-        found.map(|_| gpu.tensor_maps(&[keys, values], BLOCK_TOKENS)).transpose()
+        found.map(|_| Ok(KvMaps { keys: map(keys)?, values: map(values)? })).transpose()
     }
 
     /// Attention of the rows in `arrays.items`. `max_items` bounds the grid alone: a graph that was captured with it
@@ -300,7 +302,7 @@ impl AttentionKernels {
     /// How tiles may be divided where there is scratch memory for `max_items`. `cache` is the dtype of keys and values.
     pub fn splits(&self, shape: &AttentionShape, [dtype, cache]: [DType; 2], max_items: usize) -> Splits {
         let found = self.find(dtype, cache, shape.head_dim);
-        let divided = found.and_then(|kernels| kernels.prefill(DIVIDED_TILE_QUERIES, false));
+        let divided = found.and_then(|kernels| kernels.prefill(DIVIDED_TILE_QUERIES));
         divided.map_or(Splits::NONE, |prefill| Splits {
             tiles_at_once: prefill.at_once / shape.q_heads,
             max_tiles: usize::MAX,
@@ -324,10 +326,6 @@ impl AttentionKernels {
     ) -> Result<(), CudaError> {
         const OP: &str = "attention_prefill";
         let kernels = self.check(OP, shape, tensors, arrays)?;
-        let Some(prefill) = kernels.prefill(tile_queries, tensors.maps.is_some()) else {
-            return Err(CudaError::argument(OP, format!("tiles of {tile_queries} queries")));
-        };
-        let maps = tensors.maps.filter(|_| prefill.threads == HOPPER_THREADS);
         if length(&arrays.tiles) < 4 * tiles {
             return Err(CudaError::argument(OP, format!("{tiles} tiles in {:?}", arrays.tiles)));
         }
@@ -336,9 +334,11 @@ impl AttentionKernels {
             .tensor(&scratch.partials)
             .tensor(&scratch.counters)
             .tensor(tensors.qkv);
-        let arguments = match maps {
-            Some(maps) => arguments.row(maps, 0).row(maps, 1),
-            None => arguments.tensor(tensors.keys).tensor(tensors.values),
+        let hopper = kernels.hopper.as_ref().filter(|hopper| hopper.tile_queries == tile_queries);
+        let (prefill, arguments) = match (tensors.maps, hopper, kernels.prefill(tile_queries)) {
+            (Some(maps), Some(hopper), _) => (hopper, arguments.map(&maps.keys).map(&maps.values)),
+            (_, _, Some(prefill)) => (prefill, arguments.tensor(tensors.keys).tensor(tensors.values)),
+            _ => return Err(CudaError::argument(OP, format!("tiles of {tile_queries} queries"))),
         };
         let arguments = arguments
             .tensor(&arrays.cu_seqlens_q)

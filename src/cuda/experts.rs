@@ -5,7 +5,9 @@
 
 use super::check::{Typed, expect_at_least, require};
 use super::few_rows;
+use super::maps::TensorMap;
 use super::route::{MAX_EXPERTS, RouteKernels};
+use super::tiled::{HOPPER_RING_BYTES, HOPPER_THREADS};
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid};
 
 /// Tokens up to which pairs are not listed by expert: duplicates among so few are read from L2.
@@ -14,8 +16,8 @@ pub(super) const MOST_UNSORTED_TOKENS: usize = 8;
 /// Pairs of an expert, on the average, up to which its weights are read as for few rows.
 const MOST_FEW_PAIRS: usize = 6;
 
-/// Threads of a block of tiles.
-const TILE_THREADS: u32 = 128;
+/// Pairs of an expert, on the average, from which Hopper's own tiles are faster than those of 32 rows.
+const LEAST_HOPPER_PAIRS: usize = 30;
 
 /// The experts of a layer, dense.
 #[derive(Clone, Copy, Debug)]
@@ -85,71 +87,102 @@ pub enum ExpertsWay {
     Short,
     /// In tiles of 128.
     Tall,
+    /// In tiles of 128 by Hopper's warpgroups.
+    Hopper,
 }
 
 impl ExpertsWay {
-    /// All ways.
-    #[cfg(test)]
-    pub const ALL: [Self; 5] = [Self::Pairs, Self::Few, Self::Flat, Self::Short, Self::Tall];
-
-    /// The fastest, as one H100 timed them over experts of 768 and 1408 elements.
-    pub fn choose(tokens: usize, pairs: usize, experts: usize) -> Self {
+    /// The fastest, as one H100 timed them over experts of 768 and 1408 elements; `hopper` where that way is there.
+    fn choose(tokens: usize, pairs: usize, experts: usize, hopper: bool) -> Self {
         if tokens <= MOST_UNSORTED_TOKENS {
             return Self::Pairs;
         }
         let each = pairs / experts;
+        if hopper && each >= LEAST_HOPPER_PAIRS {
+            return Self::Hopper;
+        }
         let ways = [(MOST_FEW_PAIRS, Self::Few), (48, Self::Flat), (80, Self::Short)];
         ways.into_iter().find(|(most, _)| each <= *most).map_or(Self::Tall, |(_, way)| way)
+    }
+}
+
+/// A kind of tiles.
+#[derive(Clone, Copy, Debug)]
+struct Tiling {
+    module: &'static str,
+    name: &'static str,
+    rows: usize,
+    /// Outputs of a tile of `down`; half of them of `gate_up`.
+    columns: usize,
+    threads: u32,
+    /// Bytes of the ring of slices.
+    ring_bytes: usize,
+}
+
+impl Tiling {
+    const FLAT: Self = Self { name: "flat", rows: 32, ring_bytes: 80 << 10, ..Self::TALL };
+    const SHORT: Self = Self { name: "short", rows: 64, ..Self::TALL };
+    const TALL: Self =
+        Self { module: "experts_many", name: "tall", rows: 128, columns: 128, threads: 128, ring_bytes: 96 << 10 };
+    const HOPPER: Self = Self {
+        module: "experts_many_sm90a",
+        name: "sm90a",
+        columns: 256,
+        threads: HOPPER_THREADS,
+        ring_bytes: HOPPER_RING_BYTES,
+        ..Self::TALL
+    };
+
+    /// The ring, the rows of a tile, and the tiles before each expert.
+    fn shared_bytes(self, experts: usize) -> usize {
+        self.ring_bytes + (self.rows + experts + 1) * size_of::<u32>()
     }
 }
 
 /// Kernels of one kind of tiles.
 #[derive(Clone, Copy, Debug)]
 struct TileKernels {
+    tiling: Tiling,
     gate_up: Typed,
     down: Typed,
-    rows: usize,
-    /// Bytes of the ring of slices.
-    ring_bytes: usize,
     /// Blocks that the GPU holds at once.
     at_once: usize,
 }
 
-/// Outputs of a tile of `down`, as in `experts_many.cu`; half of them for `gate_up`.
-const TILE_COLUMNS: usize = 128;
-
 impl TileKernels {
-    fn load(gpu: &Gpu, name: &str, rows: usize, ring_bytes: usize) -> Result<Self, CudaError> {
-        let module = "experts_many";
+    fn load(gpu: &Gpu, tiling: Tiling) -> Result<Self, CudaError> {
+        let Tiling { module, name, threads, .. } = tiling;
         let gate_up = Typed::load(gpu, module, &format!("experts_gate_up_{name}"))?;
         let down = Typed::load(gpu, module, &format!("experts_down_{name}"))?;
-        let mut kernels = Self { gate_up, down, rows, ring_bytes, at_once: 0 };
-        let bytes = kernels.shared_bytes(MAX_EXPERTS);
+        let bytes = tiling.shared_bytes(MAX_EXPERTS);
         let mut fit = usize::MAX;
         for dtype in [DType::Bf16, DType::F16] {
             for kernel in [gate_up.of("experts", dtype)?, down.of("experts", dtype)?] {
                 gpu.allow_shared_memory(kernel, bytes)?;
-                fit = fit.min(gpu.blocks_per_multiprocessor(kernel, TILE_THREADS, bytes)?);
+                fit = fit.min(gpu.blocks_per_multiprocessor(kernel, threads, bytes)?);
             }
         }
-        kernels.at_once = fit * gpu.limits().multiprocessors;
-        Ok(kernels)
+        Ok(Self { tiling, gate_up, down, at_once: fit * gpu.limits().multiprocessors })
     }
 
-    /// The ring, the rows of a tile, and the tiles before each expert.
-    fn shared_bytes(&self, experts: usize) -> usize {
-        self.ring_bytes + (self.rows + experts + 1) * size_of::<u32>()
+    /// Blocks enough for all tiles of `outputs`, however pairs fall among experts.
+    fn grid(&self, pairs: usize, experts: usize, outputs: usize) -> Grid {
+        let Tiling { rows, columns, threads, .. } = self.tiling;
+        let most_tiles = (pairs.div_ceil(rows) + experts.min(pairs)) * outputs.div_ceil(columns);
+        let shared_bytes = self.tiling.shared_bytes(experts) as u32;
+        Grid { shared_bytes, ..Grid::linear(most_tiles.min(self.at_once), threads) }
     }
 
-    /// Blocks enough for all tiles, however pairs fall among experts.
-    fn grid(&self, pairs: usize, experts: usize, columns: usize) -> Grid {
-        let most_tiles = (pairs.div_ceil(self.rows) + experts.min(pairs)) * columns;
-        let shared_bytes = self.shared_bytes(experts) as u32;
-        Grid { shared_bytes, ..Grid::linear(most_tiles.min(self.at_once), TILE_THREADS) }
+    /// The argument for the weights `w` of experts.
+    fn weights(&self, arguments: Arguments, w: &DeviceTensor) -> Result<Arguments, CudaError> {
+        Ok(match self.tiling.threads == HOPPER_THREADS {
+            true => arguments.map(&TensorMap::permuted(w)?),
+            false => arguments.tensor(w),
+        })
     }
 }
 
-/// The kernels of `experts_few.cu` and `experts_many.cu`, looked up once.
+/// The kernels of `experts_few.cu`, `experts_many.cu` and `experts_many_sm90a.cu`, looked up once.
 #[derive(Clone, Debug)]
 pub struct ExpertKernels {
     route: RouteKernels,
@@ -160,6 +193,8 @@ pub struct ExpertKernels {
     flat: TileKernels,
     short: TileKernels,
     tall: TileKernels,
+    /// Hopper's own, where this card and this build have them.
+    hopper: Option<TileKernels>,
 }
 
 /// What a call has besides its weights: the tokens `t`, where they go, and where the result does.
@@ -178,7 +213,7 @@ pub struct ExpertCall<'a> {
 }
 
 /// Sizes of a call.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     pub(super) tokens: usize,
     pub(super) top_k: usize,
@@ -233,9 +268,13 @@ impl ExpertKernels {
             down: few("experts_down_few")?,
             down_sum: few("experts_down_sum")?,
             sum_pairs: Typed::load(gpu, "route", "sum_pairs")?,
-            flat: TileKernels::load(gpu, "flat", 32, 80 << 10)?,
-            short: TileKernels::load(gpu, "short", 64, 96 << 10)?,
-            tall: TileKernels::load(gpu, "tall", 128, 96 << 10)?,
+            flat: TileKernels::load(gpu, Tiling::FLAT)?,
+            short: TileKernels::load(gpu, Tiling::SHORT)?,
+            tall: TileKernels::load(gpu, Tiling::TALL)?,
+            hopper: match TileKernels::load(gpu, Tiling::HOPPER) {
+                Err(CudaError::NoKernel(_)) => None,
+                found => Some(found?),
+            },
         })
     }
 
@@ -246,15 +285,33 @@ impl ExpertKernels {
     /// # Errors
     /// If shapes or dtypes do not fit, or the buffers are too small.
     pub fn experts(&self, gpu: &Gpu, call: ExpertCall<'_>, experts: ExpertMatrices<'_>) -> Result<(), CudaError> {
+        self.experts_by(self.choose(call, experts.count, experts.down.columns()), gpu, call, experts)
+    }
+
+    /// The ways there are for experts of these sizes.
+    #[cfg(test)]
+    pub fn ways(&self, hidden: usize, inner: usize) -> Vec<ExpertsWay> {
+        let hopper = self.hopper_for(hidden, inner).map(|_| ExpertsWay::Hopper);
+        let all = [ExpertsWay::Pairs, ExpertsWay::Few, ExpertsWay::Flat, ExpertsWay::Short, ExpertsWay::Tall];
+        all.into_iter().chain(hopper).collect()
+    }
+
+    /// The way that [`ExpertKernels::experts`] takes.
+    pub fn choose(&self, call: ExpertCall<'_>, experts: usize, inner: usize) -> ExpertsWay {
         let pairs = call.ids.rows() * call.ids.columns();
-        let way = ExpertsWay::choose(call.x.rows(), pairs, experts.count.max(1));
-        self.experts_by(way, gpu, call, experts)
+        let hopper = self.hopper_for(call.x.columns(), inner).is_some();
+        ExpertsWay::choose(call.x.rows(), pairs, experts.max(1), hopper)
+    }
+
+    /// Hopper's own tiles for these sizes: boxes of 32 rows are all of one matrix.
+    fn hopper_for(&self, hidden: usize, inner: usize) -> Option<&TileKernels> {
+        self.hopper.as_ref().filter(|_| hidden.is_multiple_of(32) && inner.is_multiple_of(32))
     }
 
     /// As [`ExpertKernels::experts`], by `way`.
     ///
     /// # Errors
-    /// As [`ExpertKernels::experts`].
+    /// As [`ExpertKernels::experts`], and where `way` is not there.
     pub fn experts_by(
         &self,
         way: ExpertsWay,
@@ -275,6 +332,10 @@ impl ExpertKernels {
             ExpertsWay::Flat => Some(&self.flat),
             ExpertsWay::Short => Some(&self.short),
             ExpertsWay::Tall => Some(&self.tall),
+            ExpertsWay::Hopper => match self.hopper_for(sizes.hidden, sizes.inner) {
+                None => return Err(CudaError::argument(OP, format!("{way:?} for {sizes:?}"))),
+                found => found,
+            },
         };
         self.list_pairs(gpu, call, experts.count)?;
         match tiles {
@@ -305,8 +366,9 @@ impl ExpertKernels {
         [gate_up, down]: [Unpacking<'_>; 2],
     ) -> Result<(), CudaError> {
         let sizes = call.sizes(count, inner)?;
-        let tiles = match ExpertsWay::choose(sizes.tokens, sizes.pairs, count) {
-            ExpertsWay::Tall => &self.tall,
+        let tiles = match (self.choose(call, count, inner), &self.hopper) {
+            (ExpertsWay::Hopper, Some(hopper)) => hopper,
+            (ExpertsWay::Tall, _) => &self.tall,
             _ => &self.short,
         };
         self.list_pairs(gpu, call, count)?;
@@ -437,9 +499,9 @@ fn gate_up_tiles(
     let ExpertCall { x, weights, buffers, .. } = call;
     let Sizes { top_k, pairs, hidden, inner, .. } = sizes;
     let offsets = buffers.offsets.view(4 * range.first, 1, range.count + 1, DType::U32);
-    let arguments = Arguments::new().tensor(&buffers.act).tensor(x).tensor(gate_up).tensor(weights);
+    let arguments = tiles.weights(Arguments::new().tensor(&buffers.act).tensor(x), gate_up)?.tensor(weights);
     let arguments = arguments.tensor(&buffers.sorted).tensor(&offsets).size(range.count).size(top_k);
-    let grid = tiles.grid(pairs, range.count, inner.div_ceil(TILE_COLUMNS / 2));
+    let grid = tiles.grid(pairs, range.count, 2 * inner);
     // SAFETY: `check` holds sizes, dtypes and alignment; `sorted` and `offsets` were queued before.
     unsafe { gpu.launch(tiles.gate_up.of(OP, x.dtype())?, grid, arguments.size(inner).size(hidden)) }
 }
@@ -455,9 +517,9 @@ fn down_tiles(
 ) -> Result<(), CudaError> {
     let (buffers, Sizes { pairs, hidden, inner, .. }) = (call.buffers, sizes);
     let offsets = buffers.offsets.view(4 * range.first, 1, range.count + 1, DType::U32);
-    let arguments = Arguments::new().tensor(&buffers.out).tensor(&buffers.act).tensor(down);
+    let arguments = tiles.weights(Arguments::new().tensor(&buffers.out).tensor(&buffers.act), down)?;
     let arguments = arguments.tensor(&buffers.sorted).tensor(&offsets).size(range.count);
-    let grid = tiles.grid(pairs, range.count, hidden.div_ceil(TILE_COLUMNS));
+    let grid = tiles.grid(pairs, range.count, hidden);
     // SAFETY: as above.
     unsafe { gpu.launch(tiles.down.of(OP, call.dtype())?, grid, arguments.size(hidden).size(inner)) }
 }

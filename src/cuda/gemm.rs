@@ -65,10 +65,10 @@ impl Gemm {
         gemv.into_iter().chain(self.blas.iter().map(|_| Product::Blas)).chain([Product::Own]).collect()
     }
 
-    /// Our own tiles, each kind that this GPU can hold: for tests and benchmarks.
+    /// Our own tiles, each kind that this GPU has for so many outputs: for tests and benchmarks.
     #[cfg(test)]
-    pub fn tiles(&self) -> Vec<Product> {
-        self.tiled.tiles().into_iter().map(Product::Tiled).collect()
+    pub fn tiles(&self, outputs: usize) -> Vec<Product> {
+        self.tiled.tiles(outputs).into_iter().map(Product::Tiled).collect()
     }
 
     /// The way that [`Gemm::linear`] takes for y `[rows, outputs]` and x `[rows, inputs]`.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use cudarc::driver::{DriverError, result, sys};
 
 use super::error::driver;
+use super::maps::TensorMap;
 use super::{CudaError, DeviceTensor, Gpu};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -109,41 +110,55 @@ unsafe impl Sync for Kernel {}
 /// The most arguments that a kernel of ours takes.
 const MAX_ARGUMENTS: usize = 32;
 
-/// The arguments of a launch, in the order of the kernel's parameters, each at most eight bytes.
+/// The most words that they have together.
+const MAX_WORDS: usize = 64;
+
+/// The arguments of a launch, in the order of the kernel's parameters, each of at least one word of eight bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Arguments {
-    values: [u64; MAX_ARGUMENTS],
+    words: [u64; MAX_WORDS],
+    used: usize,
+    /// Where each argument begins in `words`.
+    starts: [usize; MAX_ARGUMENTS],
     count: usize,
 }
 
 impl Arguments {
     /// None yet.
     pub fn new() -> Self {
-        Self { values: [0; MAX_ARGUMENTS], count: 0 }
+        Self { words: [0; MAX_WORDS], used: 0, starts: [0; MAX_ARGUMENTS], count: 0 }
     }
 
-    fn push(mut self, value: u64) -> Self {
-        self.values[self.count] = value;
+    fn push(mut self, words: &[u64]) -> Self {
+        self.starts[self.count] = self.used;
         self.count += 1;
+        self.words[self.used..][..words.len()].copy_from_slice(words);
+        self.used += words.len();
         self
+    }
+
+    /// Their addresses, and null behind them.
+    fn pointers(&mut self) -> [*mut c_void; MAX_ARGUMENTS] {
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
+        for (pointer, start) in pointers.iter_mut().zip(&self.starts[..self.count]) {
+            *pointer = std::ptr::from_mut(&mut self.words[*start]).cast();
+        }
+        pointers
     }
 
     /// A pointer to a tensor's first element.
     pub fn tensor(self, tensor: &DeviceTensor) -> Self {
-        self.push(tensor.pointer())
-    }
-
-    /// A pointer to a tensor's row.
-    ///
-    /// # Panics
-    /// If it has no such row.
-    pub fn row(self, tensor: &DeviceTensor, row: usize) -> Self {
-        self.push(tensor.slice(row, 1).pointer())
+        self.push(&[tensor.pointer()])
     }
 
     /// A pointer to a tensor's first element, null where there is none.
     pub fn optional(self, tensor: Option<&DeviceTensor>) -> Self {
-        self.push(tensor.map_or(0, DeviceTensor::pointer))
+        self.push(&[tensor.map_or(0, DeviceTensor::pointer)])
+    }
+
+    /// A `__grid_constant__ TensorMap` of the kernel.
+    pub(super) fn map(self, map: &TensorMap) -> Self {
+        self.push(map.words())
     }
 
     /// An `int` of the kernel.
@@ -152,22 +167,22 @@ impl Arguments {
     /// If it does not fit 31 bits: no size of ours does that.
     pub fn size(self, value: usize) -> Self {
         let value = i32::try_from(value).expect("sizes fit an int");
-        self.push(value as u64)
+        self.push(&[value as u64])
     }
 
     /// An `unsigned` of the kernel.
     pub fn u32(self, value: u32) -> Self {
-        self.push(u64::from(value))
+        self.push(&[u64::from(value)])
     }
 
     /// An `unsigned long long` of the kernel.
     pub fn u64(self, value: u64) -> Self {
-        self.push(value)
+        self.push(&[value])
     }
 
     /// A `float` of the kernel.
     pub fn f32(self, value: f32) -> Self {
-        self.push(u64::from(value.to_bits()))
+        self.push(&[u64::from(value.to_bits())])
     }
 }
 
@@ -256,11 +271,8 @@ impl Gpu {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
-        let Arguments { mut values, .. } = arguments;
-        let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGUMENTS];
-        for (pointer, value) in pointers.iter_mut().zip(&mut values) {
-            *pointer = std::ptr::from_mut(value).cast();
-        }
+        let mut arguments = arguments;
+        let mut pointers = arguments.pointers();
         let mut begins_early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

@@ -40,7 +40,7 @@ mod timing;
 pub use attention::FP8_HEAD_DIMS;
 pub use attention::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, HEAD_DIMS,
-    MAX_GROUP, Splits, tile_queries,
+    KvMaps, MAX_GROUP, Splits, tile_queries,
 };
 pub use blas::{Blas, BlasMissing, find_blas};
 pub use blocks::{BlockFormat, BlockMatrix, TILE_ROWS};

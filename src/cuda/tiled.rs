@@ -1,9 +1,10 @@
 //! Products of many rows with weights by our own tensor-core kernels, for machines without cuBLASLt.
 
 use super::gemm::check;
+use super::maps::TensorMap;
 use super::{Arguments, CudaError, DType, DeviceTensor, Gpu, Grid, Kernel};
 
-/// How y is cut into blocks: the tiles of `gemm.cu`. All give the same bits.
+/// How y is cut into blocks: the tiles of `gemm.cu` and `gemm_sm90a.cu`. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tile {
     /// 128 x 256, one block a multiprocessor.
@@ -14,7 +15,13 @@ pub enum Tile {
     Narrow,
     /// 64 x 64, likewise.
     Small,
+    /// 128 x 256 by Hopper's warpgroups, one block a multiprocessor; for whole 32 outputs.
+    Hopper,
 }
+
+/// Threads of a block of `tiles_sm90a.cuh`, and its ring of slices from a multiple of 1024 bytes.
+pub(super) const HOPPER_THREADS: u32 = 384;
+pub(super) const HOPPER_RING_BYTES: usize = 193 << 10;
 
 /// What a tile is and needs.
 struct Shape {
@@ -31,10 +38,10 @@ struct Shape {
 
 impl Tile {
     /// All tiles.
-    pub const ALL: [Self; 4] = [Self::Large, Self::Medium, Self::Narrow, Self::Small];
+    pub const ALL: [Self; 5] = [Self::Large, Self::Medium, Self::Narrow, Self::Small, Self::Hopper];
 
     /// Those that are taken unasked. Where they are equally good, the first.
-    const CHOSEN: [Self; 4] = [Self::Medium, Self::Large, Self::Narrow, Self::Small];
+    const CHOSEN: [Self; 5] = [Self::Hopper, Self::Medium, Self::Large, Self::Narrow, Self::Small];
 
     #[rustfmt::skip]
     fn shape(self) -> Shape {
@@ -43,8 +50,19 @@ impl Tile {
             Self::Medium => ("medium", 128, 128, 128, 96 << 10, 2, 1.0),
             Self::Narrow => ("narrow", 128, 64, 128, 96 << 10, 2, 0.8),
             Self::Small => ("small", 64, 64, 128, 80 << 10, 2, 0.6),
+            Self::Hopper => ("sm90a", 128, 256, HOPPER_THREADS, HOPPER_RING_BYTES, 1, 1.6),
         };
         Shape { name, rows, columns, threads, shared_bytes, blocks, speed }
+    }
+
+    /// The module that its kernel is in.
+    fn module(self) -> &'static str {
+        if self == Self::Hopper { "gemm_sm90a" } else { "gemm" }
+    }
+
+    /// Whether a card has it for so many outputs.
+    fn serves(self, card: Card, outputs: usize) -> bool {
+        self != Self::Hopper || card.is_hopper && outputs.is_multiple_of(32)
     }
 
     fn count(self, rows: usize, outputs: usize) -> usize {
@@ -77,6 +95,8 @@ struct Card {
     multiprocessors: usize,
     /// Whether a multiprocessor holds two blocks of the tiles that are made for that.
     holds_pairs: bool,
+    /// Whether it and this build have [`Tile::Hopper`].
+    is_hopper: bool,
 }
 
 /// Values of k that a part of a split K is a multiple of.
@@ -133,7 +153,10 @@ impl TiledGemm {
                 if shape.shared_bytes > limits.shared_bytes_per_block {
                     continue;
                 }
-                let kernel = gpu.kernel("gemm", &format!("gemm_{}_{}", shape.name, dtype.suffix()))?;
+                let kernel = match gpu.kernel(tile.module(), &format!("gemm_{}_{}", shape.name, dtype.suffix())) {
+                    Err(CudaError::NoKernel(_)) if tile == Tile::Hopper => continue,
+                    found => found?,
+                };
                 gpu.allow_shared_memory(kernel, shape.shared_bytes)?;
                 let fit = gpu.blocks_per_multiprocessor(kernel, shape.threads, shape.shared_bytes)?;
                 tiles.push(TileKernel { tile, kernel, at_once: fit * limits.multiprocessors });
@@ -143,17 +166,18 @@ impl TiledGemm {
         let (bf16, f16) = (load(DType::Bf16)?, load(DType::F16)?);
         let multiprocessors = limits.multiprocessors;
         let paired = |kernel: &TileKernel| kernel.tile.shape().blocks == 1 || kernel.at_once >= 2 * multiprocessors;
-        let card = Card { multiprocessors, holds_pairs: bf16.tiles.iter().all(paired) };
+        let is_hopper = bf16.tiles.iter().any(|kernel| kernel.tile == Tile::Hopper);
+        let card = Card { multiprocessors, holds_pairs: bf16.tiles.iter().all(paired), is_hopper };
         let small = Tile::Small.shape();
         let values = 2 * wanted_blocks(multiprocessors) * small.rows * small.columns;
         let parts = gpu.empty(1, values, DType::F32, "parts of matrix products")?;
         Ok(Self { card, bf16, f16, parts })
     }
 
-    /// The tiles that fit this GPU.
+    /// The tiles that this GPU has for so many outputs.
     #[cfg(test)]
-    pub(super) fn tiles(&self) -> Vec<Tile> {
-        self.bf16.tiles.iter().map(|kernel| kernel.tile).collect()
+    pub(super) fn tiles(&self, outputs: usize) -> Vec<Tile> {
+        self.bf16.tiles.iter().map(|kernel| kernel.tile).filter(|tile| tile.serves(self.card, outputs)).collect()
     }
 
     /// Queues y `[M, N]` = x `[M, K]` · w `[N, K]`^T for any M, by `tile` with K whole, or by the way that is best.
@@ -183,7 +207,12 @@ impl TiledGemm {
             ..Grid::linear(1, shape.threads)
         };
         let (target, target_is_f32) = if parts > 1 { (&self.parts, 1) } else { (y, is_f32) };
-        let arguments = Arguments::new().tensor(target).tensor(x).tensor(w).size(rows).size(outputs).size(inputs);
+        let arguments = Arguments::new().tensor(target).tensor(x);
+        let arguments = match tile {
+            Tile::Hopper => arguments.map(&TensorMap::permuted(w)?),
+            _ => arguments.tensor(w),
+        };
+        let arguments = arguments.size(rows).size(outputs).size(inputs);
         // SAFETY: `check` holds shapes, dtypes and alignment; `way` splits K only where `self.parts` has the room.
         unsafe { gpu.launch(*kernel, grid, arguments.size(part).size(target_is_f32))? };
         if parts == 1 {
@@ -207,7 +236,8 @@ fn way(card: Card, rows: usize, outputs: usize, inputs: usize) -> Way {
     let small = Tile::Small.shape();
     if rows > small.rows {
         let cost = |tile: &Tile| tile.cost(card, rows, outputs);
-        let cheapest = Tile::CHOSEN.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        let served = Tile::CHOSEN.into_iter().filter(|tile| tile.serves(card, outputs));
+        let cheapest = served.min_by(|a, b| cost(a).total_cmp(&cost(b)));
         return Way::whole(cheapest.unwrap_or(Tile::Small), inputs);
     }
     let tiles = outputs.div_ceil(small.columns).max(1);
@@ -224,7 +254,9 @@ fn way(card: Card, rows: usize, outputs: usize, inputs: usize) -> Way {
 mod tests {
     use super::*;
 
-    const H100: Card = Card { multiprocessors: 132, holds_pairs: true };
+    const H100: Card = Card { multiprocessors: 132, holds_pairs: true, is_hopper: true };
+    /// As large, without Hopper's own tiles.
+    const OTHER: Card = Card { is_hopper: false, ..H100 };
 
     #[test]
     fn parts_cover_k_and_fit_their_memory() {
@@ -244,11 +276,16 @@ mod tests {
 
     #[test]
     fn tiles_fill_the_gpu() {
-        for (rows, outputs, tile) in
-            [(8192, 4096, Tile::Medium), (4096, 1536, Tile::Medium), (256, 4096, Tile::Narrow), (65, 1536, Tile::Small)]
-        {
-            assert_eq!(way(H100, rows, outputs, 4096).tile, tile, "{rows} rows of {outputs}");
+        for (rows, outputs, tile, hopper) in [
+            (8192, 4096, Tile::Medium, Tile::Hopper),
+            (8192, 4100, Tile::Medium, Tile::Medium),
+            (4096, 1536, Tile::Medium, Tile::Hopper),
+            (256, 4096, Tile::Narrow, Tile::Narrow),
+            (65, 1536, Tile::Small, Tile::Small),
+        ] {
+            assert_eq!(way(OTHER, rows, outputs, 4096).tile, tile, "{rows} rows of {outputs}");
+            assert_eq!(way(H100, rows, outputs, 4096).tile, hopper, "{rows} rows of {outputs} on Hopper");
         }
-        assert_eq!(way(Card { multiprocessors: 84, holds_pairs: false }, 8192, 4096, 4096).tile, Tile::Large);
+        assert_eq!(way(Card { multiprocessors: 84, holds_pairs: false, ..OTHER }, 8192, 4096, 4096).tile, Tile::Large);
     }
 }

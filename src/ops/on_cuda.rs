@@ -20,7 +20,7 @@ use crate::config::KvDType;
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionScratch, AttentionShape, AttentionTensors, CachePlanes, ColumnKernels,
     CudaError, DType, DeviceTensor, ElementwiseKernels, ExpertBlockKernels, ExpertBuffers, ExpertKernels, Gemm,
-    GemvFp8, Gpu, HeadKernels, LatentKernels, PartRows, QuantKernels, RopeKernels, RopeShape, RopeWeights,
+    GemvFp8, Gpu, HeadKernels, KvMaps, LatentKernels, PartRows, QuantKernels, RopeKernels, RopeShape, RopeWeights,
     RouteKernels, Splits, tile_queries,
 };
 
@@ -74,7 +74,7 @@ pub struct GpuKvLayer {
     keys: DeviceTensor,
     values: DeviceTensor,
     /// What lets Hopper's own attention read them.
-    maps: Option<DeviceTensor>,
+    maps: Option<Box<KvMaps>>,
 }
 
 impl GpuCompute {
@@ -163,8 +163,8 @@ impl GpuCompute {
         let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, dtype);
         let layer = |layer: usize| {
             let (keys, values) = (half(planes * layer), half(planes * layer + planes - 1));
-            let maps = self.attention.maps(&self.gpu, self.dtype, &keys, &values).map_err(Error::wrap)?;
-            Ok(GpuKvLayer { keys, values, maps })
+            let maps = self.attention.maps(self.dtype, &keys, &values).map_err(Error::wrap)?;
+            Ok(GpuKvLayer { keys, values, maps: maps.map(Box::new) })
         };
         let layers = (0..layers).map(layer).collect::<Result<_>>()?;
         Ok((whole, layers))
@@ -313,7 +313,7 @@ impl GpuCompute {
     ) -> Result<()> {
         let shape = attention_shape(params);
         let GpuKvLayer { keys, values, maps } = kv;
-        let tensors = AttentionTensors { qkv: qkv.gpu()?, keys, values, maps: maps.as_ref(), out: dst.gpu()? };
+        let tensors = AttentionTensors { qkv: qkv.gpu()?, keys, values, maps: maps.as_deref(), out: dst.gpu()? };
         let (gpu, arrays) = (&self.gpu, &inputs.attention);
         if inputs.items > 0 {
             let decode = self.attention.decode(gpu, &shape, tensors, arrays, &self.scratch, inputs.items);

@@ -5,7 +5,7 @@ use crate::config::KvDType;
 use crate::cpu::{Cpu, KvLayerRef};
 use crate::cuda::{
     AttentionArrays, AttentionKernels, AttentionPlan, AttentionScratch, AttentionShape, AttentionTensors, DType,
-    DeviceTensor, FP8_HEAD_DIMS, Splits, tile_queries,
+    DeviceTensor, FP8_HEAD_DIMS, KvMaps, Splits, tile_queries,
 };
 use crate::ops::{AttentionRef, HeadShape, KvLayout};
 
@@ -252,7 +252,7 @@ impl<'a> Batch<'a> {
         let (keys, values) = (self.cache.keys.clone(), self.cache.values.clone());
         let (shape, kernels) = (self.shape, kernels.clone());
         let tiles = plan.tiles.len();
-        let maps = kernels.maps(gpu(), self.cache.dtype, &keys, &values).expect("maps");
+        let maps = kernels.maps(self.cache.dtype, &keys, &values).expect("maps");
         Device { shape, kernels, arrays, scratch, max_items, tiles, tile_queries, qkv, keys, values, maps, out }
     }
 
@@ -297,7 +297,7 @@ struct Device {
     qkv: DeviceTensor,
     keys: DeviceTensor,
     values: DeviceTensor,
-    maps: Option<DeviceTensor>,
+    maps: Option<KvMaps>,
     out: DeviceTensor,
 }
 
@@ -514,7 +514,7 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
     let zeros = || gpu().zeros(blocks * kv_heads * BLOCK, 128, DType::Bf16, "a bench").expect("memory");
     let cache_and_maps = |_| {
         let (keys, values) = (zeros(), zeros());
-        let maps = kernels.maps(gpu(), DType::Bf16, &keys, &values).expect("maps");
+        let maps = kernels.maps(DType::Bf16, &keys, &values).expect("maps");
         (keys, values, maps)
     };
     let caches: Vec<_> = (0..(256 << 20) / kv_bytes + 1).map(cache_and_maps).collect();

@@ -238,10 +238,11 @@ fn cuda_experts_are_the_sum_of_their_mlps() -> Result<(), CudaError> {
             (16, [264, 136], 4, 33),
             (64, [128, 72], 6, 150),
             (3, [64, 200], 2, 300),
+            (3, [608, 352], 2, 300),
         ] {
             let layer = DenseLayer::new(experts, sizes, top_k, tokens, dtype);
             let expected = layer.layer.expected();
-            for way in ExpertsWay::ALL {
+            for way in kernels.ways(sizes[0], sizes[1]) {
                 let found = floats(&layer.run(&kernels, way, 0, tokens)?, dtype);
                 let error = relative_error(&found, &expected);
                 let limit = if dtype == DType::Bf16 { 8e-3 } else { 1e-3 };
@@ -258,8 +259,8 @@ fn cuda_experts_are_the_sum_of_their_mlps() -> Result<(), CudaError> {
 fn cuda_race_experts() -> Result<(), CudaError> {
     let kernels = kernels();
     for tokens in [1, 21] {
-        let layer = DenseLayer::new(5, [72, 24], 2, tokens, DType::Bf16);
-        for way in ExpertsWay::ALL {
+        let layer = DenseLayer::new(5, [96, 32], 2, tokens, DType::Bf16);
+        for way in kernels.ways(96, 32) {
             let error =
                 relative_error(&floats(&layer.run(&kernels, way, 0, tokens)?, DType::Bf16), &layer.layer.expected());
             assert!(error < 8e-3, "{way:?}, {tokens} tokens: {error}");
@@ -272,9 +273,9 @@ fn cuda_race_experts() -> Result<(), CudaError> {
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_a_tokens_experts_do_not_depend_on_the_batch() -> Result<(), CudaError> {
     let kernels = kernels();
-    let layer = DenseLayer::new(16, [264, 136], 4, 80, DType::Bf16);
+    let layer = DenseLayer::new(16, [288, 160], 4, 80, DType::Bf16);
     let row = layer.layer.hidden() * 2;
-    for way in ExpertsWay::ALL {
+    for way in kernels.ways(288, 160) {
         let all = layer.run(&kernels, way, 0, 80)?;
         for token in [0, 3, 79] {
             let alone = layer.run(&kernels, way, token, 1)?;
@@ -322,7 +323,8 @@ fn cuda_bench_experts() -> Result<(), CudaError> {
             } else {
                 format!("{:.0} TFLOP/s", 2.0 * pairs as f64 * values / microseconds / 1e6)
             };
-            let way = ExpertsWay::choose(tokens, pairs, experts);
+            let call = ExpertCall { x: &x, ids: &ids[0], weights: &weights, buffers: &buffers, dst: &dst };
+            let way = kernels.choose(call, experts, inner);
             println!("{name:<14} tokens {tokens:<5} {way:?} {microseconds:.1} ({rate})");
         }
     }

@@ -95,7 +95,7 @@ fn cuda_bench_gemm_tiles() -> Result<(), CudaError> {
             let x = filled(rows, inputs);
             let y = gpu().zeros(rows, outputs, DType::Bf16, "a test")?;
             let mut line = format!("{name:<13}{outputs:>7} x {inputs:<6} rows {rows:<5}");
-            let ways = gemm().products(rows).into_iter().chain(gemm().tiles());
+            let ways = gemm().products(rows).into_iter().chain(gemm().tiles(outputs));
             for way in ways {
                 let microseconds = measure(way, &x, &weights, &y)?;
                 let rate = 2.0 * (rows * outputs * inputs) as f64 / microseconds / 1e6;
