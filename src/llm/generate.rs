@@ -48,6 +48,8 @@ impl Message {
 pub enum Prompt {
     /// Plain text, encoded with the model's own special tokens around it.
     Text(String),
+    /// Plain text, without special tokens around it.
+    PlainText(String),
     /// Token ids, as they are.
     Tokens(Vec<TokenId>),
     /// A chat, rendered by the model's template.

@@ -112,7 +112,9 @@ impl Llm {
         let decoder = match request.prompt {
             Prompt::Chat(_) => IncrementalDecoder::new(&self.parts.tokenizer, true),
             // What continues a text keeps the space that it begins with.
-            Prompt::Text(_) | Prompt::Tokens(_) => IncrementalDecoder::continuing(&self.parts.tokenizer, true),
+            Prompt::Text(_) | Prompt::PlainText(_) | Prompt::Tokens(_) => {
+                IncrementalDecoder::continuing(&self.parts.tokenizer, true)
+            }
         };
         let submitted = Request {
             prompt: prompt.clone(),
@@ -294,11 +296,8 @@ impl Llm {
                 self.check_length(text)?;
                 self.encode(text)
             }
-            Prompt::Chat(chat) => {
-                let text = self.render(chat)?;
-                self.check_length(&text)?;
-                self.parts.tokenizer.encode(&text, false).map_err(|error| GenerateError::Prompt(error.into()))
-            }
+            Prompt::PlainText(text) => self.encode_plain(text),
+            Prompt::Chat(chat) => self.encode_plain(&self.render(chat)?),
         }
     }
 

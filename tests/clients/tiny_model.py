@@ -90,7 +90,7 @@ def write_weights(path):
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
 
 
-def write(source, target):
+def write(source, target, template=TEMPLATE):
     """The model in the folder `target`, with the tokenizer of the folder `source`."""
     target.mkdir(parents=True, exist_ok=True)
     for name in ["tokenizer.json", "tokenizer_config.json"]:
@@ -103,7 +103,7 @@ def write(source, target):
         "bos_token_id": 1, "eos_token_id": 2,
     }
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (target / "chat_template.jinja").write_text(TEMPLATE)
+    (target / "chat_template.jinja").write_text(template)
     write_weights(target / "model.safetensors")
 
 
@@ -115,11 +115,11 @@ def script(folder, answers):
 
 
 @contextlib.contextmanager
-def serving(binary, source, answers, name="tiny"):
+def serving(binary, source, answers, name="tiny", template=TEMPLATE):
     """The binary with the model of `write` under this name, and with answers as `script` takes them."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write(source, folder / name)
+        write(source, folder / name, template)
         server = Server(binary, str(folder / name), *script(folder, answers))
         try:
             yield server

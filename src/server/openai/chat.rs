@@ -40,6 +40,7 @@ struct ChatBody {
     add_generation_prompt: Option<bool>,
     continue_final_message: Option<bool>,
     echo: Option<bool>,
+    add_special_tokens: Option<bool>,
     parallel_tool_calls: Option<bool>,
     reasoning_effort: Option<String>,
 }
@@ -91,6 +92,9 @@ pub(super) async fn create(
 fn translate_body(fields: &Fields, body: ChatBody, tenant: Tenant) -> Result<(GenerateRequest, ToolChoice), ApiError> {
     if body.echo == Some(true) {
         return Err(ApiError::unsupported("echo", "a chat does not repeat its prompt; completions do"));
+    }
+    if body.add_special_tokens == Some(true) {
+        return Err(ApiError::unsupported("add_special_tokens", "the model's template writes those that a chat has"));
     }
     let (tools, choice) = tools(body.tools, body.tool_choice.as_ref())?;
     let forms = fields.grammar.is_some() || matches!(choice, ToolChoice::Required | ToolChoice::Named(_));

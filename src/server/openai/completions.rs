@@ -35,6 +35,7 @@ struct CompletionBody {
     echo: Option<bool>,
     logprobs: Option<u32>,
     best_of: Option<u32>,
+    add_special_tokens: Option<bool>,
 }
 
 pub(super) async fn create(
@@ -58,7 +59,7 @@ pub(super) async fn create(
     if fields.max_completion_tokens.is_none() {
         fields.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS.max(fields.min_tokens()));
     }
-    let prompts = prompts(&app, &model.llm, body.prompt)?;
+    let prompts = prompts(&app, &model.llm, body.prompt, body.add_special_tokens)?;
     let texts: Vec<_> = prompts.iter().map(|prompt| if echo { shown(prompt) } else { None }).collect();
     let one = |prompt| {
         let mut request = fields.request(prompt, tenant.clone())?;
@@ -100,10 +101,14 @@ fn check_best_of(fields: &Fields, body: &CompletionBody) -> Result<(), ApiError>
     }
 }
 
-fn prompts(app: &App, llm: &Llm, prompts: Option<Prompts>) -> Result<Vec<Prompt>, ApiError> {
-    let Some(Prompts(prompts)) = prompts else {
-        return Err(ApiError::invalid("prompt", "it is missing"));
-    };
+fn prompts(
+    app: &App,
+    llm: &Llm,
+    prompts: Option<Prompts>,
+    add_special_tokens: Option<bool>,
+) -> Result<Vec<Prompt>, ApiError> {
+    let prompts = prompts.ok_or_else(|| ApiError::invalid("prompt", "it is missing"))?;
+    let prompts = prompts.with_special_tokens(add_special_tokens);
     // A list longer than the engine's whole queue could never be taken, however often it is sent again.
     let engine = llm.engine().limits();
     let most = app.config.max_prompts.min(engine.max_waiting as usize + engine.max_sequences as usize);
@@ -118,7 +123,7 @@ fn prompts(app: &App, llm: &Llm, prompts: Option<Prompts>) -> Result<Vec<Prompt>
 
 fn shown(prompt: &Prompt) -> Option<String> {
     match prompt {
-        Prompt::Text(text) => Some(text.clone()),
+        Prompt::Text(text) | Prompt::PlainText(text) => Some(text.clone()),
         Prompt::Tokens(_) | Prompt::Chat(_) => None,
     }
 }

@@ -26,6 +26,7 @@ struct EmbeddingsBody {
     dimensions: Option<usize>,
     pooling: Option<PoolingName>,
     normalize: Option<bool>,
+    add_special_tokens: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
@@ -100,9 +101,8 @@ pub(super) async fn create(
     let (tenant, bytes) = app.receive(request).await?;
     let body: EmbeddingsBody = body::parse(&bytes)?;
     drop(bytes);
-    let Some(Prompts(prompts)) = body.input else {
-        return Err(ApiError::invalid("input", "it is missing"));
-    };
+    let prompts = body.input.ok_or_else(|| ApiError::invalid("input", "it is missing"))?;
+    let prompts = prompts.with_special_tokens(body.add_special_tokens);
     embed::check_count(&app, "input", prompts.len())?;
     let model = app.models.get(&body.model).await?;
     let one = |prompt| EmbedRequest {

@@ -13,6 +13,17 @@ use crate::request::TokenId;
 #[derive(Debug, PartialEq)]
 pub(super) struct Prompts(pub(super) Vec<Prompt>);
 
+impl Prompts {
+    /// The prompts; `add_special_tokens` says whether the model's own go around texts, as they do unasked.
+    pub(super) fn with_special_tokens(self, add_special_tokens: Option<bool>) -> Vec<Prompt> {
+        let encoded = |prompt| match prompt {
+            Prompt::Text(text) if add_special_tokens == Some(false) => Prompt::PlainText(text),
+            prompt => prompt,
+        };
+        self.0.into_iter().map(encoded).collect()
+    }
+}
+
 /// What a list begins with says what it is a list of.
 enum First {
     Text(String),
@@ -105,6 +116,18 @@ mod tests {
         ];
         for (json, expected) in cases {
             assert_eq!(serde_json::from_str::<Prompts>(json).expect(json).0, expected);
+        }
+    }
+
+    #[test]
+    fn texts_are_plain_where_special_tokens_are_not_wanted() {
+        for (wish, expected) in [
+            (None, Prompt::Text("a".into())),
+            (Some(true), Prompt::Text("a".into())),
+            (Some(false), Prompt::PlainText("a".into())),
+        ] {
+            let prompts = Prompts(vec![Prompt::Text("a".into()), Prompt::Tokens(vec![1])]);
+            assert_eq!(prompts.with_special_tokens(wish), [expected, Prompt::Tokens(vec![1])]);
         }
     }
 

@@ -38,8 +38,8 @@ pub(super) async fn tokenize(State(app): State<App>, request: Request) -> Result
     let bytes = body::read(&app.config, request).await?;
     let fields: TokenizeBody = body::parse(&bytes)?;
     let llm = app.models.get(&fields.model).await?.llm.clone();
-    let with_special = fields.add_special_tokens.unwrap_or(true);
     let prompt = match (fields.prompt, fields.messages) {
+        (Some(text), None) if fields.add_special_tokens == Some(false) => Prompt::PlainText(text),
         (Some(text), None) => Prompt::Text(text),
         (None, Some(messages)) => {
             let chat = Chat {
@@ -53,11 +53,7 @@ pub(super) async fn tokenize(State(app): State<App>, request: Request) -> Result
         _ => return Err(ApiError::invalid("prompt", "either `prompt` or `messages` is needed")),
     };
     let encoding = llm.clone();
-    let encode = move || match prompt {
-        Prompt::Text(text) if !with_special => encoding.encode_plain(&text),
-        prompt => encoding.prompt_tokens(&prompt),
-    };
-    let tokens = app.encode(encode).await??;
+    let tokens = app.encode(move || encoding.prompt_tokens(&prompt)).await??;
     let texts = fields.return_token_strs.unwrap_or(false).then(|| {
         let texts = tokens.iter().map(|token| llm.token_text(*token));
         texts.collect::<Vec<_>>()
