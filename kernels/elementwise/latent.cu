@@ -82,6 +82,30 @@ __device__ __forceinline__ void latent_rope_and_cache(
     }
 }
 
+// The latents of cache blocks one behind the other, apart from what is rotated: plain [n * 16, latent_dim] and rotated
+// [n * 16, rotary_dim] of latents [block][16][latent_dim + rotary_dim], of the blocks that `table` u32 [n] lists.
+// Grid: n * 16 blocks of 128 threads. Moves 4 bytes an element.
+template <typename T>
+__device__ __forceinline__ void latent_gather(T* plain, T* rotated, const T* latents, const uint32_t* table, int latent_dim,
+                                              int rotary_dim) {
+    int64_t row = blockIdx.x, slot = int64_t(table[row / 16]) * 16 + row % 16;
+    const T* from = latents + slot * (latent_dim + rotary_dim);
+    for (int at = threadIdx.x * 8; at < latent_dim + rotary_dim; at += THREADS * 8) {
+        T* to = at < latent_dim ? plain + row * latent_dim + at : rotated + row * rotary_dim + at - latent_dim;
+        *reinterpret_cast<Pack<T, 8>*>(to) = *reinterpret_cast<const Pack<T, 8>*>(from + at);
+    }
+}
+
+#define LATENT_GATHER(T)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS) latent_gather_##T(                                          \
+        T* plain, T* rotated, const T* latents, const uint32_t* table, int latent_dim, int rotary_dim                 \
+    ) {                                                                                                               \
+        after_previous();                                                                                             \
+        latent_gather<T>(plain, rotated, latents, table, latent_dim, rotary_dim);                                     \
+    }
+LATENT_GATHER(bf16)
+LATENT_GATHER(f16)
+
 #define LATENT_ROPE(T)                                                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS) latent_rope_and_cache_##T(                                  \
         T* q, T* latents, const T* kv, const float* norm, const float* cos, const float* sin,                         \

@@ -1,8 +1,8 @@
 // Products of rows with a matrix for each head, as latent attention has them on both sides of its softmax.
 //
 // y[m, head, :N] = x[m, head, :K] * w[head]^T: w [heads][N, K]; N, K, strides and heads' distances multiples of 8 elements,
-// x, w and y begin at multiples of 16 bytes. x_row and y_row: elements from a row to the next; x_head, y_head: from a head
-// to the next.
+// x, w and y begin at multiples of 16 bytes. x_row and y_row: elements from a row to the next; x_head, y_head, w_head: from a
+// head to the next.
 // The `tail` elements that follow x[m, head] (a multiple of 8, or 0) are copied behind y[m, head].
 // Cost: 2 heads N K bytes for few rows, 2 M heads N K flops for many.
 #include "few_rows.cuh"
@@ -12,7 +12,7 @@ using Short = Tile<64, 128, 64, 4, 32, 64>;  // 96 KiB, 128 threads
 
 // How rows lie.
 struct Strides {
-    int x_row, x_head, y_row, y_head;
+    int x_row, x_head, y_row, y_head, w_head;
 };
 
 // Copies the tails of rows `first` .. `last` of a head.
@@ -38,7 +38,7 @@ __device__ __forceinline__ void heads_few(T* y, const T* x, const T* w, int M, i
     const T* tile_rows[2];
     const T* x_rows[ROWS / 8];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) tile_rows[i] = w + ((int64_t)head * N + min(first + 8 * i + g, N - 1)) * K;
+    for (int i = 0; i < 2; ++i) tile_rows[i] = w + (int64_t)head * strides.w_head + (int64_t)min(first + 8 * i + g, N - 1) * K;
 #pragma unroll
     for (int i = 0; i < ROWS / 8; ++i) {
         x_rows[i] = x + (int64_t)min(g + 8 * i, M - 1) * strides.x_row + (int64_t)head * strides.x_head;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
     auto aim = [&](int tile) {
         int head = tile / each, within = tile % each;
         copy_x.aim(x + (int64_t)head * strides.x_head, within % rows * S::ROWS, M, 0);
-        copy_w.aim(w + (int64_t)head * N * K, within / rows * S::COLUMNS, N, 0);
+        copy_w.aim(w + (int64_t)head * strides.w_head, within / rows * S::COLUMNS, N, 0);
     };
     auto finish = [&](int tile, const Sums<S>& c) {
         int head = tile / each, within = tile % each;
@@ -94,8 +94,9 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
 
 #define FEW(T, ROWS)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(256) heads_few##ROWS##_##T(                                              \
-        T* y, const T* x, const T* w, int M, int N, int K, int tail, int x_row, int x_head, int y_row, int y_head) {      \
-        heads_few<T, ROWS>(y, x, w, M, N, K, tail, Strides{x_row, x_head, y_row, y_head});                                \
+        T* y, const T* x, const T* w, int M, int N, int K, int tail, int x_row, int x_head, int y_row, int y_head,        \
+        int w_head) {                                                                                                     \
+        heads_few<T, ROWS>(y, x, w, M, N, K, tail, Strides{x_row, x_head, y_row, y_head, w_head});                        \
     }
 
 #define HEADS(T)                                                                                                          \
@@ -103,9 +104,9 @@ __device__ __forceinline__ void heads_many(T* y, const T* x, const T* w, int M, 
     FEW(T, 16)                                                                                                            \
     extern "C" __global__ void __launch_bounds__(Short::THREADS, 2) heads_many_##T(                                       \
         T* y, const T* x, const T* w, int M, int heads, int N, int K, int tail, int x_row, int x_head, int y_row,         \
-        int y_head) {                                                                                                     \
+        int y_head, int w_head) {                                                                                         \
         after_previous();                                                                                                 \
-        heads_many<T, Short>(y, x, w, M, heads, N, K, tail, Strides{x_row, x_head, y_row, y_head});                       \
+        heads_many<T, Short>(y, x, w, M, heads, N, K, tail, Strides{x_row, x_head, y_row, y_head, w_head});               \
     }
 
 HEADS(bf16)

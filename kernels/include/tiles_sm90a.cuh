@@ -37,7 +37,13 @@ __device__ __forceinline__ void lane_values(float (&values)[8], const Sums& sums
     for (int e = 0; e < 8; e++) values[e] = sums[4 * (4 * q + e / 2) + 2 * half + e % 2];
 }
 
-using Stages = Ring<STAGES, STAGE_BYTES>;
+// The ring, and where its stages lie in shared memory.
+struct Stages : Ring<STAGES> {
+    uint32_t first;
+    __device__ __forceinline__ Stages(uint32_t first_stage, uint32_t barriers)
+        : Ring(barriers, WARPGROUP + 1, MULTIPLYING_WARPS), first(first_stage) {}
+    __device__ __forceinline__ uint32_t stage(int at) const { return first + at % STAGES * STAGE_BYTES; }
+};
 
 // The warpgroup that copies.
 template <typename T, typename Job>
@@ -128,7 +134,7 @@ template <typename T, typename Job>
 __device__ __forceinline__ void compute_tiles(const Job& job, const TensorMap& w, const T* x, int tiles, int K) {
     extern __shared__ char unaligned[];
     __shared__ uint64_t barriers[2 * STAGES];
-    const Stages ring((shared_address(unaligned) + 1023) & ~1023u, shared_address(barriers), WARPGROUP + 1, MULTIPLYING_WARPS);
+    const Stages ring((shared_address(unaligned) + 1023) & ~1023u, shared_address(barriers));
     if (threadIdx.x < WARPGROUP) {
         keep_registers<56>();
         copy_tiles<T>(job, w, x, ring, tiles, K);

@@ -127,15 +127,14 @@ __device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Stages of `BYTES` in shared memory, one behind the other, that copies fill and products read in turn. `at` counts what has
-// been copied.
-template <int STAGES, int BYTES>
+// Stages of shared memory that copies fill and products read in turn. `at` counts what has been copied.
+template <int STAGES>
 struct Ring {
-    uint32_t stages, full, empty;
+    uint32_t full, empty;
 
     // `barriers`: 2 * STAGES. A stage is full when `fillers` have arrived and empty when `readers` have released it.
-    __device__ __forceinline__ Ring(uint32_t first_stage, uint32_t barriers, int fillers, int readers)
-        : stages(first_stage), full(barriers), empty(barriers + STAGES * 8) {
+    __device__ __forceinline__ Ring(uint32_t barriers, int fillers, int readers)
+        : full(barriers), empty(barriers + STAGES * 8) {
         if (threadIdx.x == 0) {
             for (int i = 0; i < STAGES; i++) {
                 init_barrier(full + i * 8, fillers);
@@ -145,7 +144,6 @@ struct Ring {
         }
         __syncthreads();
     }
-    __device__ __forceinline__ uint32_t stage(int at) const { return stages + (at % STAGES) * BYTES; }
     __device__ __forceinline__ uint32_t filled(int at) const { return full + (at % STAGES) * 8; }
     __device__ __forceinline__ void wait_full(int at) const { wait_for(filled(at), (at / STAGES) & 1); }
     __device__ __forceinline__ void wait_empty(int at) const {

@@ -34,6 +34,27 @@ impl HeadPart<'_> {
     }
 }
 
+/// A matrix for each head, `[N, K]`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadMatrices<'a> {
+    /// `[heads * stride, K]`.
+    pub rows: &'a DeviceTensor,
+    /// Row at which the matrix of the first head begins.
+    pub first: usize,
+    /// Rows from a head's matrix to the next one's.
+    pub stride: usize,
+    /// N.
+    pub outputs: usize,
+}
+
+impl<'a> HeadMatrices<'a> {
+    /// Matrices one below the other.
+    pub fn stacked(rows: &'a DeviceTensor, heads: usize) -> Self {
+        let outputs = rows.rows() / heads.max(1);
+        Self { rows, first: 0, stride: outputs, outputs }
+    }
+}
+
 /// The kernels of `heads.cu`, looked up once.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadKernels {
@@ -65,7 +86,7 @@ impl HeadKernels {
         })
     }
 
-    /// Queues `y[t, head] = x[t, head] * w[head]^T` for each of `heads`: w `[heads * N, K]`, of x K columns a head, of y N;
+    /// Queues `y[t, head] = x[t, head] * w[head]^T` for each of `heads`: of x K columns a head, of y N;
     /// all bf16 or all f16, sums in f32. The `tail` columns that follow a head's part of x are copied behind its part of
     /// y. All sizes and distances are multiples of 8. What else lies between the parts of y stays.
     ///
@@ -76,18 +97,19 @@ impl HeadKernels {
         gpu: &Gpu,
         heads: usize,
         x: HeadPart<'_>,
-        w: &DeviceTensor,
+        w: HeadMatrices<'_>,
         y: HeadPart<'_>,
         tail: usize,
     ) -> Result<(), CudaError> {
         const OP: &str = "heads";
         let (rows, dtype) = (x.rows.rows(), x.rows.dtype());
-        let fits = heads > 0 && w.rows().is_multiple_of(heads) && y.rows.rows() == rows;
-        require(OP, fits && w.dtype() == dtype && y.rows.dtype() == dtype, || {
+        let fits = heads > 0 && w.first + w.outputs <= w.stride && w.rows.rows() == heads * w.stride;
+        require(OP, fits && y.rows.rows() == rows && w.rows.dtype() == dtype && y.rows.dtype() == dtype, || {
             format!("{heads} heads, {x:?}, {w:?} -> {y:?}")
         })?;
-        let (outputs, inputs) = (w.rows() / heads, w.columns());
-        let aligned = w.pointer().is_multiple_of(16);
+        let (outputs, inputs) = (w.outputs, w.rows.columns());
+        let matrices = w.rows.slice(w.first, w.rows.rows() - w.first);
+        let aligned = matrices.pointer().is_multiple_of(16);
         require(
             OP,
             x.holds(heads, inputs + tail) && y.holds(heads, outputs + tail) && tail.is_multiple_of(8) && aligned,
@@ -96,10 +118,10 @@ impl HeadKernels {
         if rows == 0 {
             return Ok(());
         }
-        let start = Arguments::new().u64(y.address()).u64(x.address()).tensor(w).size(rows);
+        let start = Arguments::new().u64(y.address()).u64(x.address()).tensor(&matrices).size(rows);
         let strides = |arguments: Arguments| {
             let arguments = arguments.size(x.rows.columns()).size(x.stride);
-            arguments.size(y.rows.columns()).size(y.stride)
+            arguments.size(y.rows.columns()).size(y.stride).size(w.stride * inputs)
         };
         if rows <= GEMV_ROWS {
             let kernel = if rows <= 8 { self.few8 } else { self.few16 }.of(OP, dtype)?;

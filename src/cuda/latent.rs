@@ -4,7 +4,8 @@
 //! A token's latent, 512 elements and 64 rotated ones, serves all heads as key, and its 512 as value. Rows and their plan
 //! are those of the other attention kernels.
 
-use super::check::{Typed, expect_at_least, require};
+use super::check::{Typed, expect, expect_at_least, require};
+use super::maps::TensorMap;
 use super::{Arguments, AttentionArrays, CudaError, DType, DeviceTensor, Gpu, Grid};
 
 /// Elements of a latent that are the value too.
@@ -16,8 +17,18 @@ pub const LATENT_ROTARY_DIM: usize = 64;
 /// Elements of a token in the cache, and of an absorbed query.
 pub const LATENT_WIDTH: usize = LATENT_DIM + LATENT_ROTARY_DIM;
 
+/// Elements of a head's key and of its value once latents are expanded: what [`LatentKernels::prefill_expanded`] is made for.
+pub const EXPANDED_DIM: usize = 128;
+
 /// Tokens of a cache block.
 const BLOCK_TOKENS: usize = 16;
+
+/// Queries of a tile of expanded attention, and keys; threads of a block.
+const EXPANDED_TILE: usize = 128;
+const EXPANDED_THREADS: u32 = 384;
+
+/// Its shared memory: q and two tiles of keys and values, from a multiple of 1024 bytes.
+const EXPANDED_BYTES: usize = 1024 + 2 * EXPANDED_TILE * (3 * (EXPANDED_DIM + LATENT_ROTARY_DIM) + 2 * EXPANDED_DIM);
 
 /// Threads of a block.
 const THREADS: u32 = 128;
@@ -85,6 +96,22 @@ pub struct LatentKernels {
     decode: [Decode; 2],
     merge: Typed,
     prefill: Typed,
+    gather: Typed,
+    /// Hopper's own, where this card and this build have it.
+    expanded: Option<Typed>,
+}
+
+/// Latents of some blocks as keys and values of some heads.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpandedLatents<'a> {
+    /// `[blocks * 16, heads * 256]`: of each head 128 elements of a key and 128 of a value.
+    pub kv: &'a DeviceTensor,
+    /// `[blocks * 16, 64]`: what is rotated of keys, for all heads.
+    pub rotated: &'a DeviceTensor,
+    /// Entry of the block tables that the first block is.
+    pub first_block: usize,
+    /// The first of the heads.
+    pub first_head: usize,
 }
 
 /// Rows of queries and heads of a block of `prefill`.
@@ -100,12 +127,29 @@ impl LatentKernels {
         for dtype in [DType::Bf16, DType::F16] {
             gpu.allow_shared_memory(prefill.of("attention_latent", dtype)?, shared_bytes(PREFILL_ROWS))?;
         }
+        let expanded = match Typed::load(gpu, "attention_expanded_sm90a", "attention_expanded_sm90a") {
+            Err(CudaError::NoKernel(_)) => None,
+            found => Some(found?),
+        };
+        for dtype in [DType::Bf16, DType::F16] {
+            if let Some(kernels) = expanded {
+                gpu.allow_shared_memory(kernels.of("attention_expanded", dtype)?, EXPANDED_BYTES)?;
+            }
+        }
         Ok(Self {
             rope_and_cache: Typed::load(gpu, "latent", "latent_rope_and_cache")?,
             decode: [Decode::load(gpu, 16)?, Decode::load(gpu, 32)?],
             merge: Typed::load(gpu, "attention_latent", "attention_latent_merge")?,
             prefill,
+            gather: Typed::load(gpu, "latent", "latent_gather")?,
+            expanded,
         })
+    }
+
+    /// Whether there is attention over expanded latents for heads of so many plain and so many value elements, in tiles of
+    /// `tile_queries`.
+    pub fn expands(&self, plain: usize, value: usize, tile_queries: usize) -> bool {
+        self.expanded.is_some() && (plain, value, tile_queries) == (EXPANDED_DIM, EXPANDED_DIM, EXPANDED_TILE)
     }
 
     /// Floats of the buffer for what chunks hand to the merge.
@@ -225,6 +269,77 @@ impl LatentKernels {
         let grid = Grid { shared_bytes: shared_bytes(PREFILL_ROWS) as u32, ..Grid::linear(blocks, THREADS) };
         // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
         unsafe { gpu.launch(self.prefill.of(OP, q.dtype())?, grid, arguments) }
+    }
+}
+
+impl LatentKernels {
+    /// Copies the latents of `arrays.block_tables` from entry `first` on, as many blocks as have room, `latents`
+    /// `[blocks * 16, 576]` to `plain [n * 16, 512]` and `rotated [n * 16, 64]`.
+    ///
+    /// # Errors
+    /// If dtypes or shapes do not fit, or there are not as many entries.
+    pub fn gather(
+        &self,
+        gpu: &Gpu,
+        latents: &DeviceTensor,
+        arrays: &AttentionArrays,
+        first: usize,
+        [plain, rotated]: [&DeviceTensor; 2],
+    ) -> Result<(), CudaError> {
+        const OP: &str = "latent_gather";
+        let (rows, dtype, table) = (plain.rows(), latents.dtype(), &arrays.block_tables);
+        expect(OP, "latents", latents, dtype, latents.rows(), LATENT_WIDTH)?;
+        expect(OP, "plain", plain, dtype, rows, LATENT_DIM)?;
+        expect(OP, "rotated", rotated, dtype, rows, LATENT_ROTARY_DIM)?;
+        expect_at_least(OP, "block_tables", table, DType::U32, first + rows / BLOCK_TOKENS)?;
+        let aligned = [latents, plain, rotated].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+        require(OP, aligned && rows.is_multiple_of(BLOCK_TOKENS), || format!("{latents:?} to {plain:?}, {rotated:?}"))?;
+        let listed = table.view(first * DType::U32.size(), 1, rows / BLOCK_TOKENS, DType::U32);
+        let arguments = Arguments::new().tensor(plain).tensor(rotated).tensor(latents).tensor(&listed);
+        let arguments = arguments.size(LATENT_DIM).size(LATENT_ROTARY_DIM);
+        // SAFETY: shapes were checked; what the table says is the runner's promise.
+        unsafe { gpu.launch(self.gather.of(OP, dtype)?, Grid::linear(rows, THREADS), arguments) }
+    }
+
+    /// Attention of the first `tiles` of `arrays.tiles`, of 128 queries each, over `expanded` latents, which hold all blocks of
+    /// their rows: `q [t, heads * 192]`, rotated already, to the heads of `out [t, heads * 128]` that were expanded. Where
+    /// [`Self::expands`] says so.
+    ///
+    /// # Errors
+    /// If dtypes or shapes do not fit, `arrays` holds fewer tiles, or there is no such kernel.
+    #[allow(clippy::too_many_arguments)] // each is a different thing
+    pub fn prefill_expanded(
+        &self,
+        gpu: &Gpu,
+        shape: LatentHeads,
+        q: &DeviceTensor,
+        expanded: ExpandedLatents<'_>,
+        arrays: &AttentionArrays,
+        tiles: usize,
+        out: &DeviceTensor,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "attention_expanded";
+        let (LatentHeads { heads, scale }, dtype) = (shape, q.dtype());
+        let ExpandedLatents { kv, rotated, first_block, first_head } = expanded;
+        let at_once = kv.columns() / (2 * EXPANDED_DIM);
+        expect(OP, "q", q, dtype, out.rows(), heads * (EXPANDED_DIM + LATENT_ROTARY_DIM))?;
+        expect(OP, "out", out, dtype, q.rows(), heads * EXPANDED_DIM)?;
+        expect(OP, "keys and values", kv, dtype, rotated.rows(), at_once * 2 * EXPANDED_DIM)?;
+        expect(OP, "what is rotated", rotated, dtype, kv.rows(), LATENT_ROTARY_DIM)?;
+        expect_at_least(OP, "tiles", &arrays.tiles, DType::U32, 4 * tiles)?;
+        let aligned = [q, kv, rotated, out].iter().all(|tensor| tensor.pointer().is_multiple_of(16));
+        require(OP, aligned && first_head + at_once <= heads && scale > 0.0, || format!("{expanded:?} of {shape:?}"))?;
+        let Some(kernels) = self.expanded else {
+            return Err(CudaError::argument(OP, "there is no such kernel"));
+        };
+        let map = |tensor| TensorMap::rows(tensor, EXPANDED_TILE as u32);
+        let arguments = Arguments::new().tensor(out).tensor(q).map(&map(kv)?).map(&map(rotated)?);
+        let arguments =
+            arguments.tensor(&arrays.cu_seqlens_q).tensor(&arrays.context_lens).tensor(&arrays.table_offsets);
+        let arguments = arguments.tensor(&arrays.tiles).size(first_block).size(heads).size(first_head).size(at_once);
+        let grid = Grid { shared_bytes: EXPANDED_BYTES as u32, ..Grid::linear(tiles * at_once, EXPANDED_THREADS) };
+        // SAFETY: tensors were checked, and keys beyond them read as zeros; what the arrays say is the runner's promise.
+        unsafe { gpu.launch(kernels.of(OP, dtype)?, grid, arguments.f32(scale)) }
     }
 }
 

@@ -59,9 +59,13 @@ pub use gemv::GEMV_ROWS;
 pub use gemv_fp8::{GEMV_FP8_ROWS, GemvFp8};
 pub use gpu::Gpu;
 pub use graph::{Event, Graph};
-pub use heads::{HeadKernels, HeadPart};
+pub use heads::{HeadKernels, HeadMatrices, HeadPart};
 pub use kernel::{Arguments, Grid, Kernel};
-pub use latent::{LATENT_DIM, LATENT_ROTARY_DIM, LATENT_WIDTH, LatentHeads, LatentKernels, LatentRope};
+#[cfg(test)]
+pub use latent::EXPANDED_DIM;
+pub use latent::{
+    ExpandedLatents, LATENT_DIM, LATENT_ROTARY_DIM, LATENT_WIDTH, LatentHeads, LatentKernels, LatentRope,
+};
 pub use library::open_driver;
 pub use pages::PartRows;
 pub use probe::{FoundGpu, IMAGES, NO_DEVICE, ProbeError, driver_version, gpus, probe, start};

@@ -1,13 +1,14 @@
 //! Self-attention whose keys and values are made of a latent that all heads share, and that alone is cached.
 //!
-//! The up-projection of keys is absorbed into q and that of values follows attention, so that a token's keys and values
-//! are never written out.
+//! Whether keys and values are ever written out is `ops::latent_attention`'s to choose.
 //!
 //! Source: DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1 and appendix C; `modeling_deepseek_v2.py` of transformers.
 
 use candle_core::Result;
 
-use crate::ops::{self, Compute, KvLayer, LatentParams, LatentShape, Rope, StepInputs, Tensor, Weight};
+use crate::ops::{
+    self, Compute, KvLayer, LatentParams, LatentScratch, LatentShape, LatentUp, Rope, StepInputs, Tensor,
+};
 
 use super::{Linear, RmsNorm};
 
@@ -36,10 +37,8 @@ pub(crate) struct LatentAttention {
     pub(crate) norm: Tensor,
     /// Added to the mean of squares.
     pub(crate) eps: f32,
-    /// `heads` matrices `[rank, nope]`: the up-projection of keys, transposed.
-    pub(crate) keys: Weight,
-    /// `heads` matrices `[value, rank]`: the up-projection of values.
-    pub(crate) values: Weight,
+    /// The up-projections to each head's keys and values.
+    pub(crate) up: LatentUp,
     /// `[H, heads * value]`.
     pub(crate) output: Linear,
     /// Heads and widths.
@@ -93,10 +92,9 @@ impl LatentAttention {
         self.down.forward(compute, x, &buffers.latent)?;
         let params = LatentParams { shape: self.shape, norm: &self.norm, eps: self.eps, rope };
         ops::latent_cache(compute, &buffers.q, &buffers.latent, inputs, params, kv)?;
-        ops::absorb_queries(compute, &buffers.q, &self.keys, self.shape, &buffers.absorbed)?;
-        let (absorbed, attended) = (&buffers.absorbed, &buffers.attended);
-        ops::latent_attention(compute, absorbed, inputs, self.shape, self.scale, kv, attended)?;
-        ops::expand_values(compute, attended, &self.values, self.shape, &buffers.heads)?;
+        let scratch = LatentScratch { absorbed: &buffers.absorbed, attended: &buffers.attended };
+        let (shape, scale) = (self.shape, self.scale);
+        ops::latent_attention(compute, &buffers.q, inputs, &self.up, shape, scale, kv, scratch, &buffers.heads)?;
         self.output.forward(compute, &buffers.heads, out)
     }
 }

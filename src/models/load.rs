@@ -5,7 +5,7 @@
 use crate::layers::{
     GatedMlp, HeadNorms, LatentAttention, LatentQuery, Linear, MixtureOfExperts, RmsNorm, SelfAttention,
 };
-use crate::ops::{Compute, Experts, HeadShape, LatentShape, Matrix, Tensor, Weight};
+use crate::ops::{Compute, Experts, HeadShape, LatentShape, LatentUp, Matrix, Tensor, Weight};
 use crate::weights::{LoadError, WeightName, Weights};
 
 use super::decoder::{Attention, Block, DecoderError, Layer};
@@ -158,8 +158,7 @@ impl Loader<'_> {
             down: self.linear(&[(WeightName::LatentDown(layer), shape.width())], hidden, None)?,
             norm: self.vector(WeightName::LatentNorm(layer), shape.rank)?,
             eps: LATENT_NORM_EPS,
-            keys: Weight::load_heads(self.compute, keys)?,
-            values: Weight::load_heads(self.compute, values)?,
+            up: LatentUp::load(self.compute, keys, values)?,
             output: self.linear(&[(WeightName::O(layer), hidden)], shape.heads * shape.value, None)?,
             shape,
             scale: self.spec.attention_scale,

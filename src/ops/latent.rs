@@ -4,7 +4,7 @@
 
 use candle_core::Result;
 
-use super::{Compute, KvLayer, LatentShape, Rope, StepInputs, Tensor, Weight, on_cpu};
+use super::{Compute, KvLayer, LatentShape, Matrix, Rope, StepInputs, Tensor, Weight, on_cpu};
 
 /// How q and the latent of a layer are made ready.
 #[derive(Clone, Copy)]
@@ -47,64 +47,71 @@ pub fn latent_cache(
     }
 }
 
-/// Absorbs the up-projection of keys into q: `dst[t, head] = [weight[head] q_nope[t, head], q_rope[t, head]]`:
-/// `q [t, heads * (nope + rope)]`, `weight` `heads` matrices `[rank, nope]`, `dst [t, heads * (rank + rope)]`.
-///
-/// # Errors
-/// If shapes do not fit.
-pub fn absorb_queries(compute: &Compute, q: &Tensor, weight: &Weight, shape: LatentShape, dst: &Tensor) -> Result<()> {
-    match compute {
-        Compute::Cpu(cpu) => on_cpu::absorb_queries(cpu, q.cpu()?, weight.parts()?, shape, dst.cpu()?),
-        #[cfg(feature = "cuda")]
-        Compute::Gpu(gpu) => gpu.absorb_queries(q, weight, shape, dst),
+/// The up-projections of a layer's latents to the keys and values of each head.
+pub struct LatentUp {
+    /// `heads` matrices `[rank, nope]`: that of keys, transposed, which q absorbs.
+    pub(super) keys: Weight,
+    /// `heads` matrices `[value, rank]`; on a GPU `[nope + value, rank]`, keys above values, for those that are expanded.
+    pub(super) values: Weight,
+}
+
+impl LatentUp {
+    /// Of each head a matrix `[rank, nope]` and one `[value, rank]`.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load(compute: &Compute, keys: Vec<Matrix>, values: Vec<Matrix>) -> Result<Self> {
+        let values = match compute {
+            Compute::Cpu(_) => values,
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(_) => keys.iter().zip(values).flat_map(|(keys, values)| [keys.transposed(), values]).collect(),
+        };
+        Ok(Self { keys: Weight::load_heads(compute, keys)?, values: Weight::load_heads(compute, values)? })
     }
 }
 
-/// Attention of absorbed queries over their sequences' latents up to themselves: `q [t, heads * (rank + rope)]`,
-/// `dst [t, heads * rank]`; scores are multiplied by `scale`.
+/// Where latent attention leaves what is between its steps.
+#[derive(Clone, Copy)]
+pub struct LatentScratch<'a> {
+    /// `[t, heads * (rank + rope)]`: queries that have absorbed the up-projection of keys.
+    pub absorbed: &'a Tensor,
+    /// `[t, heads * rank]`: what they attended to.
+    pub attended: &'a Tensor,
+}
+
+/// Attention over latents: of each query `q [t, heads * (nope + rope)]`, ready and rotated, over its sequence up to itself, to
+/// `dst [t, heads * value]`; scores are multiplied by `scale`. Queries absorb the up-projection of keys, and that of values
+/// follows, so that no token's keys and values are written out; but a GPU expands them where that is faster: prompts.
 ///
 /// # Errors
 /// If shapes do not fit.
 ///
 /// # Panics
 /// If `inputs` does not fit itself or the cache: a wrong block table would show one user another's text.
+#[allow(clippy::too_many_arguments)] // each is a different thing
 pub fn latent_attention(
     compute: &Compute,
     q: &Tensor,
     inputs: StepInputs<'_>,
+    up: &LatentUp,
     shape: LatentShape,
     scale: f32,
     kv: &KvLayer,
+    scratch: LatentScratch<'_>,
     dst: &Tensor,
 ) -> Result<()> {
     match (compute, inputs, kv) {
         (Compute::Cpu(cpu), StepInputs::Cpu { attention, .. }, KvLayer::Cpu(kv)) => {
-            on_cpu::latent_attention(cpu, q.cpu()?, shape, kv, attention, scale, dst.cpu()?)
+            let (absorbed, attended) = (scratch.absorbed.cpu()?, scratch.attended.cpu()?);
+            on_cpu::absorb_queries(cpu, q.cpu()?, up.keys.parts()?, shape, absorbed)?;
+            on_cpu::latent_attention(cpu, absorbed, shape, kv, attention, scale, attended)?;
+            on_cpu::expand_values(cpu, attended, up.values.parts()?, shape, dst.cpu()?)
         }
         #[cfg(feature = "cuda")]
         (Compute::Gpu(gpu), StepInputs::Gpu(inputs), KvLayer::Gpu(kv)) => {
-            gpu.latent_attention(q, inputs, shape, scale, kv, dst)
+            gpu.latent_attention(q, inputs, up, shape, scale, kv, scratch, dst)
         }
         #[cfg(feature = "cuda")]
         _ => super::tensor::elsewhere("latent_attention"),
-    }
-}
-
-/// Expands what attention gave to values: `dst[t, head] = weight[head] latents[t, head]`: `latents [t, heads * rank]`,
-/// `weight` `heads` matrices `[value, rank]`, `dst [t, heads * value]`.
-///
-/// # Errors
-/// If shapes do not fit.
-pub fn expand_values(
-    compute: &Compute,
-    latents: &Tensor,
-    weight: &Weight,
-    shape: LatentShape,
-    dst: &Tensor,
-) -> Result<()> {
-    match compute {
-        Compute::Cpu(cpu) => on_cpu::expand_values(cpu, latents.cpu()?, weight.parts()?, shape, dst.cpu()?),
-        #[cfg(feature = "cuda")]
-        Compute::Gpu(gpu) => gpu.expand_values(latents, weight, shape, dst),
     }
 }

@@ -25,7 +25,7 @@ pub use crate::cpu::{
 pub use error::without_backtrace;
 pub use experts::{ExpertTensors, Experts, Routes, clear, experts, route, scale_by_sigmoid};
 pub use kv_cache::{KvCache, KvLayer};
-pub use latent::{LatentParams, absorb_queries, expand_values, latent_attention, latent_cache};
+pub use latent::{LatentParams, LatentScratch, LatentUp, latent_attention, latent_cache};
 #[cfg(test)]
 pub use matrix::MatrixError;
 pub use matrix::{Bytes, Matrix, Random};

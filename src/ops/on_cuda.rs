@@ -7,6 +7,7 @@ mod latent;
 mod products;
 mod weights;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +67,9 @@ pub struct GpuInputs {
     pub items: usize,
     /// Tiles of rows of several tokens, each of as many queries as [`tile_queries`] says for a step of `tokens`.
     pub tiles: usize,
+    /// Entries of the block tables that hold those of all rows of several tokens; none where the step is recorded, for it
+    /// stands for others too.
+    pub prompt_blocks: Range<usize>,
 }
 
 /// K and V of one layer in GPU memory, each `[blocks * kv_heads * 16, head_dim]`; of latents, which are both, the same.

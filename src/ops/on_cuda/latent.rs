@@ -3,8 +3,11 @@
 use candle_core::{Error, Result, bail};
 
 use super::{GpuCompute, GpuInputs, GpuKvLayer, GpuWeight};
-use crate::cuda::{DeviceTensor, HeadPart, LATENT_WIDTH, LatentHeads, LatentRope, tile_queries};
-use crate::ops::{LatentParams, LatentShape, Rope, RopeLayout, Tensor, Weight};
+use crate::cuda::{
+    DeviceTensor, ExpandedLatents, HeadMatrices, HeadPart, LATENT_DIM, LATENT_ROTARY_DIM, LATENT_WIDTH, LatentHeads,
+    LatentRope, tile_queries,
+};
+use crate::ops::{KvLayout, LatentParams, LatentScratch, LatentShape, LatentUp, Rope, RopeLayout, Tensor, Weight};
 
 /// A matrix for each head, one below the other.
 fn dense(weight: &Weight) -> Result<&DeviceTensor> {
@@ -38,52 +41,109 @@ impl GpuCompute {
             .map_err(Error::wrap)
     }
 
-    pub(in crate::ops) fn absorb_queries(
-        &self,
-        q: &Tensor,
-        weight: &Weight,
-        shape: LatentShape,
-        dst: &Tensor,
-    ) -> Result<()> {
-        let from = HeadPart { rows: q.gpu()?, first: 0, stride: shape.query() };
-        let to = HeadPart { rows: dst.gpu()?, first: 0, stride: shape.width() };
-        self.heads.multiply(&self.gpu, shape.heads, from, dense(weight)?, to, shape.rope).map_err(Error::wrap)
-    }
-
-    pub(in crate::ops) fn expand_values(
-        &self,
-        latents: &Tensor,
-        weight: &Weight,
-        shape: LatentShape,
-        dst: &Tensor,
-    ) -> Result<()> {
-        let from = HeadPart { rows: latents.gpu()?, first: 0, stride: shape.rank };
-        let to = HeadPart { rows: dst.gpu()?, first: 0, stride: shape.value };
-        self.heads.multiply(&self.gpu, shape.heads, from, dense(weight)?, to, 0).map_err(Error::wrap)
-    }
-
+    /// As `ops::latent_attention`.
+    #[allow(clippy::too_many_arguments)] // as that
     pub(in crate::ops) fn latent_attention(
         &self,
         q: &Tensor,
         inputs: &GpuInputs,
+        up: &LatentUp,
         shape: LatentShape,
         scale: f32,
         kv: &GpuKvLayer,
+        scratch: LatentScratch<'_>,
         dst: &Tensor,
     ) -> Result<()> {
-        let heads = LatentHeads { heads: shape.heads, scale };
-        let (gpu, q, dst, arrays) = (&self.gpu, q.gpu()?, dst.gpu()?, &inputs.attention);
+        let (keys, values) = (dense(&up.keys)?, dense(&up.values)?);
+        let [q, dst, absorbed, attended] = [q.gpu()?, dst.gpu()?, scratch.absorbed.gpu()?, scratch.attended.gpu()?];
+        let call = Call { shape, scale, inputs, latents: &kv.keys, absorbed, attended, dst };
+        let expands = self.heads_at_once(&call) > 0;
+        if inputs.items > 0 || (inputs.tiles > 0 && !expands) {
+            let from = HeadPart { rows: q, first: 0, stride: shape.query() };
+            let to = HeadPart { rows: absorbed, first: 0, stride: shape.width() };
+            let absorbing = HeadMatrices::stacked(keys, shape.heads);
+            self.heads.multiply(&self.gpu, shape.heads, from, absorbing, to, shape.rope).map_err(Error::wrap)?;
+            self.attend_to_latents(&call, !expands)?;
+            let from = HeadPart { rows: attended, first: 0, stride: shape.rank };
+            let to = HeadPart { rows: dst, first: 0, stride: shape.value };
+            let stride = shape.nope + shape.value;
+            let values = HeadMatrices { rows: values, first: shape.nope, stride, outputs: shape.value };
+            self.heads.multiply(&self.gpu, shape.heads, from, values, to, 0).map_err(Error::wrap)?;
+        }
+        // Of rows of several queries, over what was just written for them, if anything was.
+        if expands { self.attend_to_expanded(&call, q, values) } else { Ok(()) }
+    }
+
+    /// Absorbed queries over latents: rows of one query, and of several where `has_tiles`.
+    fn attend_to_latents(&self, call: &Call<'_>, has_tiles: bool) -> Result<()> {
+        let Call { shape, inputs, latents, absorbed, attended, .. } = *call;
+        let heads = LatentHeads { heads: shape.heads, scale: call.scale };
+        let (gpu, arrays) = (&self.gpu, &inputs.attention);
         if inputs.items > 0 {
             let partials = &self.scratch.partials;
-            let decode = self.latent.decode(gpu, heads, q, &kv.keys, arrays, partials, inputs.items, dst);
+            let decode = self.latent.decode(gpu, heads, absorbed, latents, arrays, partials, inputs.items, attended);
             decode.map_err(Error::wrap)?;
         }
-        if inputs.tiles > 0 {
-            // As the runner plans them, by the width of q's heads.
-            let queries = tile_queries(shape.query(), inputs.tokens);
-            let prefill = self.latent.prefill(gpu, heads, q, &kv.keys, arrays, inputs.tiles, queries, dst);
+        if has_tiles && inputs.tiles > 0 {
+            let (tiles, queries) = (inputs.tiles, call.tile_queries());
+            let prefill = self.latent.prefill(gpu, heads, absorbed, latents, arrays, tiles, queries, attended);
             prefill.map_err(Error::wrap)?;
         }
         Ok(())
+    }
+
+    /// Heads whose keys and values have room for all blocks of rows of several queries, where `absorbed` is; 0 where latents
+    /// are not expanded: there is no kernel for it, the step is short, or it is recorded and its blocks are not known.
+    fn heads_at_once(&self, call: &Call<'_>) -> usize {
+        let LatentShape { heads, nope, value, .. } = call.shape;
+        let tokens = call.inputs.prompt_blocks.len() * KvLayout::BLOCK_SIZE;
+        if tokens == 0 || !self.latent.expands(nope, value, call.tile_queries()) {
+            return 0;
+        }
+        let bytes = |columns: usize| tokens * columns * self.dtype.size();
+        let has_room = bytes(LATENT_WIDTH) <= call.attended.bytes();
+        if has_room { heads.min(call.absorbed.bytes() / bytes(nope + value)) } else { 0 }
+    }
+
+    /// Attention of rows of several queries over keys and values that their latents are expanded to, some heads at a time.
+    fn attend_to_expanded(&self, call: &Call<'_>, q: &DeviceTensor, up: &DeviceTensor) -> Result<()> {
+        let Call { shape, inputs, latents, absorbed, attended, dst, scale } = *call;
+        let (gpu, arrays, blocks) = (&self.gpu, &inputs.attention, &inputs.prompt_blocks);
+        let tokens = blocks.len() * KvLayout::BLOCK_SIZE;
+        let plain = attended.view(0, tokens, LATENT_DIM, self.dtype);
+        let rotated = attended.view(plain.bytes(), tokens, LATENT_ROTARY_DIM, self.dtype);
+        self.latent.gather(gpu, latents, arrays, blocks.start, [&plain, &rotated]).map_err(Error::wrap)?;
+        let each = shape.nope + shape.value;
+        let at_once = self.heads_at_once(call);
+        for first_head in (0..shape.heads).step_by(at_once) {
+            let count = at_once.min(shape.heads - first_head);
+            let kv = absorbed.view(0, tokens, count * each, self.dtype);
+            let up = up.slice(first_head * each, count * each);
+            self.gemm.linear(gpu, &plain, &up, &kv).map_err(Error::wrap)?;
+            let expanded = ExpandedLatents { kv: &kv, rotated: &rotated, first_block: blocks.start, first_head };
+            let heads = LatentHeads { heads: shape.heads, scale };
+            let attended = self.latent.prefill_expanded(gpu, heads, q, expanded, arrays, inputs.tiles, dst);
+            attended.map_err(Error::wrap)?;
+        }
+        Ok(())
+    }
+}
+
+/// What attention of a layer has besides q and its weights.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    shape: LatentShape,
+    scale: f32,
+    inputs: &'a GpuInputs,
+    latents: &'a DeviceTensor,
+    absorbed: &'a DeviceTensor,
+    attended: &'a DeviceTensor,
+    dst: &'a DeviceTensor,
+}
+
+impl Call<'_> {
+    /// Queries of a tile, as the runner plans them, by the width of q's heads.
+    fn tile_queries(&self) -> usize {
+        tile_queries(self.shape.query(), self.inputs.tokens)
     }
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::json;
 
 use super::GpuRunner;
-use super::golden_tests::{Nearness, ROUNDINGS, STRAYS, faults, golden_faults};
+use super::golden_tests::{Nearness, ROUNDINGS, STRAYS, compare, faults, golden_faults};
 use super::load::check;
-use super::tests::{CONTEXT, Making, drive, gpu, request, tolerance};
-use crate::config::{KvDType, WeightFormat};
+use super::tests::{CONTEXT, Making, SIZES, drive, gpu, request, tolerance};
+use crate::config::{KvDType, StepSizes, WeightFormat};
 use crate::cuda::{Blas, BlasMissing, DType};
 use crate::models::{DecoderSpec, ModelSource};
 use crate::ops::LatentShape;
@@ -131,14 +131,14 @@ fn cuda_an_embedding_of_fp8_is_looked_up() {
 
 const TABLE: crate::weights::WeightName = crate::weights::WeightName::TokenEmbedding;
 
-/// A DeepSeek model of few and narrow layers, whose latents are as wide as the kernels take: random weights in Q8_0, which
-/// are the same in both places.
-fn latent_model() -> ModelSource {
+/// A DeepSeek model of few and narrow layers, whose latents are as wide as the kernels take, with heads of `plain` elements and
+/// 64 rotated ones: random weights in Q8_0, which are the same in both places.
+fn latent_model(plain: usize, context: usize) -> ModelSource {
     let config = json!({
         "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_act": "silu",
         "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "q_lora_rank": 128, "kv_lora_rank": 512, "qk_nope_head_dim": 64,
-        "qk_rope_head_dim": 64, "v_head_dim": 64, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 4, "q_lora_rank": 128, "kv_lora_rank": 512, "qk_nope_head_dim": plain,
+        "qk_rope_head_dim": 64, "v_head_dim": plain, "max_position_embeddings": context, "rms_norm_eps": 1e-6,
         "rope_theta": 10_000.0, "vocab_size": 320, "tie_word_embeddings": false, "n_group": 1, "topk_group": 1,
         "num_experts_per_tok": 1,
     });
@@ -152,8 +152,8 @@ fn latent_model() -> ModelSource {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn cuda_a_divided_model_of_latents_is_that_of_the_cpu() {
-    check(&latent_model().spec).expect("the kernels take it");
-    let cpu = |kv_dtype| Rig::of(latent_model(), CONTEXT as u32, 2, kv_dtype);
+    check(&latent_model(64, CONTEXT).spec).expect("the kernels take it");
+    let cpu = |kv_dtype| Rig::of(latent_model(64, CONTEXT), CONTEXT as u32, 2, kv_dtype);
     let table = blocks((0..16).map(|block| 63 - 3 * block));
     let prompts = [vec![7, 300, 41, 5, 5, 219], (0..70).map(|at| at * 83 % 320).collect::<Vec<u32>>()];
     let (mut wrong, mut agreed, mut all) = (Vec::new(), 0, 0);
@@ -164,7 +164,7 @@ fn cuda_a_divided_model_of_latents_is_that_of_the_cpu() {
             let errors = rounded.iter().zip(&wanted).map(|(found, wanted)| relative_error(found, wanted));
             let tolerance = tolerance(dtype).max(ROUNDINGS * errors.fold(0.0, f64::max));
             for first in 0..4 {
-                let mut runner = Making { first, ..Making::of(dtype) }.runner_of(latent_model(), blas(true));
+                let mut runner = Making { first, ..Making::of(dtype) }.runner_of(latent_model(64, CONTEXT), blas(true));
                 for chunks in [vec![ids.len()], vec![7, 16, 1, 20], vec![1]] {
                     let found = runner.chunked(&ids, &chunks, &table);
                     let place = format!("prompt {index} in {dtype:?}, {first} layers on the CPU, in {chunks:?}");
@@ -183,6 +183,39 @@ fn cuda_a_divided_model_of_latents_is_that_of_the_cpu() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
     println!("{agreed} of {all} tokens agree");
     assert!(2 * agreed >= all, "{agreed} of {all} tokens agree");
+}
+
+/// Steps so long that latents are expanded (on a Hopper), beside short ones, where queries absorb: a prompt as a whole, behind
+/// a part that is cached, and beside a row of one token.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_prompts_over_expanded_latents_are_near_those_over_latents() {
+    let (context, model) = (1024, || latent_model(128, 1024));
+    check(&model().spec).expect("the kernels take it");
+    let ids: Vec<u32> = (0..1000).map(|at| at * at % 317).collect();
+    let (table, others) = (blocks((0..64).map(|block| 127 - block)), blocks(0..4));
+    for dtype in [DType::Bf16, DType::F16] {
+        let sizes = StepSizes { max_step_tokens: 1024, ..SIZES };
+        let making = Making { context, sizes, blocks: 128, ..Making::of(dtype) };
+        let mut runner = making.runner_of(model(), blas(true));
+        let wanted = runner.chunked(&ids, &[500], &table);
+        let whole = runner.chunked(&ids, &[1000], &table);
+        assert!(whole != wanted || runner.gpu.gpu().limits().compute_capability != 90, "latents were expanded");
+        let behind = runner.chunked(&ids, &[200, 800], &table);
+        let alone = runner.chunked(&ids[..21], &[20, 1], &others);
+        let one = Row { ids: &ids[..21], start: 20, end: 21, blocks: &others };
+        let beside = runner.logits_of(&[one, Row { ids: &ids, start: 0, end: 1000, blocks: &table }]);
+        for (place, found, wanted) in [
+            ("whole", &whole[..], &wanted[..]),
+            ("behind", &behind, &wanted),
+            ("a row of one token", &beside[..1], &alone[20..]),
+            ("beside", &beside[1..], &wanted),
+        ] {
+            let errors = found.iter().zip(wanted).map(|(found, wanted)| relative_error(found, wanted));
+            println!("{place} in {dtype:?}: relative error up to {:e}", errors.fold(0.0, f64::max));
+            compare(&format!("{place} in {dtype:?}"), found, wanted, tolerance(dtype));
+        }
+    }
 }
 
 /// The prompt and `count` tokens that the CPU goes on with greedily, and the logits of all of them.
@@ -216,7 +249,8 @@ fn agreement(runner: &mut GpuRunner, prompt: &[u32], wanted: &[u32]) -> usize {
 #[test]
 fn models_for_these_tests_are_what_kernels_take_and_give_numbers() {
     let folders = [false, true].map(with_fp8_embedding);
-    for source in [latent_model(), open(folders[0].path()), open(folders[1].path())] {
+    for source in [latent_model(64, CONTEXT), latent_model(128, 1024), open(folders[0].path()), open(folders[1].path())]
+    {
         check(&source.spec).expect("the kernels take it");
         let name = source.name.clone();
         let logits = Rig::of(source, CONTEXT as u32, 2, KvDType::F32).chunked(&[7, 300, 41], &[3], &blocks(0..16));

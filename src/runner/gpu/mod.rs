@@ -24,6 +24,7 @@ mod step_tests;
 mod tests;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -338,6 +339,7 @@ impl GpuRunner {
             Some(recorded) => self.gpu.gpu().launch_graph(&recorded.graph)?,
             None => {
                 let inputs = self.inputs(self.padding(way), self.plan.items.len());
+                let inputs = GpuInputs { prompt_blocks: self.prompt_blocks(), ..inputs };
                 self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace)?;
             }
         }
@@ -416,7 +418,18 @@ impl GpuRunner {
         let Padding { tokens, tiles } = padding;
         let StepArrays { ids, positions, slots, attention } = self.buffers.arrays(tokens);
         let last_tokens = self.sampling.last_tokens().clone();
-        GpuInputs { tokens, ids, last_tokens, positions, slots, attention, items, tiles }
+        GpuInputs { tokens, ids, last_tokens, positions, slots, attention, items, tiles, prompt_blocks: 0..0 }
+    }
+
+    /// Entries of the packed step's block tables from the first row of several tokens to the last.
+    fn prompt_blocks(&self) -> Range<usize> {
+        let offsets = &self.batch.attention.table_offsets;
+        let is_prompt = |row: &usize| self.query_lens[*row] > 1;
+        let rows = 0..self.query_lens.len();
+        match (rows.clone().find(is_prompt), rows.rev().find(is_prompt)) {
+            (Some(first), Some(last)) => offsets[first] as usize..offsets[last + 1] as usize,
+            _ => 0..0,
+        }
     }
 }
 

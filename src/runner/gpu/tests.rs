@@ -9,7 +9,7 @@ use crate::config::{EngineConfig, KvDType, Lag, StepSizes};
 use crate::cuda::{Blas, BlasMissing, DType, Gemm, Gpu, HEAD_DIMS};
 use crate::kv_cache::BlockId;
 use crate::models::{Decoder, DecoderSpec, ModelSource};
-use crate::ops::{Compute, Cpu, RowIndices, StepInputs};
+use crate::ops::{Compute, Cpu, GpuInputs, RowIndices, StepInputs};
 use crate::request::{
     Pooling, Request, RequestId, SamplingParams, SeqId, StopConditions, Tenant, TokenId, TokenLogprobs,
 };
@@ -151,11 +151,12 @@ pub(super) struct Making {
     pub(super) first: usize,
     pub(super) sizes: StepSizes,
     pub(super) blocks: u64,
+    pub(super) context: usize,
 }
 
 impl Making {
     pub(super) fn of(dtype: DType) -> Self {
-        Self { dtype, kv_dtype: None, first: 0, sizes: SIZES, blocks: BLOCKS }
+        Self { dtype, kv_dtype: None, first: 0, sizes: SIZES, blocks: BLOCKS, context: CONTEXT }
     }
 
     pub(super) fn runner(self, fixture: &Fixture) -> GpuRunner {
@@ -165,20 +166,20 @@ impl Making {
 
     /// The same of a model, with cuBLASLt or without.
     pub(super) fn runner_of(self, source: ModelSource, blas: Result<Blas, BlasMissing>) -> GpuRunner {
-        let Self { dtype, kv_dtype, first, sizes, blocks } = self;
+        let Self { dtype, kv_dtype, first, sizes, blocks, context } = self;
         let gpu = gpu();
         let gemm = Gemm::load(&gpu, blas).expect("kernels");
-        let layout = Layout::new(CONTEXT, sizes);
+        let layout = Layout::new(context, sizes);
         let compute = compute_for(gpu, dtype, gemm, &layout, &source).expect("memory");
         let handle = Compute::Gpu(compute.clone());
         let layers = first..source.spec.layers;
-        let model = Decoder::load_layers(&handle, source.spec.clone(), &source.weights, CONTEXT as u32, layers);
+        let model = Decoder::load_layers(&handle, source.spec.clone(), &source.weights, context as u32, layers);
         let model = model.expect("weights");
         let kv = source.spec.kv_layout(KvDType::Bf16);
         let block_bytes = (kv.planes.count() * source.spec.layers * kv.block_bytes()) as u64;
         let config = EngineConfig {
             kv_cache_bytes: Some(blocks * block_bytes),
-            context_length: Some(CONTEXT as u32),
+            context_length: Some(context as u32),
             kv_dtype,
             ..EngineConfig::default()
         };
@@ -203,6 +204,7 @@ impl GpuRunner {
         self.upload(0, padding).expect("a step");
         self.run_cpu_layers().expect("a step");
         let inputs = self.inputs(padding, self.plan.items.len());
+        let inputs = GpuInputs { prompt_blocks: self.prompt_blocks(), ..inputs };
         self.model.forward(&self.compute, StepInputs::Gpu(&inputs), &self.kv, &self.workspace).expect("a step");
         self.all_logits(tokens)
     }

@@ -6,8 +6,8 @@ use super::{MemoryPlan, Placement, PlanError, USABLE_SHARE, context_wanted, plan
 use crate::config::{EngineConfig, KvDType, StepSizes};
 use crate::models::{DecoderSpec, ModelSource, Stack, StepPlace, Workspace};
 use crate::ops::{
-    Format, KvLayout, StackPart, gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room, gpu_order_room,
-    gpu_weight_bytes,
+    Format, KvLayout, LatentShape, StackPart, gpu_expert_bytes, gpu_expert_room, gpu_fp8_bytes, gpu_fp8_room,
+    gpu_order_room, gpu_weight_bytes,
 };
 use crate::weights::WeightName;
 
@@ -56,6 +56,8 @@ impl GpuWeights {
     /// Where columns were sorted, matrices come with their order, and inputs in that order have a room; but an embedding, and
     /// experts, are dense.
     ///
+    /// The up-projection of latents to keys is there twice: as it is, for prompts, and transposed, for queries to absorb.
+    ///
     /// Of them those of the layers from `first` on, and the output; the room for dense weights is that of all layers.
     pub(crate) fn of(source: &ModelSource, first: usize, takes_fp8: bool) -> Self {
         let spec = &source.spec;
@@ -86,7 +88,11 @@ impl GpuWeights {
             dense_bytes = dense_bytes.max(expert_weights(source, layer).map_or(0, |own| own.room));
         }
         let uncounted = source.weights.parameters().saturating_sub(elsewhere + counted);
-        Self { bytes: bytes + 2 * uncounted, dense_bytes }
+        let transposed = spec.latent.as_ref().map_or(0, |latent| {
+            let LatentShape { heads, rank, nope, .. } = latent.shape;
+            (heads * rank * nope * (spec.layers - first)) as u64
+        });
+        Self { bytes: bytes + 2 * (uncounted + transposed), dense_bytes }
     }
 }
 

@@ -3,8 +3,9 @@
 use super::gemm::{floats, random, relative_error, rounded, tensor};
 use super::gpu;
 use crate::cuda::{
-    AttentionArrays, AttentionPlan, CudaError, DType, DeviceTensor, HeadKernels, HeadPart, LATENT_DIM, LATENT_WIDTH,
-    LatentHeads, LatentKernels, LatentRope, Splits,
+    AttentionArrays, AttentionPlan, CudaError, DType, DeviceTensor, EXPANDED_DIM, ExpandedLatents, HeadKernels,
+    HeadMatrices, HeadPart, LATENT_DIM, LATENT_ROTARY_DIM, LATENT_WIDTH, LatentHeads, LatentKernels, LatentRope,
+    Splits,
 };
 
 const BLOCK: usize = 16;
@@ -102,23 +103,18 @@ impl Rows {
         out
     }
 
-    /// What the kernels make of `rows`, with tiles of `tile_queries`.
-    fn run(&self, rows: &[usize], tile_queries: usize) -> Result<Vec<u8>, CudaError> {
-        let token_bytes = self.heads * LATENT_WIDTH * 2;
-        let (mut q, mut cu_seqlens, mut tables, mut offsets) = (Vec::new(), vec![0], Vec::new(), vec![0]);
+    /// The arrays of `rows`, with tiles of `tile_queries` and room for some more of everything.
+    fn arrays(&self, rows: &[usize], tile_queries: usize) -> (AttentionArrays, AttentionPlan) {
+        let (mut cu_seqlens, mut tables, mut offsets) = (vec![0], Vec::new(), vec![0]);
         for &row in rows {
-            let queries = self.lens[row].1;
-            q.extend_from_slice(&self.q_bytes[self.first_token(row) * token_bytes..][..queries * token_bytes]);
-            cu_seqlens.push(cu_seqlens.last().expect("one") + queries as u32);
+            cu_seqlens.push(cu_seqlens.last().expect("one") + self.lens[row].1 as u32);
             tables.extend_from_slice(&self.tables[row]);
             offsets.push(tables.len() as u32);
         }
-        let tokens = q.len() / token_bytes;
         let contexts: Vec<u32> = rows.iter().map(|row| self.lens[*row].0 as u32).collect();
         let queries: Vec<u32> = rows.iter().map(|row| self.lens[*row].1 as u32).collect();
         let mut plan = AttentionPlan::default();
         plan.fill(&contexts, &queries, tile_queries, Splits::NONE);
-        let max_items = plan.items.len() + 3; // as in a graph, the bound is higher than the count
         let arrays = AttentionArrays {
             cu_seqlens_q: put_u32(&cu_seqlens, 0),
             context_lens: put_u32(&contexts, 0),
@@ -129,6 +125,20 @@ impl Rows {
             item_count: put_u32(&[plan.items.len() as u32], 0),
             tiles: put_u32(plan.tiles.as_flattened(), 8),
         };
+        (arrays, plan)
+    }
+
+    /// What the kernels make of `rows`, with tiles of `tile_queries`.
+    fn run(&self, rows: &[usize], tile_queries: usize) -> Result<Vec<u8>, CudaError> {
+        let token_bytes = self.heads * LATENT_WIDTH * 2;
+        let mut q = Vec::new();
+        for &row in rows {
+            let queries = self.lens[row].1;
+            q.extend_from_slice(&self.q_bytes[self.first_token(row) * token_bytes..][..queries * token_bytes]);
+        }
+        let tokens = q.len() / token_bytes;
+        let (arrays, plan) = self.arrays(rows, tile_queries);
+        let max_items = plan.items.len() + 3; // as in a graph, the bound is higher than the count
         let q = tensor(tokens, self.heads * LATENT_WIDTH, self.dtype, &q);
         let out = poisoned(tokens, self.heads * LATENT_DIM, self.dtype);
         let partials = poisoned(1, LatentKernels::partials(max_items, self.heads), DType::F32);
@@ -138,6 +148,109 @@ impl Rows {
         kernels.prefill(gpu(), self.shape(), &q, latents, &arrays, plan.tiles.len() + 2, tile_queries, &out)?;
         gpu().download(&out)
     }
+}
+
+/// Rows of several queries over keys and values that were expanded, beside loops on the host. `from` is the first of them.
+fn check_expanded(heads: usize, lens: &[Lens], from: usize, dtype: DType) -> Result<(), CudaError> {
+    const KEY: usize = EXPANDED_DIM + LATENT_ROTARY_DIM;
+    let kernels = kernels();
+    let rows = Rows::new(heads, lens, dtype);
+    let (arrays, plan) = rows.arrays(&(0..lens.len()).collect::<Vec<_>>(), 128);
+    let first_block: usize = rows.tables[..from].iter().map(Vec::len).sum();
+    let listed: Vec<u32> = rows.tables[from..].concat();
+    let slots = listed.len() * BLOCK;
+
+    let plain = poisoned(slots, LATENT_DIM, dtype);
+    let rotated = poisoned(slots, LATENT_ROTARY_DIM, dtype);
+    kernels.gather(gpu(), &rows.device_latents, &arrays, first_block, [&plain, &rotated])?;
+    let (found_plain, found_rotated) =
+        (floats(&gpu().download(&plain)?, dtype), floats(&gpu().download(&rotated)?, dtype));
+    for slot in 0..slots {
+        let at = listed[slot / BLOCK] as usize * BLOCK + slot % BLOCK;
+        let (plain, rotated) = rows.latents[at * LATENT_WIDTH..][..LATENT_WIDTH].split_at(LATENT_DIM);
+        let is_same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
+        assert!(is_same(plain, &found_plain[slot * LATENT_DIM..][..LATENT_DIM]), "slot {slot}");
+        assert!(is_same(rotated, &found_rotated[slot * LATENT_ROTARY_DIM..][..LATENT_ROTARY_DIM]), "slot {slot}");
+    }
+
+    // Keys and values of slots without a token are no numbers, as what latents without a number are expanded to.
+    let each = 2 * EXPANDED_DIM;
+    let mut kv = rounded(&random(slots * heads * each, 5), dtype).1;
+    for slot in 0..slots {
+        if found_plain[slot * LATENT_DIM].is_nan() {
+            kv[slot * heads * each..][..heads * each].fill(f32::NAN);
+        }
+    }
+    let tokens: usize = lens.iter().map(|(_, queries)| queries).sum();
+    let (q_bytes, q) = rounded(&random(tokens * heads * KEY, 6), dtype);
+    let device_q = tensor(tokens, heads * KEY, dtype, &q_bytes);
+    let out = poisoned(tokens, heads * EXPANDED_DIM, dtype);
+    // All but the last head at once, then that.
+    for (first_head, count) in [(0, heads - 1), (heads - 1, 1)] {
+        let columns = first_head * each..(first_head + count) * each;
+        let own: Vec<f32> = kv.chunks(heads * each).flat_map(|row| row[columns.clone()].to_vec()).collect();
+        let device_kv = tensor(slots, count * each, dtype, &rounded(&own, dtype).0);
+        let expanded = ExpandedLatents { kv: &device_kv, rotated: &rotated, first_block, first_head };
+        let tiles = plan.tiles.len() + 2; // the spare ones are of no row
+        kernels.prefill_expanded(gpu(), rows.shape(), &device_q, expanded, &arrays, tiles, &out)?;
+    }
+
+    let found = floats(&gpu().download(&out)?, dtype);
+    let (mut values, mut expected) = (Vec::new(), Vec::new());
+    for (row, &(context, queries)) in lens.iter().enumerate().skip(from) {
+        let first_slot = rows.tables[from..row].iter().map(Vec::len).sum::<usize>() * BLOCK;
+        for (query, head) in (0..queries).flat_map(|query| (0..heads).map(move |head| (query, head))) {
+            let at = (rows.first_token(row) + query) * heads + head;
+            let (plain, turned) = q[at * KEY..][..KEY].split_at(EXPANDED_DIM);
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            let part = |slot: usize, from: usize| &kv[(slot * heads + head) * each + from..][..EXPANDED_DIM];
+            let score = |slot: usize| {
+                let rotated = &found_rotated[slot * LATENT_ROTARY_DIM..][..LATENT_ROTARY_DIM];
+                (dot(plain, part(slot, 0)) + dot(turned, rotated)) * rows.shape().scale
+            };
+            let seen = first_slot..first_slot + context - queries + query + 1;
+            let scores: Vec<f32> = seen.clone().map(score).collect();
+            let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weights: Vec<f32> = scores.iter().map(|score| (score - highest).exp()).collect();
+            let sum: f32 = weights.iter().sum();
+            let mut value = vec![0.0; EXPANDED_DIM];
+            for (slot, weight) in seen.zip(weights) {
+                let of_slot = part(slot, EXPANDED_DIM);
+                value.iter_mut().zip(of_slot).for_each(|(value, x)| *value += weight / sum * x);
+            }
+            expected.extend(value);
+            values.extend_from_slice(&found[at * EXPANDED_DIM..][..EXPANDED_DIM]);
+        }
+    }
+    let error = relative_error(&values, &expected);
+    assert!(error < if dtype == DType::Bf16 { 6e-3 } else { 1e-3 }, "{heads} heads, {dtype:?}: {error}");
+    let before = rows.first_token(from) * heads * EXPANDED_DIM;
+    assert!(found[..before].iter().all(|x| x.is_nan()), "rows of one query are written elsewhere");
+    Ok(())
+}
+
+/// The kernel is Hopper's own: elsewhere latents are not expanded.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_expanded_latents_are_attended_to_as_defined() -> Result<(), CudaError> {
+    if !kernels().expands(EXPANDED_DIM, EXPANDED_DIM, 128) {
+        return Ok(());
+    }
+    for dtype in [DType::Bf16, DType::F16] {
+        check_expanded(3, &[(20, 1), (300, 1), (2, 2), (33, 33), (300, 70), (130, 130), (400, 257)], 2, dtype)?;
+        check_expanded(16, &[(128, 128), (129, 3)], 0, dtype)?;
+    }
+    Ok(())
+}
+
+/// Small enough for the race checker.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn cuda_race_expanded_latents() -> Result<(), CudaError> {
+    if !kernels().expands(EXPANDED_DIM, EXPANDED_DIM, 128) {
+        return Ok(());
+    }
+    check_expanded(2, &[(17, 1), (160, 140)], 1, DType::Bf16)
 }
 
 const LENS: [Lens; 10] =
@@ -276,7 +389,7 @@ fn cuda_heads_have_a_matrix_each() -> Result<(), CudaError> {
                 let y = poisoned(rows, heads * y_stride, dtype);
                 let from = HeadPart { rows: &device_x, first: 8, stride: x_stride };
                 let to = HeadPart { rows: &y, first: 0, stride: y_stride };
-                kernels.multiply(gpu(), heads, from, &device_w, to, tail)?;
+                kernels.multiply(gpu(), heads, from, HeadMatrices::stacked(&device_w, heads), to, tail)?;
                 let found = floats(&gpu().download(&y)?, dtype);
                 let (mut products, mut expected) = (Vec::new(), Vec::new());
                 for row in 0..rows {
