@@ -240,9 +240,15 @@ impl AttentionKernels {
     ///
     /// # Errors
     /// What the driver says.
-    pub fn maps(&self, dtype: DType, keys: &DeviceTensor, values: &DeviceTensor) -> Result<Option<KvMaps>, CudaError> {
+    pub fn maps(
+        &self,
+        gpu: &Gpu,
+        dtype: DType,
+        keys: &DeviceTensor,
+        values: &DeviceTensor,
+    ) -> Result<Option<KvMaps>, CudaError> {
         let kernels = self.find(dtype, keys.dtype(), keys.columns());
-        let map = |tensor| TensorMap::rows(tensor, BLOCK_TOKENS as u32);
+        let map = |tensor| TensorMap::rows(gpu, tensor, BLOCK_TOKENS as u32);
         let found = kernels.and_then(|kernels| kernels.hopper);
         found.map(|_| Ok(KvMaps { keys: map(keys)?, values: map(values)? })).transpose()
     }

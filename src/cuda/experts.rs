@@ -174,9 +174,9 @@ impl TileKernels {
     }
 
     /// The argument for the weights `w` of experts.
-    fn weights(&self, arguments: Arguments, w: &DeviceTensor) -> Result<Arguments, CudaError> {
+    fn weights(&self, gpu: &Gpu, arguments: Arguments, w: &DeviceTensor) -> Result<Arguments, CudaError> {
         Ok(match self.tiling.threads == HOPPER_THREADS {
-            true => arguments.map(&TensorMap::permuted(w)?),
+            true => arguments.map(&TensorMap::permuted(gpu, w)?),
             false => arguments.tensor(w),
         })
     }
@@ -499,7 +499,7 @@ fn gate_up_tiles(
     let ExpertCall { x, weights, buffers, .. } = call;
     let Sizes { top_k, pairs, hidden, inner, .. } = sizes;
     let offsets = buffers.offsets.view(4 * range.first, 1, range.count + 1, DType::U32);
-    let arguments = tiles.weights(Arguments::new().tensor(&buffers.act).tensor(x), gate_up)?.tensor(weights);
+    let arguments = tiles.weights(gpu, Arguments::new().tensor(&buffers.act).tensor(x), gate_up)?.tensor(weights);
     let arguments = arguments.tensor(&buffers.sorted).tensor(&offsets).size(range.count).size(top_k);
     let grid = tiles.grid(pairs, range.count, 2 * inner);
     // SAFETY: `check` holds sizes, dtypes and alignment; `sorted` and `offsets` were queued before.
@@ -517,7 +517,7 @@ fn down_tiles(
 ) -> Result<(), CudaError> {
     let (buffers, Sizes { pairs, hidden, inner, .. }) = (call.buffers, sizes);
     let offsets = buffers.offsets.view(4 * range.first, 1, range.count + 1, DType::U32);
-    let arguments = tiles.weights(Arguments::new().tensor(&buffers.out).tensor(&buffers.act), down)?;
+    let arguments = tiles.weights(gpu, Arguments::new().tensor(&buffers.out).tensor(&buffers.act), down)?;
     let arguments = arguments.tensor(&buffers.sorted).tensor(&offsets).size(range.count);
     let grid = tiles.grid(pairs, range.count, hidden);
     // SAFETY: as above.

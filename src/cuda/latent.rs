@@ -332,7 +332,7 @@ impl LatentKernels {
         let Some(kernels) = self.expanded else {
             return Err(CudaError::argument(OP, "there is no such kernel"));
         };
-        let map = |tensor| TensorMap::rows(tensor, EXPANDED_TILE as u32);
+        let map = |tensor| TensorMap::rows(gpu, tensor, EXPANDED_TILE as u32);
         let arguments = Arguments::new().tensor(out).tensor(q).map(&map(kv)?).map(&map(rotated)?);
         let arguments =
             arguments.tensor(&arrays.cu_seqlens_q).tensor(&arrays.context_lens).tensor(&arrays.table_offsets);

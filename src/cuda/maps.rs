@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use cudarc::driver::sys;
 
 use super::error::driver;
-use super::{CudaError, DType, DeviceTensor};
+use super::{CudaError, DType, DeviceTensor, Gpu};
 
 /// Columns of a box: rows of 128 bytes, which is what shared memory is swizzled by.
 const BOX_COLUMNS: u32 = 64;
@@ -24,8 +24,8 @@ impl TensorMap {
     ///
     /// # Errors
     /// For other dtypes; what the driver says, as of rows that are no multiple of 16 bytes.
-    pub(super) fn rows(tensor: &DeviceTensor, box_rows: u32) -> Result<Self, CudaError> {
-        Self::encode(tensor, [(tensor.rows(), 1, box_rows)])
+    pub(super) fn rows(gpu: &Gpu, tensor: &DeviceTensor, box_rows: u32) -> Result<Self, CudaError> {
+        Self::encode(gpu, tensor, [(tensor.rows(), 1, box_rows)])
     }
 
     /// The same in boxes of 128 rows, whose row 8 e + 2 t + p of each 32 is the tensor's row 8 t + 2 e + p: where the weights
@@ -33,17 +33,21 @@ impl TensorMap {
     ///
     /// # Errors
     /// As [`TensorMap::rows`]; if rows are no multiple of 32.
-    pub(super) fn permuted(tensor: &DeviceTensor) -> Result<Self, CudaError> {
+    pub(super) fn permuted(gpu: &Gpu, tensor: &DeviceTensor) -> Result<Self, CudaError> {
         if !tensor.rows().is_multiple_of(PERMUTED_ROWS) {
             return Err(CudaError::argument("a tensor map", format!("{PERMUTED_ROWS} rows at a time of {tensor:?}")));
         }
         // How many, how many rows apart, and how many a box has.
         let groups = (tensor.rows() / PERMUTED_ROWS, PERMUTED_ROWS, 4);
-        Self::encode(tensor, [(2, 1, 2), (4, 8, 4), (4, 2, 4), groups])
+        Self::encode(gpu, tensor, [(2, 1, 2), (4, 8, 4), (4, 2, 4), groups])
     }
 
     /// Dimensions of rows, innermost first: how many there are, from one to the next in rows, and how many a box has.
-    fn encode<const N: usize>(tensor: &DeviceTensor, rows: [(usize, usize, u32); N]) -> Result<Self, CudaError> {
+    fn encode<const N: usize>(
+        gpu: &Gpu,
+        tensor: &DeviceTensor,
+        rows: [(usize, usize, u32); N],
+    ) -> Result<Self, CudaError> {
         use sys::CUtensorMapDataType as Type;
         let kind = match tensor.dtype() {
             DType::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
@@ -56,6 +60,8 @@ impl TensorMap {
         let strides = rows.map(|(_, step, _)| (step * row_bytes) as u64);
         let boxes: Vec<u32> = std::iter::once(BOX_COLUMNS).chain(rows.map(|row| row.2)).collect();
         let every = vec![1_u32; N + 1];
+        // The driver asks the current context what the card can do.
+        gpu.bind()?;
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         // SAFETY: the arrays hold a value a dimension; nothing is read from the address.
         unsafe {

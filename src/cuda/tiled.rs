@@ -209,7 +209,7 @@ impl TiledGemm {
         let (target, target_is_f32) = if parts > 1 { (&self.parts, 1) } else { (y, is_f32) };
         let arguments = Arguments::new().tensor(target).tensor(x);
         let arguments = match tile {
-            Tile::Hopper => arguments.map(&TensorMap::permuted(w)?),
+            Tile::Hopper => arguments.map(&TensorMap::permuted(gpu, w)?),
             _ => arguments.tensor(w),
         };
         let arguments = arguments.size(rows).size(outputs).size(inputs);

@@ -167,7 +167,7 @@ impl GpuCompute {
         let half = |index: usize| whole.slice(index * blocks, blocks).reshape(tokens, layout.head_dim, dtype);
         let layer = |layer: usize| {
             let (keys, values) = (half(planes * layer), half(planes * layer + planes - 1));
-            let maps = self.attention.maps(self.dtype, &keys, &values).map_err(Error::wrap)?;
+            let maps = self.attention.maps(&self.gpu, self.dtype, &keys, &values).map_err(Error::wrap)?;
             Ok(GpuKvLayer { keys, values, maps: maps.map(Box::new) })
         };
         let layers = (0..layers).map(layer).collect::<Result<_>>()?;

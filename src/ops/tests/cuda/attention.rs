@@ -252,7 +252,7 @@ impl<'a> Batch<'a> {
         let (keys, values) = (self.cache.keys.clone(), self.cache.values.clone());
         let (shape, kernels) = (self.shape, kernels.clone());
         let tiles = plan.tiles.len();
-        let maps = kernels.maps(self.cache.dtype, &keys, &values).expect("maps");
+        let maps = kernels.maps(gpu(), self.cache.dtype, &keys, &values).expect("maps");
         Device { shape, kernels, arrays, scratch, max_items, tiles, tile_queries, qkv, keys, values, maps, out }
     }
 
@@ -514,7 +514,7 @@ fn bench(q_heads: usize, kv_heads: usize, rows: usize, context: usize, queries: 
     let zeros = || gpu().zeros(blocks * kv_heads * BLOCK, 128, DType::Bf16, "a bench").expect("memory");
     let cache_and_maps = |_| {
         let (keys, values) = (zeros(), zeros());
-        let maps = kernels.maps(DType::Bf16, &keys, &values).expect("maps");
+        let maps = kernels.maps(gpu(), DType::Bf16, &keys, &values).expect("maps");
         (keys, values, maps)
     };
     let caches: Vec<_> = (0..(256 << 20) / kv_bytes + 1).map(cache_and_maps).collect();
