@@ -93,7 +93,8 @@ impl GpuCompute {
     }
 
     /// Heads whose keys and values have room for all blocks of rows of several queries, where `absorbed` is; 0 where latents
-    /// are not expanded: there is no kernel for it, the step is short, or it is recorded and its blocks are not known.
+    /// are not expanded: there is no kernel for it, the step is short, it is recorded and its blocks are not known, or so few
+    /// heads have room at a time that they would leave most of the card idle.
     fn heads_at_once(&self, call: &Call<'_>) -> usize {
         let LatentShape { heads, nope, value, .. } = call.shape;
         let tokens = call.inputs.prompt_blocks.len() * KvLayout::BLOCK_SIZE;
@@ -102,7 +103,9 @@ impl GpuCompute {
         }
         let bytes = |columns: usize| tokens * columns * self.dtype.size();
         let has_room = bytes(LATENT_WIDTH) <= call.attended.bytes();
-        if has_room { heads.min(call.absorbed.bytes() / bytes(nope + value)) } else { 0 }
+        let at_once = heads.min(call.absorbed.bytes() / bytes(nope + value));
+        let fills = at_once == heads || call.inputs.tiles * at_once >= self.gpu.limits().multiprocessors;
+        if has_room && fills { at_once } else { 0 }
     }
 
     /// Attention of rows of several queries over keys and values that their latents are expanded to, some heads at a time.
