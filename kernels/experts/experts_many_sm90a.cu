@@ -1,13 +1,11 @@
 // Gated MLPs of chosen experts for many tokens, as experts_many.cu has them, by Hopper's warpgroups.
 //
 // The parameters are those of that file, but that w is a tensor map of the matrices of all experts, one below the other. H and
-// F are multiples of 64. Grid: a block a multiprocessor.
+// F are multiples of 32. Grid: a block a multiprocessor. Shared memory: the ring, then E + 1 numbers.
 #include "experts_tiles.cuh"
 #include "tiles_sm90a.cuh"
 
 using namespace sm90a;
-
-constexpr int MAX_EXPERTS = 512;
 
 // y [pairs, N] from x, each row of which serves `share` pairs. GATED: an expert has 2 N rows of w, y as gate_up makes act, times
 // `weights`; else N.
@@ -64,7 +62,8 @@ struct Experts {
 template <typename T, bool GATED>
 __device__ __forceinline__ void experts(T* y, const T* x, const TensorMap& w, const float* weights, const uint32_t* sorted,
                                         const uint32_t* offsets, int E, int share, int N, int K) {
-    __shared__ int before[MAX_EXPERTS + 1];
+    extern __shared__ char memory[];
+    int* before = reinterpret_cast<int*>(memory + RING_BYTES);
     count_tiles<ROWS>(before, offsets, E);
     const Experts<T, GATED> job{y, weights, sorted, offsets, before, E, share, N};
     const int tiles = before[E] * job.columns();

@@ -26,7 +26,8 @@ constexpr int DEPTH = 64;
 constexpr int STAGES = 4;
 constexpr int X_BYTES = ROWS * DEPTH * 2;
 constexpr int BOX_BYTES = BOX_ROWS * DEPTH * 2;
-constexpr int STAGE_BYTES = X_BYTES + 2 * BOX_BYTES;  // of 48 KiB, each a multiple of 1024 bytes
+constexpr int STAGE_BYTES = X_BYTES + 2 * BOX_BYTES;  // 48 KiB, each part a multiple of 1024 bytes
+constexpr int RING_BYTES = STAGES * STAGE_BYTES + 1024;        // from whatever address on
 
 // What a lane has of 64 x 256: of row g and g + 8 of its warp's 16.
 using Sums = float[COLUMNS / 2];
@@ -132,9 +133,9 @@ __device__ __forceinline__ void multiply_tiles(const Job& job, const Stages& rin
 // a box begins, a multiple of 32; `row` is read before the products and given to `write` behind them.
 template <typename T, typename Job>
 __device__ __forceinline__ void compute_tiles(const Job& job, const TensorMap& w, const T* x, int tiles, int K) {
-    extern __shared__ char unaligned[];
+    extern __shared__ char memory[];
     __shared__ uint64_t barriers[2 * STAGES];
-    const Stages ring((shared_address(unaligned) + 1023) & ~1023u, shared_address(barriers));
+    const Stages ring((shared_address(memory) + 1023) & ~1023u, shared_address(barriers));
     if (threadIdx.x < WARPGROUP) {
         keep_registers<56>();
         copy_tiles<T>(job, w, x, ring, tiles, K);

@@ -117,23 +117,33 @@ struct Tiling {
     threads: u32,
     /// Bytes of the ring of slices.
     ring_bytes: usize,
+    /// Whether weights are read by a tensor map.
+    by_map: bool,
 }
 
 impl Tiling {
     const FLAT: Self = Self { name: "flat", rows: 32, ring_bytes: 80 << 10, ..Self::TALL };
     const SHORT: Self = Self { name: "short", rows: 64, ..Self::TALL };
-    const TALL: Self =
-        Self { module: "experts_many", name: "tall", rows: 128, columns: 128, threads: 128, ring_bytes: 96 << 10 };
+    const TALL: Self = Self {
+        module: "experts_many",
+        name: "tall",
+        rows: 128,
+        columns: 128,
+        threads: 128,
+        ring_bytes: 96 << 10,
+        by_map: false,
+    };
     const HOPPER: Self = Self {
         module: "experts_many_sm90a",
         name: "sm90a",
         columns: 256,
         threads: HOPPER_THREADS,
         ring_bytes: HOPPER_RING_BYTES,
+        by_map: true,
         ..Self::TALL
     };
 
-    /// The ring, the rows of a tile, and the tiles before each expert.
+    /// The ring, the rows of a tile (which Hopper's kernels do without), and the tiles before each expert.
     fn shared_bytes(self, experts: usize) -> usize {
         self.ring_bytes + (self.rows + experts + 1) * size_of::<u32>()
     }
@@ -175,10 +185,7 @@ impl TileKernels {
 
     /// The argument for the weights `w` of experts.
     fn weights(&self, gpu: &Gpu, arguments: Arguments, w: &DeviceTensor) -> Result<Arguments, CudaError> {
-        Ok(match self.tiling.threads == HOPPER_THREADS {
-            true => arguments.map(&TensorMap::permuted(gpu, w)?),
-            false => arguments.tensor(w),
-        })
+        if self.tiling.by_map { Ok(arguments.map(&TensorMap::permuted(gpu, w)?)) } else { Ok(arguments.tensor(w)) }
     }
 }
 
