@@ -369,6 +369,17 @@ fn check(request: &Request, limits: &EngineLimits) -> Result<(), SubmitError> {
     if let Some(token) = request.prompt.iter().find(|token| **token >= limits.vocab_size) {
         return invalid("prompt", format!("token id {token} is outside the vocabulary of {}", limits.vocab_size));
     }
+    if let Some(token) = request.stop.stop_token_ids.iter().find(|token| **token >= limits.vocab_size) {
+        return invalid("stop_token_ids", format!("{token} is outside the vocabulary of {}", limits.vocab_size));
+    }
+    let (prompt_tokens, min_tokens) = (request.prompt.len(), request.stop.min_tokens);
+    if prompt_tokens + min_tokens as usize > limits.max_context as usize {
+        let problem = format!(
+            "{min_tokens} after the prompt's {prompt_tokens} are more than this model's context of {}",
+            limits.max_context
+        );
+        return invalid("min_tokens", problem);
+    }
     if request.n == 0 || request.n > limits.max_sequences {
         return invalid("n", format!("{} is outside 1 to {}", request.n, limits.max_sequences));
     }

@@ -340,6 +340,8 @@ fn bad_requests_are_refused_with_the_field_and_both_counts() {
     assert!(refused(&|bad| bad.sampling.top_p = 0.0).starts_with("top_p"));
     assert!(refused(&|bad| bad.sampling.top_k = Some(0)).starts_with("top_k"));
     assert!(refused(&|bad| bad.sampling.logit_bias = vec![(100, 1.0)]).contains("token id 100"));
+    assert!(refused(&|bad| bad.stop.stop_token_ids = vec![1, 100]).starts_with("stop_token_ids: 100 "));
+    assert!(refused(&|bad| bad.stop.min_tokens = 4096).starts_with("min_tokens: 4096 after"));
     assert!(refused(&|bad| bad.sampling.logprobs = Some(21)).starts_with("logprobs"));
     let bias = refused(&|bad| bad.sampling.logit_bias = vec![(1, 1.0); MAX_LISTED_TOKENS + 1]);
     assert_eq!(bias, "logit_bias: 1025 tokens are more than the 1024 taken");

@@ -89,7 +89,7 @@ pub struct Store {
     root: PathBuf,
 }
 
-/// A model that is being brought: its lock is held until this is dropped.
+/// A model that is being brought: its lock is held until this is dropped, and folders in which nothing has arrived go then.
 pub(super) struct Arrival {
     name: String,
     folder: PathBuf,
@@ -245,6 +245,15 @@ impl Store {
     }
 }
 
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        for folder in [&self.folder, &self.partial] {
+            // It goes only where it is empty.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
 impl Arrival {
     /// An empty folder among what is not complete yet.
     pub(super) fn fresh_folder(&self, name: &str) -> Result<PathBuf, HubError> {
@@ -281,7 +290,7 @@ impl Arrival {
         files: Vec<ManifestFile>,
     ) -> Result<LocatedKind, HubError> {
         let manifest = Manifest {
-            name: self.name,
+            name: self.name.clone(),
             repository: repository.to_owned(),
             revision: revision.to_owned(),
             files,

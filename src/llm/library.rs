@@ -113,6 +113,11 @@ impl ModelLibrary {
         self.store().map_or(true, |store| store.has(name)) || of_ollama()
     }
 
+    /// The digest of a model of this name in the store; `None` where there is none, or it is an Ollama's.
+    pub fn digest(&self, name: &str) -> Option<String> {
+        Some(self.store().ok()?.get(name).ok()??.manifest.digest())
+    }
+
     fn find(&self, name: &str) -> Result<(LocalModel, LocatedKind), HubError> {
         let mut all = self.all()?;
         let plain = |name: &str| name.strip_suffix(":latest").unwrap_or(name).to_owned();

@@ -90,7 +90,9 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        if inner.is_data() && path != "." { ApiError::invalid(path, inner) } else { not_json(&inner) }
+        // Some wrong values are told as if they were no JSON.
+        let is_json = || inner.is_data() || serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
+        if path != "." && is_json() { ApiError::invalid(path, inner) } else { not_json(&inner) }
     })?;
     deserializer.end().map_err(|error| not_json(&error))?;
     Ok(value)
@@ -171,9 +173,17 @@ mod tests {
         struct Outer {
             #[expect(dead_code, reason = "only its type matters")]
             inner: Vec<u32>,
+            #[expect(dead_code, reason = "only its type matters")]
+            level: Option<Level>,
         }
+        #[derive(serde::Deserialize, Debug)]
+        enum Level {}
         let error = parse::<Outer>(br#"{"inner": [1, "x"]}"#).expect_err("a string is no number");
         assert_eq!(error.param.as_deref(), Some("inner[1]"));
+        for (json, name) in [(r#"{"inner": [], "level": 5}"#, "level"), (r#"{"inner": [1e400]}"#, "inner[0]")] {
+            let error = parse::<Outer>(json.as_bytes()).expect_err(json);
+            assert_eq!((error.code, error.param.as_deref()), (None, Some(name)), "{json}: {}", error.message);
+        }
         let error = parse::<Outer>(b"{}").expect_err("inner is required");
         assert!(error.message.contains("missing field `inner`"), "{}", error.message);
         let error = parse::<Outer>(b"[[1]]").expect_err("a list is no object");

@@ -56,6 +56,9 @@ fn push(message: InputMessage, at: &str, all: &mut Vec<Message>) -> Result<(), A
             all.push(Message::new(role, text));
             return Ok(());
         }
+        Value::Array(blocks) if blocks.is_empty() && role != "assistant" => {
+            return Err(ApiError::invalid(format!("{at}.content"), "the list is empty; at least one block is needed"));
+        }
         Value::Array(blocks) => blocks,
         _ => return Err(ApiError::invalid(format!("{at}.content"), "a string or a list of blocks is needed")),
     };
@@ -210,6 +213,7 @@ mod tests {
             (json!([]), "messages"),
             (json!([{"role": "tool", "content": "a"}]), "messages[0].role"),
             (json!([{"role": "user", "content": 5}]), "messages[0].content"),
+            (json!([{"role": "user", "content": []}]), "messages[0].content"),
             (json!([{"role": "user"}]), "messages[0]"),
             (json!([{"role": "user", "content": [{"type": "image", "source": {}}]}]), "messages[0].content[0].type"),
             (json!([{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text"),

@@ -1,4 +1,5 @@
-//! How models leave: for others that need their memory, after their time, or because they were removed from this machine.
+//! How models leave: for others that need their memory, after their time, or because they were removed from this machine or
+//! replaced there.
 //!
 //! Invariant: whoever unloads holds `loading`, so that nobody plans with memory that is on its way back.
 
@@ -38,24 +39,29 @@ impl Models {
                 at.map(|at| loaded.remove(at))
             };
             let Some(leaving) = leaving else { return self.grow_caches().await };
-            let why = if leaving.removed { "it was removed" } else { "nobody has used it (keep_alive)" };
+            let why = if leaving.removed { "it was removed or replaced" } else { "nobody has used it (keep_alive)" };
             unload(leaving, why).await;
             self.freed.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Finds out which loaded models were removed from this machine, by whomever, or some of their names: from then on they are
-    /// not found.
+    /// Finds out which loaded models, or which of their names, were removed from this machine or replaced there, by whomever:
+    /// from then on they are not found.
     pub(super) async fn look_for_removed(&self) {
         let Some(source) = self.source.clone() else { return };
-        let mut names: Vec<String> = self.lock().iter().flat_map(|loaded| loaded.stored_names.clone()).collect();
+        let names = |loaded: &Loaded| {
+            let digest = loaded.digest.clone();
+            loaded.stored_names.clone().into_iter().map(move |name| (name, digest.clone()))
+        };
+        let names: Vec<_> = self.lock().iter().flat_map(names).collect();
         if names.is_empty() {
             return;
         }
-        let look = move || {
-            names.retain(|name| !source.has(name));
-            names
+        let is_gone = move |(name, digest): &(String, Option<String>)| {
+            !source.has(name)
+                || source.digest(name).is_some_and(|found| digest.as_ref().is_some_and(|own| *own != found))
         };
+        let look = move || names.into_iter().filter(is_gone).map(|(name, _)| name).collect::<Vec<_>>();
         let gone = tokio::task::spawn_blocking(look).await.unwrap_or_default();
         for loaded in self.lock().iter_mut() {
             let stored_names = loaded.stored_names.len();
@@ -65,7 +71,10 @@ impl Models {
             }
             loaded.aliases.retain(|alias| !gone.contains(alias));
             if gone.iter().any(|name| name == loaded.name()) {
-                tracing::info!(model = loaded.name(), "was removed: it leaves when its last request has ended");
+                tracing::info!(
+                    model = loaded.name(),
+                    "was removed or replaced: it leaves when its last request has ended"
+                );
                 loaded.removed = true;
                 loaded.stored_names.clear();
             }

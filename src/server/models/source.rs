@@ -11,6 +11,10 @@ pub trait ModelSource: Send + Sync + 'static {
     /// it is.
     fn has(&self, name: &str) -> bool;
 
+    /// What tells the version of one of them that is here from others, as in the list: one short file is read. `None`: it is
+    /// not here, or that is not known so quickly.
+    fn digest(&self, name: &str) -> Option<String>;
+
     /// Loads one of them, beside those that are loaded.
     ///
     /// # Errors
@@ -52,6 +56,10 @@ impl ModelSource for ModelLibrary {
 
     fn has(&self, name: &str) -> bool {
         ModelLibrary::has(self, name)
+    }
+
+    fn digest(&self, name: &str) -> Option<String> {
+        ModelLibrary::digest(self, name)
     }
 
     fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {

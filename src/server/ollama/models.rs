@@ -186,8 +186,14 @@ pub(super) async fn show(State(app): State<App>, request: Request) -> Result<Jso
         None => {
             let stored = app.models.find_available(&model).await?;
             let (source, name) = (app.models.source()?, stored.name.clone());
-            let described = app.block(move || source.describe(&name)).await?;
-            let described = described.map_err(|error| ApiError::internal(error.to_string()))?;
+            let described = match app.block(move || source.describe(&name)).await? {
+                Ok(described) => described,
+                Err(error) => {
+                    // It may have been removed meanwhile.
+                    app.models.find_available(&model).await?;
+                    return Err(ApiError::internal(error.to_string()));
+                }
+            };
             (stored.name, stored.modified_at_unix_s, described)
         }
     };

@@ -40,12 +40,16 @@ pub(super) fn translate(messages: Vec<Object<ChatMessage>>) -> Result<Vec<Messag
 /// `chat` with the end that vLLM's two fields ask for: an answer is opened unless one of them says otherwise.
 ///
 /// # Errors
-/// 400: both ends are asked for.
+/// 400: both ends are asked for, or what cannot be continued.
 pub(super) fn ended(chat: Chat, adds_prompt: Option<bool>, continues: Option<bool>) -> Result<Chat, ApiError> {
     let continue_final_message = continues.unwrap_or(false);
     if continue_final_message && adds_prompt == Some(true) {
         let problem = "it opens a new answer and `continue_final_message` continues the last one; choose one";
         return Err(ApiError::invalid("add_generation_prompt", problem));
+    }
+    if continue_final_message && chat.messages.last().is_some_and(|last| last.extra.contains_key("tool_calls")) {
+        let problem = "the last message is a call, which the template closes; nothing of it can be continued";
+        return Err(ApiError::invalid("continue_final_message", problem));
     }
     let opens_no_answer = !continue_final_message && adds_prompt == Some(false);
     Ok(Chat { continue_final_message, opens_no_answer, ..chat })

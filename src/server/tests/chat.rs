@@ -47,6 +47,10 @@ async fn a_prompt_may_end_without_the_opening_of_an_answer() {
         let bytes: Vec<u32> = prompt.bytes().map(u32::from).collect();
         assert_eq!(&*requests.recv().expect("a request").prompt, bytes, "{more}");
     }
+    let called = json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]});
+    let more = json!({"messages": [turn[0], called], "continue_final_message": true});
+    let error = post(&router, "/v1/chat/completions", chat_body(more)).await.error();
+    assert_eq!(error, (400, None, Some("continue_final_message".into())));
 }
 
 #[tokio::test]

@@ -69,6 +69,20 @@ async fn a_model_that_another_process_removes_leaves_too_and_comes_back_with_its
 }
 
 #[tokio::test]
+async fn a_model_that_another_version_replaces_leaves_and_that_is_loaded() {
+    let shelf = Shelf::new(3);
+    let models = Models::new(ServedModels::new(Vec::new(), shelf.clone()), &config());
+    assert!(models.get("a:1b").await.is_ok());
+    models.unload_expired().await;
+    assert_eq!((shelf.is_loaded(), shelf.loads.load(Ordering::SeqCst)), (1, 1), "it is the same");
+    shelf.replaced.lock().expect("no panic").push("a:1b".into());
+    models.unload_expired().await;
+    assert_eq!(shelf.is_loaded(), 0);
+    assert!(models.get("a:1b").await.is_ok());
+    assert_eq!(shelf.loads.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
 async fn a_model_of_elsewhere_is_nobodys_to_remove() {
     let (models, shelf) = (vec![named("./file.gguf", "yes", ())], Shelf::new(1));
     let models = Models::new(ServedModels::new(models, shelf), &config());

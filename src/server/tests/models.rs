@@ -45,6 +45,8 @@ pub(super) struct Shelf {
     pub(super) least_contexts: Arc<Mutex<Vec<u32>>>,
     /// Models that are here no more.
     pub(super) removed: Arc<Mutex<Vec<String>>>,
+    /// Names of which another version is here now.
+    pub(super) replaced: Arc<Mutex<Vec<String>>>,
 }
 
 impl Shelf {
@@ -60,6 +62,7 @@ impl Shelf {
             reserved: Arc::default(),
             least_contexts: Arc::default(),
             removed: Arc::default(),
+            replaced: Arc::default(),
         }
     }
 
@@ -84,6 +87,13 @@ impl ModelSource for Shelf {
         };
         let names = ["a:1b", "b:1b", "c:1b"].into_iter().chain(self.second_name);
         names.filter(|name| self.has(name)).map(one).collect()
+    }
+
+    fn digest(&self, name: &str) -> Option<String> {
+        if self.replaced.lock().expect("no panic").iter().any(|replaced| replaced == name) {
+            return Some("another".into());
+        }
+        self.list().into_iter().find(|model| model.name == name).map(|model| model.digest)
     }
 
     fn has(&self, name: &str) -> bool {
@@ -315,6 +325,10 @@ impl ModelSource for Slow {
 
     fn has(&self, name: &str) -> bool {
         self.shelf.has(name)
+    }
+
+    fn digest(&self, name: &str) -> Option<String> {
+        self.shelf.digest(name)
     }
 
     fn load(&self, name: &str, beside: Beside) -> Result<Llm, LoadError> {

@@ -158,8 +158,7 @@ impl AnswerParser {
         let held = std::mem::take(&mut self.held);
         match self.state {
             State::Reasoning => tell(Part::Reasoning, held.trim_end(), &mut parts),
-            State::Call => match self.calls.and_then(|format| format.read(&held)) {
-                // Some models end where the closing mark would stand.
+            State::Call => match self.calls.and_then(|format| read_unclosed(format, &held)) {
                 Some(call) => parts.push(Part::Call(call)),
                 None => {
                     let (open, close) = self.calls.map_or(("", ""), |format| (format.open(), format.close()));
@@ -307,4 +306,10 @@ fn without_space(text: &str) -> usize {
 fn held_back(text: &str, mark: &str) -> usize {
     let most = mark.len().min(text.len() + 1) - 1;
     (1..=most).rev().find(|count| mark.is_char_boundary(*count) && text.ends_with(&mark[..*count])).unwrap_or(0)
+}
+
+/// A call whose closing mark never came, for some models end where it would stand, or had only begun when a limit ended it.
+fn read_unclosed(format: CallFormat, held: &str) -> Option<ToolCall> {
+    let begun = held_back(held, format.close());
+    format.read(held).or_else(|| format.read(&held[..held.len() - begun]))
 }

@@ -88,7 +88,9 @@ fn calls_of_hermes_and_qwen() {
     check(hermes(), &two, &[text("Let me see."), f(), f()]);
     let thinking = AnswerParser::new(true, false, Some(CallFormat::Hermes));
     check(thinking, &format!("<think>\nf?\n</think>\n\n{one}"), &[reasoning("f?"), f()]);
-    check(hermes(), one.strip_suffix("</tool_call>").expect("the end"), &[f()]);
+    for cut in 0..="</tool_call>".len() {
+        check(hermes(), &one[..one.len() - cut], &[f()]);
+    }
     check(hermes(), r#"<tool_call>{"name": "f", "arguments": "{\"x\": 1}"}</tool_call>"#, &[call("f", r#"{"x": 1}"#)]);
 }
 
