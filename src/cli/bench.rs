@@ -54,10 +54,10 @@ pub struct BenchArgs {
     #[arg(long)]
     json: bool,
     /// Tokens of the prompt whose computation is timed
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "TOKENS", conflicts_with = "serving", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt: u32,
     /// Tokens that each sequence generates
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    #[arg(long, value_name = "TOKENS", conflicts_with = "serving", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     generate: u32,
     /// How many sequences generate together, a list
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [1, 16], value_parser = clap::value_parser!(u32).range(1..=4096))]

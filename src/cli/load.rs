@@ -64,6 +64,16 @@ pub fn load_all(
         Ok(hub::pull(&understand(model, &store, &options)?, &store, &options, &mut bar())?)
     };
     let distinct = distinct(models.iter().map(bring).collect::<Result<Vec<_>, _>>()?);
+    for (index, (model, _)) in distinct.iter().enumerate() {
+        let is_called_so = |(other, _): &&(Located, Vec<String>)| other.display_name == model.display_name;
+        if let Some((other, _)) = distinct[..index].iter().find(is_called_so) {
+            let [first, second] = [other, model].map(|model| model.kind.path().display().to_string());
+            let name = &model.display_name;
+            return Err(CliError::Refused(format!(
+                "{first} and {second} would both be called `{name}`; rename one of them, or its folder"
+            )));
+        }
+    }
     let engine = match distinct.as_slice() {
         [_] => config.engine.clone(),
         several => share(config, several.iter().map(|(located, _)| located))?,

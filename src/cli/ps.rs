@@ -34,6 +34,9 @@ pub fn run(args: PsArgs, session: &Session) -> Result<(), CliError> {
 
 /// The server in a few lines: a row for each model that is loaded.
 fn describe(health: &Value, metrics: &str) -> String {
+    if health["model"].is_null() && health["status"] == "ok" {
+        return "no model is loaded; each is loaded when a request names it (`lantern list` lists them)\n".to_owned();
+    }
     let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
     let number = |value: &Value| value.as_u64().map_or_else(|| "?".to_owned(), |number| number.to_string());
     let further = health["further_models"].as_array().map_or(&[][..], Vec::as_slice);
@@ -100,6 +103,12 @@ mod tests {
                         a}b           ok          256        0        0     50 %\n\
                         device: CPU, 2 threads, AVX2\nbecause this build has no CUDA\n";
         assert_eq!(describe(&health, metrics), expected);
+    }
+
+    #[test]
+    fn a_server_without_a_model_says_so() {
+        let text = describe(&json!({ "status": "ok", "model": null, "further_models": [] }), "");
+        assert!(text.starts_with("no model is loaded"), "{text}");
     }
 
     #[test]

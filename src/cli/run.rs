@@ -62,11 +62,16 @@ pub struct RunArgs {
 /// # Errors
 /// [`CliError`].
 pub fn run(args: RunArgs, session: &Session) -> Result<(), CliError> {
+    let sets_engine = args.engine.clone().fill(Settings::default()) != Settings::default();
     let settings = args.engine.fill(args.store.fill(args.address.fill(Settings::default())));
     let config = session.resolve(settings)?;
     session.log(&config, "warn")?;
     let prompt = whole_prompt(&args.prompt, session)?;
     let talker = talker(&config, &args.model, args.local, session)?;
+    if matches!(talker, Talker::Server(..)) && sets_engine {
+        let note = "The server's own settings hold; those of the engine that were given here take effect with --local.";
+        eprintln!("{}", session.terminal.grey(note));
+    }
     let chat = ChatLoop {
         talker,
         options: ChatOptions { temperature: args.temperature, seed: args.seed, max_tokens: args.max_tokens },
@@ -102,14 +107,18 @@ fn whole_prompt(words: &[String], session: &Session) -> Result<Option<String>, C
 
 /// The running server where it serves the model, else the model in this process, which is said.
 fn talker(config: &Config, model: &str, local: bool, session: &Session) -> Result<Talker, CliError> {
+    let client = Client::new(&config.server.address);
+    let served = if local { Ok(Vec::new()) } else { client.models() };
+    // It may have names that nobody knows here: those of files.
+    if served.as_ref().is_ok_and(|models| models.iter().any(|served| served == model)) {
+        return Ok(Talker::Server(client, model.to_owned()));
+    }
     let (store, options) = (load::store(&config.hub)?, load::hub_options(&config.hub));
     let name = load::understand(model, &store, &options)?.to_string();
-    let client = Client::new(&config.server.address);
-    let why = match client.models() {
+    let why = match served {
         _ if local => "as asked".to_owned(),
-        Ok(models) if models.iter().any(|served| *served == name || *served == model) => {
-            return Ok(Talker::Server(client, name));
-        }
+        Ok(models) if models.contains(&name) => return Ok(Talker::Server(client, name)),
+        Ok(models) if models.is_empty() => format!("the server at http://{} serves no model", client.address()),
         Ok(models) => format!("the server at http://{} serves {}", client.address(), models.join(", ")),
         Err(_) => format!("no server answers at http://{}", client.address()),
     };

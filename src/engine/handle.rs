@@ -412,7 +412,9 @@ fn check_sampling(request: &Request, limits: &EngineLimits) -> Result<(), Submit
         }
     };
     within("temperature", sampling.temperature, 0.0, 100.0)?;
-    within("top_p", sampling.top_p, f32::MIN_POSITIVE, 1.0)?;
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return invalid("top_p", format!("{} is not above 0 and at most 1", sampling.top_p));
+    }
     within("min_p", sampling.min_p, 0.0, 1.0)?;
     within("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0)?;
     within("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;

@@ -283,7 +283,9 @@ fn gguf_at(path: &Path) -> Result<LocatedKind, HubError> {
 }
 
 fn folder_at(path: &Path) -> Result<LocatedKind, HubError> {
-    if !path.is_dir() {
+    if path.is_file() {
+        Err(no_such_path(path, "it is a file, and none that ends with .gguf"))
+    } else if !path.is_dir() {
         Err(no_such_path(path, "there is no such folder"))
     } else if !path.join("config.json").is_file() {
         Err(no_such_path(path, "the folder has no config.json; name a folder of safetensors, or a .gguf file in it"))

@@ -146,8 +146,16 @@ fn has_weights(folder: &Path) -> bool {
         .any(|path| path.extension().is_some_and(|extension| extension == "safetensors" || extension == "gguf"))
 }
 
+/// Less memory than anybody plans for: a unit was forgotten.
+const LEAST_BYTES: u64 = 1 << 20;
+
 /// The memory that the flags name, or that of where a model would run here; and the GPU of this machine, if it is one.
 fn memory(flags: &PlanFlags, config: &Config) -> Result<(MemoryToPlan, Option<u32>), CliError> {
+    for (flag, size) in [("--vram", flags.vram), ("--ram", flags.ram)] {
+        if let Some(size) = size.filter(|size| size.0 < LEAST_BYTES) {
+            return Err(CliError::Refused(format!("{flag}: that is {size} alone; write it like 8GiB")));
+        }
+    }
     if let Some(size) = flags.vram {
         if config.engine.gpu_layers == GpuLayers::Count(0) {
             return Err(CliError::Refused("--gpu-layers 0 runs on the CPU: --vram plans nothing; give --ram".into()));
