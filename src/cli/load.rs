@@ -70,7 +70,7 @@ pub fn load_all(
             let [first, second] = [other, model].map(|model| model.kind.path().display().to_string());
             let name = &model.display_name;
             return Err(CliError::Refused(format!(
-                "{first} and {second} would both be called `{name}`; rename one of them, or its folder"
+                "{first} and {second} would both be called `{name}`; rename one of them"
             )));
         }
     }

@@ -78,6 +78,9 @@ impl ApiError {
     pub(super) fn renaming(mut self, name: &str, known_as: &str) -> Self {
         if self.param.as_deref() == Some(name) {
             self.param = Some(known_as.to_owned());
+            if let Some(problem) = self.message.strip_prefix(name).filter(|problem| problem.starts_with(": ")) {
+                self.message = format!("{known_as}{problem}");
+            }
         }
         self
     }

@@ -61,7 +61,8 @@ pub(super) async fn create(
         |text| Ok::<_, ApiError>(EmbedRequest { dimensions: body.dimensions, ..request_for(&fields, text, &tenant)? });
     let requests = texts.into_iter().map(one).collect::<Result<_, ApiError>>()?;
     // Ollama answers an empty list with one, which is how some clients load a model.
-    let embedded = embed::embed(&app, &model, &record, requests).await?;
+    let embedded = embed::embed(&app, &model, &record, requests).await;
+    let embedded = embedded.map_err(|error| error.naming_prompt("input"))?;
     let answer = Json(json!({
         "model": fields.model,
         "embeddings": embedded.vectors,

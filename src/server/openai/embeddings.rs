@@ -113,7 +113,8 @@ pub(super) async fn create(
         ..EmbedRequest::new(prompt)
     };
     let requests = prompts.into_iter().map(one).collect();
-    let embedded = embed::embed(&app, &model, &record, requests).await?;
+    let embedded = embed::embed(&app, &model, &record, requests).await;
+    let embedded = embedded.map_err(|error| error.naming_prompt("input"))?;
     let format = body.encoding_format.unwrap_or(EncodingFormat::Float);
     let vector = |(index, vector)| Vector { object: "embedding", index, embedding: Values::new(vector, format) };
     let data = embedded.vectors.into_iter().enumerate().map(vector).collect();

@@ -48,7 +48,7 @@ async fn what_is_wrong_is_named() {
         (json!({"input": []}), "input"),
         (json!({"input": many}), "input"),
         (json!({"input": [1.5]}), "input[0]"),
-        (json!({"input": ""}), "prompt"),
+        (json!({"input": ""}), "input"),
         (json!({"input": "a", "dimensions": 4}), "dimensions"),
         (json!({"input": "a", "encoding_format": "hex"}), "encoding_format"),
         (json!({"input": "a", "pooling": "max"}), "pooling"),
@@ -57,6 +57,7 @@ async fn what_is_wrong_is_named() {
         let reply = openai(fields.clone()).await;
         assert_eq!((reply.status.as_u16(), reply.error().2.as_deref()), (400, Some(name)), "{fields}: {}", reply.text);
     }
+    assert!(openai(json!({"input": ""})).await.message().starts_with("input: it has no tokens"));
     let long = "a".repeat(CONTEXT as usize);
     let reply = openai(json!({"input": ["short", long]})).await;
     assert!(reply.status == 400 && reply.message().contains("512 tokens"), "{}", reply.text);
