@@ -17,11 +17,17 @@ const BLOCK_TOKENS: usize = 16;
 /// Threads of a block of either kernel.
 const THREADS: u32 = 128;
 
-/// Threads of a block of Hopper's own prefill kernel.
-const HOPPER_THREADS: u32 = 384;
+/// Threads of a block of Hopper's own prefill kernels (`attention_sm90a.cuh`).
+pub(super) const HOPPER_THREADS: u32 = 384;
 
-/// Queries of its tiles, and keys.
-const HOPPER_TILE: usize = 128;
+/// Queries of their tiles, and keys.
+pub(super) const HOPPER_TILE: usize = 128;
+
+/// Their shared memory, for keys and values of so many elements of two bytes: q and two tiles of both, from a multiple of 1024
+/// bytes.
+pub(super) const fn hopper_shared_bytes(key: usize, value: usize) -> usize {
+    1024 + 2 * HOPPER_TILE * (3 * key + 2 * value)
+}
 
 /// Head sizes that it has.
 const HOPPER_HEAD_DIMS: [usize; 2] = [64, 128];
@@ -197,9 +203,9 @@ impl HeadKernels {
             return Ok(());
         }
         let name = format!("attention_prefill_sm90a_{}_d{}", self.dtype.suffix(), self.head_dim);
-        let Ok(kernel) = gpu.kernel("attention_prefill_sm90a", &name) else { return Ok(()) };
-        // q and four stages, from a multiple of 1024 bytes.
-        let shared_bytes = 1024 + 5 * HOPPER_TILE * self.head_dim * self.dtype.size();
+        let found = CudaError::if_here(gpu.kernel("attention_prefill_sm90a", &name))?;
+        let Some(kernel) = found else { return Ok(()) };
+        let shared_bytes = hopper_shared_bytes(self.head_dim, self.head_dim);
         self.hopper = Some(PrefillKernel::load(gpu, HOPPER_TILE, kernel, HOPPER_THREADS, shared_bytes)?);
         Ok(())
     }

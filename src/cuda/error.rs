@@ -45,6 +45,14 @@ pub enum CudaError {
 }
 
 impl CudaError {
+    /// What was looked up, where this card and this build have it: Hopper's own kernels.
+    pub(super) fn if_here<T>(found: Result<T, Self>) -> Result<Option<T>, Self> {
+        match found {
+            Err(Self::NoKernel(_)) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
     /// An argument that does not fit `op`.
     pub(crate) fn argument(op: &'static str, message: impl Into<String>) -> Self {
         Self::Argument { op, message: message.into() }

@@ -278,10 +278,7 @@ impl ExpertKernels {
             flat: TileKernels::load(gpu, Tiling::FLAT)?,
             short: TileKernels::load(gpu, Tiling::SHORT)?,
             tall: TileKernels::load(gpu, Tiling::TALL)?,
-            hopper: match TileKernels::load(gpu, Tiling::HOPPER) {
-                Err(CudaError::NoKernel(_)) => None,
-                found => Some(found?),
-            },
+            hopper: CudaError::if_here(TileKernels::load(gpu, Tiling::HOPPER))?,
         })
     }
 

@@ -4,6 +4,7 @@
 //! A token's latent, 512 elements and 64 rotated ones, serves all heads as key, and its 512 as value. Rows and their plan
 //! are those of the other attention kernels.
 
+use super::attention::{HOPPER_THREADS, HOPPER_TILE, hopper_shared_bytes};
 use super::check::{Typed, expect, expect_at_least, require};
 use super::maps::TensorMap;
 use super::{Arguments, AttentionArrays, CudaError, DType, DeviceTensor, Gpu, Grid};
@@ -23,12 +24,8 @@ pub const EXPANDED_DIM: usize = 128;
 /// Tokens of a cache block.
 const BLOCK_TOKENS: usize = 16;
 
-/// Queries of a tile of expanded attention, and keys; threads of a block.
-const EXPANDED_TILE: usize = 128;
-const EXPANDED_THREADS: u32 = 384;
-
-/// Its shared memory: q and two tiles of keys and values, from a multiple of 1024 bytes.
-const EXPANDED_BYTES: usize = 1024 + 2 * EXPANDED_TILE * (3 * (EXPANDED_DIM + LATENT_ROTARY_DIM) + 2 * EXPANDED_DIM);
+/// Shared memory of a block of expanded attention.
+const EXPANDED_BYTES: usize = hopper_shared_bytes(EXPANDED_DIM + LATENT_ROTARY_DIM, EXPANDED_DIM);
 
 /// Threads of a block.
 const THREADS: u32 = 128;
@@ -127,14 +124,12 @@ impl LatentKernels {
         for dtype in [DType::Bf16, DType::F16] {
             gpu.allow_shared_memory(prefill.of("attention_latent", dtype)?, shared_bytes(PREFILL_ROWS))?;
         }
-        let expanded = match Typed::load(gpu, "attention_expanded_sm90a", "attention_expanded_sm90a") {
-            Err(CudaError::NoKernel(_)) => None,
-            found => Some(found?),
-        };
-        for dtype in [DType::Bf16, DType::F16] {
-            if let Some(kernels) = expanded {
-                gpu.allow_shared_memory(kernels.of("attention_expanded", dtype)?, EXPANDED_BYTES)?;
-            }
+        let name = "attention_expanded_sm90a";
+        let expanded = CudaError::if_here(Typed::load(gpu, name, name))?;
+        for (kernels, dtype) in
+            expanded.into_iter().flat_map(|kernels| [DType::Bf16, DType::F16].map(|of| (kernels, of)))
+        {
+            gpu.allow_shared_memory(kernels.of("attention_expanded", dtype)?, EXPANDED_BYTES)?;
         }
         Ok(Self {
             rope_and_cache: Typed::load(gpu, "latent", "latent_rope_and_cache")?,
@@ -149,7 +144,7 @@ impl LatentKernels {
     /// Whether there is attention over expanded latents for heads of so many plain and so many value elements, in tiles of
     /// `tile_queries`.
     pub fn expands(&self, plain: usize, value: usize, tile_queries: usize) -> bool {
-        self.expanded.is_some() && (plain, value, tile_queries) == (EXPANDED_DIM, EXPANDED_DIM, EXPANDED_TILE)
+        self.expanded.is_some() && (plain, value, tile_queries) == (EXPANDED_DIM, EXPANDED_DIM, HOPPER_TILE)
     }
 
     /// Floats of the buffer for what chunks hand to the merge.
@@ -270,9 +265,7 @@ impl LatentKernels {
         // SAFETY: tensors and arrays were checked; what the arrays say is the runner's promise.
         unsafe { gpu.launch(self.prefill.of(OP, q.dtype())?, grid, arguments) }
     }
-}
 
-impl LatentKernels {
     /// Copies the latents of `arrays.block_tables` from entry `first` on, as many blocks as have room, `latents`
     /// `[blocks * 16, 576]` to `plain [n * 16, 512]` and `rotated [n * 16, 64]`.
     ///
@@ -332,12 +325,12 @@ impl LatentKernels {
         let Some(kernels) = self.expanded else {
             return Err(CudaError::argument(OP, "there is no such kernel"));
         };
-        let map = |tensor| TensorMap::rows(gpu, tensor, EXPANDED_TILE as u32);
+        let map = |tensor| TensorMap::rows(gpu, tensor, HOPPER_TILE as u32);
         let arguments = Arguments::new().tensor(out).tensor(q).map(&map(kv)?).map(&map(rotated)?);
         let arguments =
             arguments.tensor(&arrays.cu_seqlens_q).tensor(&arrays.context_lens).tensor(&arrays.table_offsets);
         let arguments = arguments.tensor(&arrays.tiles).size(first_block).size(heads).size(first_head).size(at_once);
-        let grid = Grid { shared_bytes: EXPANDED_BYTES as u32, ..Grid::linear(tiles * at_once, EXPANDED_THREADS) };
+        let grid = Grid { shared_bytes: EXPANDED_BYTES as u32, ..Grid::linear(tiles * at_once, HOPPER_THREADS) };
         // SAFETY: tensors were checked, and keys beyond them read as zeros; what the arrays say is the runner's promise.
         unsafe { gpu.launch(kernels.of(OP, dtype)?, grid, arguments.f32(scale)) }
     }

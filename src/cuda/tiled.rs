@@ -153,10 +153,9 @@ impl TiledGemm {
                 if shape.shared_bytes > limits.shared_bytes_per_block {
                     continue;
                 }
-                let kernel = match gpu.kernel(tile.module(), &format!("gemm_{}_{}", shape.name, dtype.suffix())) {
-                    Err(CudaError::NoKernel(_)) if tile == Tile::Hopper => continue,
-                    found => found?,
-                };
+                let found = gpu.kernel(tile.module(), &format!("gemm_{}_{}", shape.name, dtype.suffix()));
+                let found = if tile == Tile::Hopper { CudaError::if_here(found)? } else { Some(found?) };
+                let Some(kernel) = found else { continue };
                 gpu.allow_shared_memory(kernel, shape.shared_bytes)?;
                 let fit = gpu.blocks_per_multiprocessor(kernel, shape.threads, shape.shared_bytes)?;
                 tiles.push(TileKernel { tile, kernel, at_once: fit * limits.multiprocessors });

@@ -57,7 +57,8 @@ impl GpuCompute {
         let (keys, values) = (dense(&up.keys)?, dense(&up.values)?);
         let [q, dst, absorbed, attended] = [q.gpu()?, dst.gpu()?, scratch.absorbed.gpu()?, scratch.attended.gpu()?];
         let call = Call { shape, scale, inputs, latents: &kv.keys, absorbed, attended, dst };
-        let expands = self.heads_at_once(&call) > 0;
+        let at_once = self.heads_at_once(&call);
+        let expands = at_once > 0;
         if inputs.items > 0 || (inputs.tiles > 0 && !expands) {
             let from = HeadPart { rows: q, first: 0, stride: shape.query() };
             let to = HeadPart { rows: absorbed, first: 0, stride: shape.width() };
@@ -71,7 +72,7 @@ impl GpuCompute {
             self.heads.multiply(&self.gpu, shape.heads, from, values, to, 0).map_err(Error::wrap)?;
         }
         // Of rows of several queries, over what was just written for them, if anything was.
-        if expands { self.attend_to_expanded(&call, q, values) } else { Ok(()) }
+        if expands { self.attend_to_expanded(&call, q, values, at_once) } else { Ok(()) }
     }
 
     /// Absorbed queries over latents: rows of one query, and of several where `has_tiles`.
@@ -108,8 +109,9 @@ impl GpuCompute {
         if has_room && fills { at_once } else { 0 }
     }
 
-    /// Attention of rows of several queries over keys and values that their latents are expanded to, some heads at a time.
-    fn attend_to_expanded(&self, call: &Call<'_>, q: &DeviceTensor, up: &DeviceTensor) -> Result<()> {
+    /// Attention of rows of several queries over keys and values that their latents are expanded to, `at_once` heads at a
+    /// time.
+    fn attend_to_expanded(&self, call: &Call<'_>, q: &DeviceTensor, up: &DeviceTensor, at_once: usize) -> Result<()> {
         let Call { shape, inputs, latents, absorbed, attended, dst, scale } = *call;
         let (gpu, arrays, blocks) = (&self.gpu, &inputs.attention, &inputs.prompt_blocks);
         let tokens = blocks.len() * KvLayout::BLOCK_SIZE;
@@ -117,7 +119,6 @@ impl GpuCompute {
         let rotated = attended.view(plain.bytes(), tokens, LATENT_ROTARY_DIM, self.dtype);
         self.latent.gather(gpu, latents, arrays, blocks.start, [&plain, &rotated]).map_err(Error::wrap)?;
         let each = shape.nope + shape.value;
-        let at_once = self.heads_at_once(call);
         for first_head in (0..shape.heads).step_by(at_once) {
             let count = at_once.min(shape.heads - first_head);
             let kv = absorbed.view(0, tokens, count * each, self.dtype);
